@@ -1,0 +1,3 @@
+//! Text to checked, applied settings. Knows no module and no socket.
+
+pub mod setting;

@@ -1,0 +1,6 @@
+//! The road of a request.
+
+pub mod location;
+pub mod modules;
+pub mod server;
+pub mod variable;

@@ -1,0 +1,34 @@
+//! nginx's modules, a file each: the settings of a level, the directive rows that fill them, and
+//! the module's own code.
+
+pub mod access_log;
+pub mod core;
+pub mod exchange;
+pub mod headers;
+pub mod proxy;
+pub mod rewrite;
+pub mod upstream;
+pub mod uwsgi;
+
+/// Everything one level of the configuration (http, server, location, `if`) says.
+#[derive(Debug, Clone, Default)]
+pub struct Settings {
+    pub core: core::Settings,
+    pub rewrite: rewrite::Settings,
+    pub headers: headers::Settings,
+    pub proxy: proxy::Settings,
+    pub uwsgi: uwsgi::Settings,
+    pub access_log: access_log::Settings,
+}
+
+impl Settings {
+    /// Takes from the outer level what this one does not set.
+    pub fn inherit(&mut self, outer: &Self) {
+        self.core.inherit(&outer.core);
+        self.rewrite.log.inherit(&outer.rewrite.log);
+        self.headers.inherit(&outer.headers);
+        self.proxy.inherit(&outer.proxy);
+        self.uwsgi.inherit(&outer.uwsgi);
+        self.access_log.inherit(&outer.access_log);
+    }
+}
