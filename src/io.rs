@@ -1,0 +1,15 @@
+//! The only I/O names the rest of the tree may use: a thin face over monoio.
+//!
+//! Two rules hold everywhere. *Sending is inline*: a send is a non-blocking system call on borrowed
+//! slices, made the moment there is something to send; only a full socket waits on the ring. And *a
+//! posted receive is never dropped* while its connection lives on, because the kernel may already
+//! have moved bytes into it: where two things are awaited at once, readiness is polled instead.
+
+pub mod buffer;
+pub mod runtime;
+pub mod select;
+pub mod stream;
+pub mod timer;
+
+pub use buffer::Buffer;
+pub use stream::Stream;

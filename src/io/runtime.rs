@@ -1,0 +1,134 @@
+//! The shard's ring: monoio with io_uring, or with epoll where io_uring is denied.
+
+use std::future::Future;
+use std::io;
+
+use io_uring::{IoUring, Probe, opcode};
+use monoio::{IoUringDriver, LegacyDriver, RuntimeBuilder};
+
+/// Submission queue entries of a shard's ring; more in one turn are submitted in several calls.
+const ENTRIES: u32 = 1024;
+
+/// What waits for the sockets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ring {
+    IoUring,
+    Epoll,
+}
+
+impl Ring {
+    pub fn name(self) -> &'static str {
+        match self {
+            Ring::IoUring => "io_uring",
+            Ring::Epoll => "epoll",
+        }
+    }
+
+    /// The best ring that this kernel, and whatever confines the process, allows. The error says
+    /// why it is not io_uring.
+    pub fn detect() -> (Ring, Option<io::Error>) {
+        match builder().build(8).and_then(|ring: IoUring| probe(&ring)) {
+            Ok(()) => (Ring::IoUring, None),
+            Err(e) => (Ring::Epoll, Some(e)),
+        }
+    }
+
+    /// Runs a future to its end on this thread.
+    pub fn run<F: Future>(self, future: F) -> io::Result<F::Output> {
+        match self {
+            Ring::IoUring => {
+                let mut runtime = RuntimeBuilder::<IoUringDriver>::new()
+                    .uring_builder(builder())
+                    .with_entries(ENTRIES)
+                    .enable_timer()
+                    .build()?;
+                Ok(runtime.block_on(future))
+            }
+            Ring::Epoll => {
+                let mut runtime = RuntimeBuilder::<LegacyDriver>::new().enable_timer().build()?;
+                Ok(runtime.block_on(future))
+            }
+        }
+    }
+}
+
+/// The ring is only ever used by its own thread, and completions are run when that thread enters
+/// the kernel anyway: no interrupts from the kernel's side.
+fn builder() -> io_uring::Builder {
+    let mut builder = IoUring::builder();
+    builder.setup_coop_taskrun().setup_single_issuer();
+    builder
+}
+
+fn probe(ring: &IoUring) -> io::Result<()> {
+    let mut probe = Probe::new();
+    ring.submitter().register_probe(&mut probe)?;
+    let needed = [opcode::Recv::CODE, opcode::PollAdd::CODE, opcode::AsyncCancel::CODE];
+    if needed.iter().all(|&code| probe.is_supported(code)) {
+        Ok(())
+    } else {
+        Err(io::Error::from(io::ErrorKind::Unsupported))
+    }
+}
+
+/// What the kernel's ring offers, for `-V`.
+pub fn features() -> String {
+    let ring = match builder().build(8) {
+        Ok(ring) => ring,
+        Err(e) => return format!("io_uring denied ({e}), epoll is used"),
+    };
+    let ring: &IoUring = &ring;
+    let params = ring.params();
+    let mut features = vec!["io_uring", "coop_taskrun", "single_issuer"];
+    let known: [(bool, &str); 5] = [
+        (params.is_feature_nodrop(), "nodrop"),
+        (params.is_feature_ext_arg(), "ext_arg"),
+        (params.is_feature_fast_poll(), "fast_poll"),
+        (params.is_feature_native_workers(), "native_workers"),
+        (params.is_feature_linked_file(), "linked_file"),
+    ];
+    features.extend(known.iter().filter(|(has, _)| *has).map(|(_, name)| *name));
+    let mut probe = Probe::new();
+    if ring.submitter().register_probe(&mut probe).is_ok() {
+        let known = [
+            (opcode::Recv::CODE, "recv"),
+            (opcode::PollAdd::CODE, "poll"),
+            (opcode::AsyncCancel::CODE, "async_cancel"),
+            (opcode::Splice::CODE, "splice"),
+        ];
+        features
+            .extend(known.iter().filter(|(code, _)| probe.is_supported(*code)).map(|(_, n)| *n));
+    }
+    features.join(" ")
+}
+
+/// Starts a task on this shard. A panic in it ends that task alone and is given to `on_panic`.
+pub fn spawn<F>(future: F, on_panic: impl FnOnce(&str) + 'static)
+where
+    F: Future<Output = ()> + 'static,
+{
+    monoio::spawn(async move {
+        let mut future = std::pin::pin!(future);
+        let mut on_panic = Some(on_panic);
+        std::future::poll_fn(|cx| {
+            // What the panicking task shared with others is counters and pools that are consistent
+            // between any two of its steps.
+            let step = std::panic::AssertUnwindSafe(|| future.as_mut().poll(cx));
+            match std::panic::catch_unwind(step) {
+                Ok(poll) => poll,
+                Err(panic) => {
+                    let text = panic
+                        .downcast_ref::<&str>()
+                        .copied()
+                        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+                        .unwrap_or("no text");
+                    if let Some(on_panic) = on_panic.take() {
+                        on_panic(text);
+                    }
+                    std::task::Poll::Ready(())
+                }
+            }
+        })
+        .await;
+    });
+}

@@ -1,0 +1,281 @@
+//! A connected stream socket, TCP or unix, client's or upstream's.
+
+use std::cell::{Cell, UnsafeCell};
+use std::io::{self, IoSlice};
+use std::mem::ManuallyDrop;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
+use std::time::Duration;
+
+use monoio::io::AsyncReadRent;
+use monoio::net::TcpStream;
+use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown};
+use socket2::{Domain, SockAddr, Socket, TcpKeepalive, Type};
+
+use super::buffer::Buffer;
+use super::timer::{Expired, Timer, Wait};
+
+/// Whether an address is a path or an IP address is all the kernel needs to know of a peer.
+#[derive(Debug, Clone)]
+pub enum Address {
+    Inet(std::net::SocketAddr),
+    Unix(std::path::PathBuf),
+}
+
+/// How a wait on a socket can end badly.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    #[error("timed out")]
+    TimedOut,
+    /// The shard is ending.
+    #[error("interrupted")]
+    Interrupted,
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+impl From<Expired> for Failure {
+    fn from(expired: Expired) -> Self {
+        match expired {
+            Expired::Elapsed => Failure::TimedOut,
+            Expired::Interrupted => Failure::Interrupted,
+        }
+    }
+}
+
+/// A non-blocking stream socket on the shard's ring, with its timer.
+///
+/// monoio's `TcpStream` is used for every stream: the operations it makes (recv, poll) are those of
+/// any stream socket, so one type serves TCP and unix sockets.
+pub struct Stream {
+    inner: ManuallyDrop<UnsafeCell<TcpStream>>,
+    /// Operations that the kernel may still hold. Not counted down when one is dropped under way:
+    /// the descriptor is then left for monoio to close when the kernel is done with it.
+    in_flight: Cell<u32>,
+    timer: Timer,
+}
+
+impl Stream {
+    /// Takes a socket that is already non-blocking.
+    pub fn new(socket: OwnedFd) -> io::Result<Self> {
+        let inner = TcpStream::from_std(std::net::TcpStream::from(socket))?;
+        Ok(Stream {
+            inner: ManuallyDrop::new(UnsafeCell::new(inner)),
+            in_flight: Cell::new(0),
+            timer: Timer::new(),
+        })
+    }
+
+    /// Connects, waiting at most `limit`. Never blocks the ring thread: a full unix backlog is
+    /// `EAGAIN` at once.
+    pub async fn connect(address: &Address, limit: Duration) -> Result<Self, Failure> {
+        let (domain, address) = match address {
+            Address::Inet(address) => (Domain::for_address(*address), SockAddr::from(*address)),
+            Address::Unix(path) => (Domain::UNIX, SockAddr::unix(path)?),
+        };
+        let socket = Socket::new(domain, Type::STREAM.nonblocking().cloexec(), None)?;
+        let connected = socket.connect(&address);
+        let stream = Stream::new(socket.into())?;
+        match connected {
+            Ok(()) => return Ok(stream),
+            Err(e) if e.raw_os_error() == Some(libc::EINPROGRESS) => {}
+            Err(e) => return Err(e.into()),
+        }
+        // A neighbour on the same machine has answered by now; asking is cheaper than the ring.
+        if !stream.is_writable_now() {
+            stream.writable(limit).await?;
+        }
+        match rustix::net::sockopt::socket_error(stream.fd()).map_err(io::Error::from)? {
+            Ok(()) => Ok(stream),
+            Err(e) => Err(Failure::Io(e.into())),
+        }
+    }
+
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        #[allow(unsafe_code)]
+        // SAFETY: the descriptor is open as long as `self` is.
+        unsafe {
+            BorrowedFd::borrow_raw(self.tcp().as_raw_fd())
+        }
+    }
+
+    fn tcp(&self) -> &TcpStream {
+        #[allow(unsafe_code)]
+        // SAFETY: the only `&mut` ever made is in `start_recv`, where it lives for one call.
+        unsafe {
+            &*self.inner.get()
+        }
+    }
+
+    /// Receives behind the buffer's content, at most what there is room for. Zero: end of stream.
+    pub async fn recv(
+        &self,
+        buffer: Buffer,
+        limit: Duration,
+        wait: Wait,
+    ) -> (Result<usize, Failure>, Buffer) {
+        match self.timer.within(limit, wait, self.recv_unlimited(buffer)).await {
+            Ok((received, buffer)) => (received.map_err(Failure::Io), buffer),
+            // The operation took the buffer along: the kernel may still write to it.
+            Err(expired) => (Err(expired.into()), Buffer::empty()),
+        }
+    }
+
+    /// [`Stream::recv`] without a deadline.
+    pub async fn recv_unlimited(&self, buffer: Buffer) -> (io::Result<usize>, Buffer) {
+        debug_assert!(buffer.spare() > 0, "a receive without room reads as an end");
+        #[allow(unsafe_code)]
+        // SAFETY: no other reference made from `inner` is used during this call, and the returned
+        // future owns a handle of its own to the descriptor (monoio's halves of a stream rely on
+        // the same).
+        let operation = unsafe { (*self.inner.get()).read(buffer) };
+        self.in_flight.set(self.in_flight.get() + 1);
+        let (received, buffer) = operation.await;
+        self.in_flight.set(self.in_flight.get() - 1);
+        (received, buffer)
+    }
+
+    /// Receives what is there, without waiting.
+    pub fn try_recv(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        Ok(rustix::net::recv(self.fd(), buffer, RecvFlags::DONTWAIT)?.0)
+    }
+
+    /// Whether the peer has sent nothing and is still there: what an idle connection must be before
+    /// it is used again.
+    pub fn is_quiet(&self) -> bool {
+        let peeked =
+            rustix::net::recv(self.fd(), &mut [0u8; 1], RecvFlags::DONTWAIT | RecvFlags::PEEK);
+        matches!(peeked, Err(rustix::io::Errno::AGAIN))
+    }
+
+    /// Sends what the socket takes at once; `WouldBlock` when that is nothing.
+    pub fn try_send(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+        let sent = match slices {
+            [one] => rustix::net::send(self.fd(), one, flags),
+            many => {
+                rustix::net::sendmsg(self.fd(), many, &mut SendAncillaryBuffer::default(), flags)
+            }
+        };
+        Ok(sent?)
+    }
+
+    /// Sends everything, waiting whenever the socket is full, at most `limit` at a time.
+    /// Returns how many bytes went out, also when it failed.
+    pub async fn send_all(
+        &self,
+        mut slices: &mut [IoSlice<'_>],
+        limit: Duration,
+    ) -> (u64, Result<(), Failure>) {
+        let mut total = 0;
+        loop {
+            while slices.first().is_some_and(|slice| slice.is_empty()) {
+                slices = &mut slices[1..];
+            }
+            if slices.is_empty() {
+                return (total, Ok(()));
+            }
+            match self.try_send(slices) {
+                Ok(sent) => {
+                    total += sent as u64;
+                    IoSlice::advance_slices(&mut slices, sent);
+                }
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                    if let Err(failure) = self.writable(limit).await {
+                        return (total, Err(failure));
+                    }
+                }
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return (total, Err(e.into())),
+            }
+        }
+    }
+
+    /// Waits until there is something to read or the peer is gone.
+    pub async fn readable(&self, limit: Duration, wait: Wait) -> Result<(), Failure> {
+        Ok(self.timer.within(limit, wait, self.readable_unlimited()).await??)
+    }
+
+    pub async fn readable_unlimited(&self) -> io::Result<()> {
+        self.counted(self.tcp().readable(false)).await
+    }
+
+    /// Waits until the socket takes bytes, or has failed.
+    pub async fn writable(&self, limit: Duration) -> Result<(), Failure> {
+        Ok(self.timer.within(limit, Wait::Busy, self.writable_unlimited()).await??)
+    }
+
+    pub async fn writable_unlimited(&self) -> io::Result<()> {
+        self.counted(self.tcp().writable(false)).await
+    }
+
+    async fn counted<T>(&self, operation: impl Future<Output = T>) -> T {
+        self.in_flight.set(self.in_flight.get() + 1);
+        let output = operation.await;
+        self.in_flight.set(self.in_flight.get() - 1);
+        output
+    }
+
+    fn is_writable_now(&self) -> bool {
+        use rustix::event::{PollFd, PollFlags, Timespec, poll};
+        let fd = self.fd();
+        let mut polled = [PollFd::new(&fd, PollFlags::OUT)];
+        matches!(poll(&mut polled, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })), Ok(1))
+    }
+
+    /// The stream's own timer: one wait at a time.
+    pub fn timer(&self) -> &Timer {
+        &self.timer
+    }
+
+    pub fn set_nodelay(&self) {
+        // A unix socket refuses; it has no delay to begin with.
+        let _ = rustix::net::sockopt::set_tcp_nodelay(self.fd(), true);
+    }
+
+    pub fn set_keepalive(&self) {
+        let _ = socket2::SockRef::from(&self.fd()).set_tcp_keepalive(&TcpKeepalive::new());
+    }
+
+    /// No more will be sent: the peer sees the end after what is under way.
+    pub fn shutdown_write(&self) {
+        let _ = rustix::net::shutdown(self.fd(), Shutdown::Write);
+    }
+
+    /// Makes the close that follows a reset instead of an orderly end.
+    pub fn reset_on_close(&self) {
+        let _ = socket2::SockRef::from(&self.fd()).set_linger(Some(Duration::ZERO));
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        #[allow(unsafe_code)]
+        // SAFETY: `inner` is not used after this.
+        let tcp = unsafe { ManuallyDrop::take(&mut self.inner) }.into_inner();
+        if self.in_flight.get() == 0 {
+            // Nothing holds the descriptor: close it here and now, in order with what was written.
+            let fd = tcp.into_raw_fd();
+            #[allow(unsafe_code)]
+            // SAFETY: `into_raw_fd` gave up the ownership.
+            drop(unsafe { OwnedFd::from_raw_fd(fd) });
+        } else {
+            // A cancelled operation: the peer sees the end now, the descriptor goes when the kernel
+            // lets go of it.
+            let _ = rustix::net::shutdown(&tcp_fd(&tcp), Shutdown::Both);
+        }
+    }
+}
+
+fn tcp_fd(tcp: &TcpStream) -> BorrowedFd<'_> {
+    #[allow(unsafe_code)]
+    // SAFETY: the descriptor is open as long as the stream is.
+    unsafe {
+        BorrowedFd::borrow_raw(tcp.as_raw_fd())
+    }
+}
+
+impl std::fmt::Debug for Stream {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Stream({})", self.tcp().as_raw_fd())
+    }
+}
