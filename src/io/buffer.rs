@@ -106,6 +106,12 @@ impl Buffer {
     }
 }
 
+impl Default for Buffer {
+    fn default() -> Self {
+        Buffer::empty()
+    }
+}
+
 impl Drop for Buffer {
     fn drop(&mut self) {
         let capacity = self.data.capacity();

@@ -1,0 +1,43 @@
+//! What a connection is doing: the `while …` of an error-log line.
+
+/// In nginx's words (operations, section 5).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Action {
+    #[default]
+    WaitingForRequest,
+    ReadingRequestLine,
+    ReadingRequestHeaders,
+    ReadingPipelinedRequestLine,
+    /// Nothing that nginx names: the request is being worked on.
+    Processing,
+    SendingResponse,
+    ConnectingToUpstream,
+    SendingRequestToUpstream,
+    ReadingUpstreamHead,
+    ReadingUpstream,
+    ProxyingUpgraded,
+    Keepalive,
+    ClosingRequest,
+    LoggingRequest,
+}
+
+impl Action {
+    pub fn phrase(self) -> &'static str {
+        match self {
+            Action::WaitingForRequest => "waiting for request",
+            Action::ReadingRequestLine => "reading client request line",
+            Action::ReadingRequestHeaders => "reading client request headers",
+            Action::ReadingPipelinedRequestLine => "reading client pipelined request line",
+            Action::Processing => "",
+            Action::SendingResponse => "sending response to client",
+            Action::ConnectingToUpstream => "connecting to upstream",
+            Action::SendingRequestToUpstream => "sending request to upstream",
+            Action::ReadingUpstreamHead => "reading response header from upstream",
+            Action::ReadingUpstream => "reading upstream",
+            Action::ProxyingUpgraded => "proxying upgraded connection",
+            Action::Keepalive => "keepalive",
+            Action::ClosingRequest => "closing request",
+            Action::LoggingRequest => "logging request",
+        }
+    }
+}

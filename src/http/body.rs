@@ -1,0 +1,409 @@
+//! The client's request body: read from the connection piece by piece, held in memory and then in a
+//! file, or thrown away.
+
+use std::fs::File;
+use std::io::{self, IoSlice};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::close::Close;
+use super::connection::Connection;
+use super::modules::core::TempPath;
+use super::request::Request;
+use crate::error_log::Level;
+use crate::http1::chunked::Decoder;
+use crate::http1::framing::BodyLength;
+use crate::http1::Span;
+use crate::io::Buffer;
+use crate::io::timer::Wait;
+
+/// Most that is received at once while a body is streamed, buffered or thrown away.
+const PIECE: usize = 16 << 10;
+
+#[derive(Debug, Default)]
+pub struct RequestBody {
+    /// Bytes of a body with a length that are still to come.
+    remaining: u64,
+    decoder: Decoder,
+    /// As received: body bytes, for a chunked body with its framing.
+    raw: Buffer,
+    state: State,
+    /// Body bytes taken from the connection so far (`$request_length`).
+    pub received: u64,
+    /// Decoded bytes so far.
+    pub decoded: u64,
+    /// The part kept in memory once the body has been read whole.
+    pub memory: Buffer,
+    /// Where the rest is: all of the body, once it did not fit into memory.
+    pub file: Option<TempFile>,
+}
+
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// Nobody has asked for it.
+    #[default]
+    Unread,
+    Reading,
+    /// All of it has been taken from the connection.
+    Done,
+}
+
+/// Why a body could not be read.
+#[derive(Debug)]
+pub enum BodyError {
+    /// Answered with a status: 400, 413, 500.
+    Status(u16),
+    Close(Close),
+}
+
+impl From<Close> for BodyError {
+    fn from(close: Close) -> Self {
+        BodyError::Close(close)
+    }
+}
+
+impl RequestBody {
+    pub fn reset(&mut self) {
+        self.remaining = 0;
+        self.decoder = Decoder::default();
+        self.raw = Buffer::empty();
+        self.state = State::Unread;
+        self.received = 0;
+        self.decoded = 0;
+        self.memory = Buffer::empty();
+        self.file = None;
+    }
+
+    /// Whether every byte of it has been taken from the connection (true when there is none).
+    pub fn is_done(&self) -> bool {
+        self.state == State::Done
+    }
+
+    /// Whether anything has been taken from the connection for it.
+    pub fn is_started(&self) -> bool {
+        self.state != State::Unread
+    }
+}
+
+/// Whether the head announces a body at all.
+pub fn is_announced(r: &Request) -> bool {
+    match r.head.body {
+        BodyLength::None | BodyLength::UntilClose => false,
+        BodyLength::Length(n) => n > 0,
+        BodyLength::Chunked => true,
+    }
+}
+
+/// Starts reading: says `100 Continue` to who waits for it, and takes over what came with the head.
+async fn begin(c: &Connection, r: &mut Request) -> Result<(), Close> {
+    r.body.state = State::Reading;
+    r.body.remaining = match r.head.body {
+        BodyLength::Length(n) => n,
+        BodyLength::Chunked => u64::MAX,
+        BodyLength::None | BodyLength::UntilClose => 0,
+    };
+    let ahead = r.buffer.len() - r.head_len;
+    if ahead > 0 && r.body.remaining > 0 {
+        let take = ahead.min(usize::try_from(r.body.remaining).unwrap_or(usize::MAX));
+        let bytes = &r.buffer.as_slice()[r.head_len..][..take];
+        r.body.raw.extend(bytes);
+        remove_ahead(r, take);
+    } else if r.head.expect_continue && !r.response.head_sent {
+        let send_timeout = *c.settings(r).core.send_timeout;
+        let mut slices = [IoSlice::new(b"HTTP/1.1 100 Continue\r\n\r\n")];
+        let (sent, result) = c.stream.send_all(&mut slices, send_timeout).await;
+        r.response.bytes_sent += sent;
+        r.response.head_bytes += sent;
+        result?;
+    }
+    if r.body.remaining == 0 {
+        r.body.state = State::Done;
+    }
+    Ok(())
+}
+
+/// Takes `n` bytes out from behind the head; what follows them moves up.
+fn remove_ahead(r: &mut Request, n: usize) {
+    let rest = r.buffer.as_slice()[r.head_len + n..].to_vec();
+    r.buffer.truncate(r.head_len);
+    r.buffer.extend(&rest);
+}
+
+/// The next piece of the decoded body: a span of [`piece`]. `None`: the body is complete.
+pub async fn next(c: &Connection, r: &mut Request) -> Result<Option<Span>, BodyError> {
+    if r.body.state == State::Unread {
+        begin(c, r).await?;
+    }
+    loop {
+        if r.body.state == State::Done {
+            return Ok(None);
+        }
+        if r.body.raw.is_empty() {
+            receive(c, r).await?;
+        }
+        if let Some(span) = take(c, r)? {
+            return Ok(Some(span));
+        }
+    }
+}
+
+/// The bytes that a span of [`next`] refers to.
+pub fn piece(r: &Request, span: Span) -> &[u8] {
+    span.of(r.body.raw.as_slice())
+}
+
+/// Gives back the piece; to be called before the next one is asked for.
+pub fn consume(r: &mut Request, span: Span) {
+    r.body.raw.consume(span.end as usize);
+    finish_if_complete(r);
+}
+
+/// One span of decoded bytes at the front of `raw`, if there are any there.
+fn take(c: &Connection, r: &mut Request) -> Result<Option<Span>, BodyError> {
+    match r.head.body {
+        BodyLength::Chunked => {
+            let step = match r.body.decoder.decode(r.body.raw.as_slice()) {
+                Ok(step) => step,
+                Err(_) => {
+                    c.log(r, Level::Error, format_args!("client sent invalid chunked body"));
+                    return Err(BodyError::Status(400));
+                }
+            };
+            r.body.received += step.consumed as u64;
+            let data = step.data;
+            if data.is_empty() {
+                r.body.raw.consume(step.consumed);
+                finish_if_complete(r);
+                return Ok(None);
+            }
+            // The framing behind the data is looked at again with the next piece: a decoder takes
+            // no more than up to the end of one run of data.
+            debug_assert!(data.end as usize == step.consumed);
+            r.body.decoded += data.len() as u64;
+            Ok(Some(data))
+        }
+        _ => {
+            let n = r.body.raw.len();
+            r.body.received += n as u64;
+            r.body.decoded += n as u64;
+            r.body.remaining -= n as u64;
+            Ok(Some(Span::new(0, n)))
+        }
+    }
+}
+
+/// Notices the end; what was received behind a chunked body is the next request's.
+fn finish_if_complete(r: &mut Request) {
+    let complete = match r.head.body {
+        BodyLength::Chunked => r.body.decoder.is_done(),
+        _ => r.body.remaining == 0,
+    };
+    if complete {
+        r.body.state = State::Done;
+        if !r.body.raw.is_empty() {
+            let raw = std::mem::replace(&mut r.body.raw, Buffer::empty());
+            r.buffer.extend(raw.as_slice());
+        }
+    }
+}
+
+/// Receives more of the body, never more than it has when its length is known.
+async fn receive(c: &Connection, r: &mut Request) -> Result<(), BodyError> {
+    let core = &c.settings(r).core;
+    let limit = *core.client_body_timeout;
+    let mut buffer = std::mem::replace(&mut r.body.raw, Buffer::empty());
+    if buffer.capacity() == 0 {
+        let known = usize::try_from(r.body.remaining).unwrap_or(usize::MAX);
+        buffer = Buffer::with_capacity(known.clamp(1 << 10, PIECE));
+    }
+    buffer.clear();
+    let (received, buffer) = c.recv_at_most(buffer, r.body.remaining, limit, Wait::Busy).await;
+    r.body.raw = buffer;
+    match received {
+        Ok(0) => Err(Close::ClientAborted.into()),
+        Ok(_) => Ok(()),
+        Err(failure) => Err(Close::from(failure).into()),
+    }
+}
+
+/// Reads the whole body: into memory while it fits, then into a temporary file.
+pub async fn read_all(c: &Connection, r: &mut Request) -> Result<(), BodyError> {
+    let generation = std::rc::Rc::clone(&r.generation);
+    let core = &generation.http().location(r.location).settings.core;
+    let max = *core.client_max_body_size;
+    while let Some(span) = next(c, r).await? {
+        if r.head.body == BodyLength::Chunked && max > 0 && r.body.decoded > max {
+            let before = r.body.decoded - span.len() as u64;
+            c.log(
+                r,
+                Level::Error,
+                format_args!(
+                    "client intended to send too large chunked body: {before}+{} bytes",
+                    span.len()
+                ),
+            );
+            return Err(BodyError::Status(413));
+        }
+        let kept = store(r, span, *core.client_body_buffer_size, &core.client_body_temp_path);
+        match kept {
+            Ok(None) => {}
+            Ok(Some(path)) => c.log(
+                r,
+                Level::Warn,
+                format_args!(
+                    "a client request body is buffered to a temporary file {}",
+                    path.display()
+                ),
+            ),
+            Err(e) => {
+                let path = &core.client_body_temp_path.path;
+                c.log_errno(
+                    r,
+                    Level::Crit,
+                    format_args!("write to a temporary file in \"{}\" failed", path.display()),
+                    &e,
+                );
+                return Err(BodyError::Status(500));
+            }
+        }
+        consume(r, span);
+    }
+    Ok(())
+}
+
+/// Adds a piece to memory or file; says the file's name when this piece made it.
+fn store(
+    r: &mut Request,
+    span: Span,
+    memory_max: usize,
+    temp: &TempPath,
+) -> io::Result<Option<PathBuf>> {
+    let body = &mut r.body;
+    let bytes = span.of(body.raw.as_slice());
+    if body.file.is_none() && body.memory.len() + bytes.len() <= memory_max {
+        if body.memory.capacity() == 0 {
+            body.memory = Buffer::with_capacity(memory_max);
+        }
+        body.memory.extend(bytes);
+        return Ok(None);
+    }
+    let mut made = None;
+    if body.file.is_none() {
+        let mut file = TempFile::create(temp)?;
+        file.append(body.memory.as_slice())?;
+        made = Some(file.path.clone());
+        body.memory = Buffer::empty();
+        body.file = Some(file);
+    }
+    if let Some(file) = &mut body.file {
+        file.append(bytes)?;
+    }
+    Ok(made)
+}
+
+/// Throws the rest of the body away, if the connection is to be used again.
+pub async fn discard(c: &Connection, r: &mut Request) -> Result<(), BodyError> {
+    while let Some(span) = next(c, r).await? {
+        consume(r, span);
+    }
+    Ok(())
+}
+
+/// A temporary file with nginx's naming, removed when it is dropped.
+#[derive(Debug)]
+pub struct TempFile {
+    file: File,
+    path: PathBuf,
+    len: u64,
+}
+
+/// One number for the whole process, as the names must differ between shards. Touched only when a
+/// body does not fit into memory.
+static NEXT_NUMBER: AtomicU64 = AtomicU64::new(1);
+
+impl TempFile {
+    /// Makes `PATH/…/0000000001`; the level directories are the number's last digits.
+    pub fn create(temp: &TempPath) -> io::Result<Self> {
+        loop {
+            let name = format!("{:010}", NEXT_NUMBER.fetch_add(1, Ordering::Relaxed));
+            let mut directory = temp.path.clone();
+            let mut end = name.len();
+            for level in temp.levels.into_iter().filter(|&level| level > 0) {
+                let start = end.saturating_sub(level as usize);
+                directory.push(&name[start..end]);
+                end = start;
+            }
+            let path = directory.join(&name);
+            let open = || {
+                File::options().read(true).write(true).create_new(true).mode(0o600).open(&path)
+            };
+            let file = match open() {
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                    std::os::unix::fs::DirBuilderExt::mode(&mut std::fs::DirBuilder::new(), 0o700)
+                        .recursive(true)
+                        .create(&directory)?;
+                    open()
+                }
+                opened => opened,
+            };
+            match file {
+                Ok(file) => return Ok(TempFile { file, path, len: 0 }),
+                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(e) => return Err(e),
+            }
+        }
+    }
+
+    pub fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.file.write_all_at(bytes, self.len)?;
+        self.len += bytes.len() as u64;
+        Ok(())
+    }
+
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    pub fn path(&self) -> &std::path::Path {
+        &self.path
+    }
+
+    /// Reads at `offset` behind the buffer's content.
+    pub fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
+        self.file.read_at(buffer, offset)
+    }
+}
+
+impl Drop for TempFile {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_temporary_file_is_named_by_levels_and_goes_away() {
+        let root = std::env::temp_dir().join(format!("ringx-body-{}", std::process::id()));
+        let temp = TempPath { path: root.clone(), levels: [1, 2, 0] };
+        let mut file = TempFile::create(&temp).unwrap();
+        file.append(b"hello ").unwrap();
+        file.append(b"world").unwrap();
+        let path = file.path().to_owned();
+        let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+        assert_eq!(path, root.join(&name[9..10]).join(&name[7..9]).join(&name));
+        let mut read = [0; 20];
+        assert_eq!(file.read_at(6, &mut read).unwrap(), 5);
+        assert_eq!(&read[..5], b"world");
+        drop(file);
+        assert!(!path.exists());
+        std::fs::remove_dir_all(root).unwrap();
+    }
+}

@@ -1,0 +1,67 @@
+//! Every reason to end a connection before its time: level, text and whether it is reset.
+
+use crate::error_log::Level;
+use crate::io::stream::Failure;
+
+/// Why a connection ends. An orderly end (`Connection: close`, keepalive over) is one as well.
+#[derive(Debug)]
+pub enum Close {
+    /// The response said so.
+    Orderly,
+    /// `return 444` and the like: not a byte is sent.
+    Silently,
+    /// The client sent its end between two requests.
+    ClientClosedKeepalive,
+    /// The client sent its end, or a reset, in the middle of something.
+    ClientAborted,
+    /// A deadline of the client's side passed.
+    ClientTimedOut,
+    /// An idle keepalive connection's time was up.
+    KeepaliveTimedOut,
+    /// The response could not be completed (the upstream broke off): the client must notice.
+    Truncated,
+    /// The shard ends.
+    Interrupted,
+    /// A system call on the client's socket failed.
+    Io(std::io::Error),
+}
+
+impl Close {
+    /// How the end is said in the error log, if it is worth a line.
+    pub fn line(&self) -> Option<(Level, &'static str)> {
+        match self {
+            Close::Orderly
+            | Close::Silently
+            | Close::KeepaliveTimedOut
+            | Close::Truncated
+            | Close::Interrupted
+            | Close::ClientClosedKeepalive
+            | Close::Io(_) => None,
+            Close::ClientAborted => Some((Level::Info, "client prematurely closed connection")),
+            Close::ClientTimedOut => {
+                Some((Level::Info, "client timed out (110: Connection timed out)"))
+            }
+        }
+    }
+
+    /// Whether `reset_timedout_connection` applies.
+    pub fn is_timeout(&self) -> bool {
+        matches!(self, Close::ClientTimedOut)
+    }
+}
+
+/// A failure on the client's side.
+impl From<Failure> for Close {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::TimedOut => Close::ClientTimedOut,
+            Failure::Interrupted => Close::Interrupted,
+            Failure::Io(e) => match e.kind() {
+                std::io::ErrorKind::ConnectionReset | std::io::ErrorKind::BrokenPipe => {
+                    Close::ClientAborted
+                }
+                _ => Close::Io(e),
+            },
+        }
+    }
+}

@@ -1,0 +1,494 @@
+//! A client's connection: reading heads, answering one request after the other, and the end.
+
+use std::cell::{Cell, OnceCell};
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::rc::Rc;
+use std::time::Duration;
+
+use super::action::Action;
+use super::body::{self, BodyError};
+use super::close::Close;
+use super::listener::Listener;
+use super::modules::Settings;
+use super::modules::core::LingeringClose;
+use super::request::Request;
+use super::{phase, response, special_response};
+use crate::clock::Clock;
+use crate::error_log::{Context, Level};
+use crate::http1::host::parse_host;
+use crate::http1::header::Known;
+use crate::http1::refusal::Refusal;
+use crate::http1::request::{Limits, Progress, Version};
+use crate::http1::{request, uri};
+use crate::io::stream::Failure;
+use crate::io::timer::{self, Wait};
+use crate::io::{Buffer, Stream};
+use crate::shard::Shard;
+
+/// What outlives a request: the socket and who is at its other end.
+pub struct Connection {
+    pub shard: Rc<Shard>,
+    pub stream: Stream,
+    pub listener: Rc<Listener>,
+    /// `$connection`: unique in the process.
+    pub serial: u64,
+    pub client: ClientAddress,
+    pub accepted: Duration,
+    /// Requests so far, with the one under way.
+    pub requests: Cell<u64>,
+    pub action: Cell<Action>,
+    /// The upstream of the exchange under way, as the log shows it.
+    pub upstream: std::cell::RefCell<Vec<u8>>,
+    local: OnceCell<Option<SocketAddr>>,
+}
+
+/// The peer of a client's connection.
+#[derive(Debug)]
+pub struct ClientAddress {
+    /// `127.0.0.1`, `::1`, `unix:`.
+    pub address: Box<str>,
+    pub ip: Option<IpAddr>,
+    pub port: Option<u16>,
+}
+
+impl From<Option<SocketAddr>> for ClientAddress {
+    fn from(peer: Option<SocketAddr>) -> Self {
+        match peer {
+            Some(peer) => ClientAddress {
+                address: peer.ip().to_string().into(),
+                ip: Some(peer.ip()),
+                port: Some(peer.port()),
+            },
+            None => ClientAddress { address: "unix:".into(), ip: None, port: None },
+        }
+    }
+}
+
+impl Connection {
+    pub fn new(
+        shard: &Rc<Shard>,
+        listener: &Rc<Listener>,
+        stream: Stream,
+        client: ClientAddress,
+    ) -> Self {
+        Connection {
+            shard: Rc::clone(shard),
+            listener: Rc::clone(listener),
+            stream,
+            serial: shard.next_serial(),
+            client,
+            accepted: Clock::now(),
+            requests: Cell::new(0),
+            action: Cell::new(Action::WaitingForRequest),
+            upstream: std::cell::RefCell::default(),
+            local: OnceCell::new(),
+        }
+    }
+
+    /// The settings in force: those of the location that the request has reached.
+    pub fn settings<'r>(&self, r: &'r Request) -> &'r Settings {
+        &r.generation.http().location(r.location).settings
+    }
+
+    /// The local end, asked of the kernel when it is first needed.
+    pub fn local_address(&self) -> Option<SocketAddr> {
+        *self.local.get_or_init(|| {
+            let name = rustix::net::getsockname(self.stream.fd()).ok()?;
+            SocketAddr::try_from(name).ok()
+        })
+    }
+
+    /// A receive with room for everything, cut to `most` bytes.
+    pub async fn recv_at_most(
+        &self,
+        buffer: Buffer,
+        most: u64,
+        limit: Duration,
+        wait: Wait,
+    ) -> (Result<usize, Failure>, Buffer) {
+        if most >= buffer.spare() as u64 {
+            return self.stream.recv(buffer, limit, wait).await;
+        }
+        let (received, mut limited) =
+            self.stream.recv(buffer.limited(most as usize), limit, wait).await;
+        limited.unlimit();
+        (received, limited)
+    }
+
+    /// A line in the error log, with everything nginx says about the connection and the request.
+    pub fn log(&self, r: &Request, level: Level, text: fmt::Arguments<'_>) {
+        self.write_log(Some(r), level, text, None);
+    }
+
+    /// The same after a failed system call.
+    pub fn log_errno(
+        &self,
+        r: &Request,
+        level: Level,
+        text: fmt::Arguments<'_>,
+        error: &std::io::Error,
+    ) {
+        self.write_log(Some(r), level, text, error.raw_os_error());
+    }
+
+    fn write_log(
+        &self,
+        r: Option<&Request>,
+        level: Level,
+        text: fmt::Arguments<'_>,
+        errno: Option<i32>,
+    ) {
+        let Some(r) = r else { return };
+        let log = r.generation.log(r.location);
+        if !log.enabled(level) {
+            return;
+        }
+        let upstream = self.upstream.borrow();
+        let line = r.text(r.head.line);
+        let header = |known| r.head.headers.find(known).map(|field| r.text(field.value));
+        let context = Context {
+            action: self.action.get().phrase(),
+            client: &self.client.address,
+            server: if line.is_empty() {
+                self.listener.name()
+            } else {
+                &r.generation.http().server(r.server).name
+            },
+            request: (!line.is_empty()).then_some(line),
+            upstream: (!upstream.is_empty()).then_some(upstream.as_slice()),
+            host: header(Known::Host),
+            referrer: header(Known::Referer),
+        };
+        log.write(level, Some(self.serial), text, errno, &context);
+    }
+}
+
+/// How reading a head can end other than with a head.
+enum NoHead {
+    Refused(Refusal),
+    Close(Close),
+}
+
+impl From<Close> for NoHead {
+    fn from(close: Close) -> Self {
+        NoHead::Close(close)
+    }
+}
+
+/// Serves a connection to its end.
+pub async fn serve(c: Connection) {
+    let (generation, address) = c.listener.binding();
+    let mut r = Request::new(generation, address);
+    let close = answer_requests(&c, &mut r).await;
+    end(&c, &mut r, close).await;
+}
+
+async fn answer_requests(c: &Connection, r: &mut Request) -> Close {
+    loop {
+        let answered = match read_head(c, r).await {
+            Ok(()) => phase::answer(c, r).await,
+            Err(NoHead::Refused(refusal)) => refuse(c, r, &refusal).await,
+            Err(NoHead::Close(close)) => return close,
+        };
+        if let Err(close) = answered {
+            return close;
+        }
+        if !r.keepalive {
+            return Close::Orderly;
+        }
+        if !r.body.is_done() {
+            c.action.set(Action::ClosingRequest);
+            match body::discard(c, r).await {
+                Ok(()) => {}
+                Err(BodyError::Close(close)) => return close,
+                Err(BodyError::Status(_)) => return Close::Orderly,
+            }
+        }
+        log_request(c, r);
+        let (generation, address) = c.listener.binding();
+        r.reset(generation, address);
+    }
+}
+
+/// Receives until a whole head is there, then finds its server and its normalised URI.
+async fn read_head(c: &Connection, r: &mut Request) -> Result<(), NoHead> {
+    let generation = Rc::clone(&r.generation);
+    let core = &c.settings(r).core;
+    let buffers = *core.large_client_header_buffers;
+    let limits = Limits {
+        line_max: buffers.size,
+        total_max: buffers.size * buffers.number,
+        count_max: *core.max_headers,
+        ignore_invalid_headers: *core.ignore_invalid_headers,
+        underscores_in_headers: *core.underscores_in_headers,
+    };
+    let first_size = *core.client_header_buffer_size;
+    let header_timeout = *core.client_header_timeout;
+
+    let is_first = c.requests.get() == 0;
+    r.pipelined = !r.buffer.is_empty();
+    let mut deadline = None;
+    if r.pipelined {
+        c.action.set(Action::ReadingPipelinedRequestLine);
+        deadline = Some(begin_request(c, r, header_timeout));
+    } else {
+        c.action.set(if is_first { Action::WaitingForRequest } else { Action::Keepalive });
+    }
+
+    loop {
+        if !r.buffer.is_empty() {
+            match request::parse(r.buffer.as_slice(), &limits, &mut r.head) {
+                Ok(Progress::Complete { len }) => {
+                    r.head_len = len;
+                    break;
+                }
+                Ok(Progress::Partial { in_headers }) => c.action.set(if in_headers {
+                    Action::ReadingRequestHeaders
+                } else {
+                    Action::ReadingRequestLine
+                }),
+                Err(refusal) => return Err(NoHead::Refused(refusal)),
+            }
+        }
+        let (limit, wait) = match deadline {
+            Some(deadline) => {
+                let left = u64::saturating_sub(deadline, timer::now_ms());
+                (Duration::from_millis(left), Wait::Busy)
+            }
+            None if is_first => (header_timeout, Wait::Busy),
+            None => (core.keepalive_timeout.idle, Wait::Idle),
+        };
+        let mut buffer = std::mem::take(&mut r.buffer);
+        if buffer.spare() == 0 {
+            let more = if buffer.capacity() == 0 { first_size } else { buffers.size };
+            buffer.grow(buffer.len() + more);
+        }
+        let (received, buffer) = c.stream.recv(buffer, limit, wait).await;
+        r.buffer = buffer;
+        match received {
+            Ok(0) if deadline.is_none() && !is_first => {
+                let text = format_args!("client {} closed keepalive connection", c.client.address);
+                c.log(r, Level::Info, text);
+                return Err(Close::ClientClosedKeepalive.into());
+            }
+            Ok(0) if deadline.is_none() => return Err(Close::ClientClosedKeepalive.into()),
+            Ok(0) => return Err(Close::ClientAborted.into()),
+            Ok(_) => {
+                if deadline.is_none() {
+                    c.action.set(Action::ReadingRequestLine);
+                    deadline = Some(begin_request(c, r, header_timeout));
+                }
+            }
+            Err(Failure::TimedOut) if deadline.is_none() && !is_first => {
+                return Err(Close::KeepaliveTimedOut.into());
+            }
+            Err(failure) => return Err(Close::from(failure).into()),
+        }
+    }
+    c.action.set(Action::ReadingRequestHeaders);
+    for line in &r.head.dropped {
+        let text = Escaped(line.of(r.bytes()));
+        c.log(r, Level::Info, format_args!("client sent invalid header line: \"{text}\""));
+    }
+    find_server(&generation, c, r);
+    set_uri(c, r).map_err(NoHead::Refused)?;
+    r.method = r.head.method_kind;
+    c.action.set(Action::Processing);
+    Ok(())
+}
+
+/// The first byte of a request is here: it counts, and its head's time runs.
+fn begin_request(c: &Connection, r: &mut Request, header_timeout: Duration) -> u64 {
+    r.started = Clock::now();
+    c.requests.set(c.requests.get() + 1);
+    c.shard.counters.requests.set(c.shard.counters.requests.get() + 1);
+    timer::now_ms() + header_timeout.as_millis() as u64
+}
+
+/// Takes host and port from the target or the Host header, and chooses the server by name.
+fn find_server(generation: &crate::shard::Generation, c: &Connection, r: &mut Request) {
+    let named = r
+        .head
+        .target_host
+        .or_else(|| r.head.headers.find(Known::Host).map(|field| field.value));
+    if let Some(span) = named
+        && let Some(host) = parse_host(span.of(r.buffer.as_slice()))
+    {
+        let value = span.of(r.buffer.as_slice());
+        r.host.extend_from_slice(host.name.of(value));
+        r.host.make_ascii_lowercase();
+        r.host_port = host.port.map(|port| port.of(value).to_vec());
+    }
+    let address = generation.http().address(r.address);
+    if address.names.is_empty() {
+        return;
+    }
+    let found = address.names.find(&r.host).or_else(|| {
+        let matching = address
+            .names
+            .regex
+            .iter()
+            .find(|(regex, _)| regex.matches(&r.host, &mut r.captures))
+            .map(|(regex, server)| (std::sync::Arc::clone(regex), *server));
+        matching.map(|(regex, server)| {
+            r.set_named_captures(&regex);
+            server
+        })
+    });
+    if let Some(server) = found {
+        r.server = server;
+        r.location = generation.http().server(server).level;
+    }
+    let _ = c;
+}
+
+fn set_uri(c: &Connection, r: &mut Request) -> Result<(), Refusal> {
+    let merge_slashes = *c.settings(r).core.merge_slashes;
+    let raw = match r.head.path.of(r.buffer.as_slice()) {
+        b"" => b"/".as_slice(),
+        path => path,
+    };
+    let normalised = uri::normalise(raw, merge_slashes, &mut r.uri)?;
+    if !normalised.changed {
+        r.uri.clear();
+        r.uri.extend_from_slice(normalised.path.of(raw));
+    }
+    r.escape = normalised.has_escapes;
+    if let Some(args) = normalised.args {
+        r.args.extend_from_slice(args.of(raw));
+    }
+    Ok(())
+}
+
+/// Answers a head that cannot be accepted, and closes.
+async fn refuse(c: &Connection, r: &mut Request, refusal: &Refusal) -> Result<(), Close> {
+    r.keepalive = false;
+    r.method = r.head.method_kind;
+    if r.head.line.is_empty() && r.head_len == 0 {
+        // The line as far as it was read is what the logs show.
+        let line = r.buffer.as_slice();
+        let end = memchr::memchr2(b'\r', b'\n', line).unwrap_or(line.len());
+        r.head.line = crate::http1::Span::new(0, end);
+    }
+    c.log(r, Level::Info, format_args!("{refusal}"));
+    let code = refusal.status();
+    // What came with the refused head is not a next request.
+    r.head_len = r.buffer.len();
+    phase::answer_status(c, r, code).await
+}
+
+/// The last things: the log line, a linger if the client may still be sending, the close.
+async fn end(c: &Connection, r: &mut Request, close: Close) {
+    if let Some((level, text)) = close.line() {
+        if c.action.get() != Action::Keepalive {
+            c.log(r, level, format_args!("{text}"));
+        }
+    } else if let Close::Io(e) = &close {
+        c.log_errno(r, Level::Info, format_args!("recv() failed"), e);
+    }
+    let began = !r.started.is_zero() && !r.logged && c.requests.get() > 0;
+    if began && (r.head_len > 0 || !r.head.line.is_empty() || !r.buffer.is_empty()) {
+        if r.response.status == 0 {
+            r.response.status = match close {
+                Close::ClientTimedOut => 408,
+                Close::ClientAborted if r.head_len > 0 => 499,
+                Close::ClientAborted => 400,
+                Close::Silently => 444,
+                _ => 0,
+            };
+        }
+        if should_linger(c, r, &close) {
+            linger(c, r).await;
+        }
+        log_request(c, r);
+    }
+    if close.is_timeout() && r.head_len > 0 && *c.settings(r).core.reset_timedout_connection {
+        c.stream.reset_on_close();
+    }
+    // On disk before the client can see the end.
+    c.shard.flush_logs();
+}
+
+fn should_linger(c: &Connection, r: &Request, close: &Close) -> bool {
+    if !matches!(close, Close::Orderly) || matches!(r.response.status, 495 | 496 | 497) {
+        return false;
+    }
+    match *c.settings(r).core.lingering_close {
+        LingeringClose::Off => false,
+        LingeringClose::Always => true,
+        LingeringClose::On => {
+            r.head_len == 0 || r.buffer.len() > r.head_len || {
+                body::is_announced(r) && !r.body.is_done()
+            }
+        }
+    }
+}
+
+/// Half-closes, then reads and throws away for a while, so that the client gets the response and
+/// not a reset (RFC 9112 section 9.6).
+async fn linger(c: &Connection, r: &mut Request) {
+    c.action.set(Action::ClosingRequest);
+    c.stream.shutdown_write();
+    let core = &c.settings(r).core;
+    let (total, each) = (*core.lingering_time, *core.lingering_timeout);
+    let until = timer::now_ms() + total.as_millis() as u64;
+    let mut buffer = Buffer::with_capacity(4 << 10);
+    loop {
+        let left = Duration::from_millis(until.saturating_sub(timer::now_ms()));
+        if left.is_zero() {
+            return;
+        }
+        buffer.clear();
+        let (received, returned) = c.stream.recv(buffer, left.min(each), Wait::Idle).await;
+        buffer = returned;
+        if !matches!(received, Ok(n) if n > 0) {
+            return;
+        }
+    }
+}
+
+/// The access log's lines for a finished request.
+pub fn log_request(c: &Connection, r: &mut Request) {
+    if r.logged {
+        return;
+    }
+    r.logged = true;
+    c.action.set(Action::LoggingRequest);
+    super::modules::access_log::write(c, r);
+}
+
+/// Whether the connection may go on after this request, before the response is known.
+pub fn may_keep_alive(c: &Connection, r: &Request) -> bool {
+    let core = &c.settings(r).core;
+    r.version() > Version::Http09
+        && r.wants_keepalive()
+        && !core.keepalive_timeout.idle.is_zero()
+        && c.requests.get() < *core.keepalive_requests
+        && !response::too_old(c.accepted, *core.keepalive_time)
+        && !c.shard.is_quitting()
+}
+
+/// Control bytes as `\xHH`, for text that is quoted in the error log.
+pub struct Escaped<'a>(pub &'a [u8]);
+
+impl fmt::Display for Escaped<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for chunk in self.0.utf8_chunks() {
+            for ch in chunk.valid().chars() {
+                if ch.is_ascii_control() {
+                    write!(f, "\\x{:02X}", ch as u32)?;
+                } else {
+                    write!(f, "{ch}")?;
+                }
+            }
+            for byte in chunk.invalid() {
+                write!(f, "\\x{byte:02X}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The built-in page of a status, for callers that are past all redirects.
+pub use special_response::send as send_special;

@@ -1,0 +1,243 @@
+//! A request while it is being answered: what came in, what it has become through redirects, and
+//! what has been sent. One value a connection, reused from request to request.
+
+use std::rc::Rc;
+
+use super::body::RequestBody;
+use super::server::{AddressId, LocationId, ServerId};
+use super::upstream::Attempt;
+use super::variable::Captures;
+use crate::clock::Clock;
+use crate::http1::Span;
+use crate::http1::response::ResponseHead;
+use crate::http1::request::{ConnectionOption, Method, RequestHead, Version};
+use crate::io::Buffer;
+use crate::shard::Generation;
+
+/// Changes of the URI (rewrites, internal redirects) before a request is taken to be in a cycle.
+pub const URI_CHANGES_MAX: u8 = 10;
+
+#[derive(Debug)]
+pub struct Request {
+    /// The configuration that the request was accepted under.
+    pub generation: Rc<Generation>,
+    pub address: AddressId,
+    pub server: ServerId,
+    pub location: LocationId,
+
+    /// The head as received, then whatever was received behind it and is not yet consumed.
+    pub buffer: Buffer,
+    pub head: RequestHead,
+    /// Bytes of the head in `buffer`. Zero until it is complete.
+    pub head_len: usize,
+    /// The current method: GET after an error page's redirect.
+    pub method: Method,
+    /// Current normalised path, and args without `?`.
+    pub uri: Vec<u8>,
+    pub args: Vec<u8>,
+    /// Whether `uri` and `args` still are what the client asked for.
+    pub uri_is_original: bool,
+    /// Whether the client's path held `%XX`, or the request was redirected internally: then the path
+    /// is escaped again on its way to an upstream.
+    pub escape: bool,
+    /// Lower case, without port and trailing dot; empty when the client named none.
+    pub host: Vec<u8>,
+    /// Digits of the port that the client named, in `host_port`.
+    pub host_port: Option<Vec<u8>>,
+    /// Reached by an internal redirect: `internal` locations are open.
+    pub internal: bool,
+    pub uri_changes: u8,
+    /// An error page is being made: its own errors get the built-in pages.
+    pub in_error_page: bool,
+
+    pub captures: Captures,
+    /// Values of variables made by `set` and named groups.
+    pub slots: Vec<Option<Box<[u8]>>>,
+    /// `$request_id`, made on first use.
+    pub id: std::cell::OnceCell<[u8; 32]>,
+
+    pub body: RequestBody,
+    pub response: Response,
+    /// Every try of every upstream exchange so far, for the `$upstream_*` variables.
+    pub attempts: Vec<Attempt>,
+    /// The head of the last upstream response, and the bytes it refers to (`$upstream_http_*`).
+    pub upstream_head: ResponseHead,
+    pub upstream_bytes: Buffer,
+
+    /// Time since the epoch at the first byte, for `$request_time`.
+    pub started: std::time::Duration,
+    pub pipelined: bool,
+    /// Whether the connection goes on after this request.
+    pub keepalive: bool,
+    pub logged: bool,
+}
+
+/// What the client has been or will be told.
+#[derive(Debug, Default)]
+pub struct Response {
+    /// Zero until decided.
+    pub status: u16,
+    /// The status that an error page's redirect keeps.
+    pub status_override: Option<u16>,
+    /// The head as sent (for `$sent_http_*`), built here.
+    pub head: Vec<u8>,
+    pub head_sent: bool,
+    /// Sent to the client so far: head and framing included, and of these how much is head.
+    pub bytes_sent: u64,
+    pub head_bytes: u64,
+    pub chunked: bool,
+    /// The response is complete on the wire.
+    pub complete: bool,
+    /// Kept from a `return 30x` or X-Accel-Redirect for the response to come.
+    pub location: Option<Vec<u8>>,
+}
+
+impl Request {
+    pub fn new(generation: Rc<Generation>, address: AddressId) -> Self {
+        let server = generation.http().address(address).default_server;
+        let location = generation.http().server(server).level;
+        Request {
+            generation,
+            address,
+            server,
+            location,
+            buffer: Buffer::empty(),
+            head: RequestHead::default(),
+            head_len: 0,
+            method: Method::Other,
+            uri: Vec::new(),
+            args: Vec::new(),
+            uri_is_original: true,
+            escape: false,
+            host: Vec::new(),
+            host_port: None,
+            internal: false,
+            uri_changes: 0,
+            in_error_page: false,
+            captures: Captures::default(),
+            slots: Vec::new(),
+            id: std::cell::OnceCell::new(),
+            body: RequestBody::default(),
+            response: Response::default(),
+            attempts: Vec::new(),
+            upstream_head: ResponseHead::default(),
+            upstream_bytes: Buffer::empty(),
+            started: std::time::Duration::ZERO,
+            pipelined: false,
+            keepalive: false,
+            logged: false,
+        }
+    }
+
+    /// Makes the value ready for the connection's next request; what was received ahead stays.
+    pub fn reset(&mut self, generation: Rc<Generation>, address: AddressId) {
+        self.server = generation.http().address(address).default_server;
+        self.location = generation.http().server(self.server).level;
+        self.generation = generation;
+        self.address = address;
+        self.buffer.consume(self.head_len);
+        self.buffer.compact();
+        self.head.clear();
+        self.head_len = 0;
+        self.method = Method::Other;
+        self.uri.clear();
+        self.args.clear();
+        self.uri_is_original = true;
+        self.escape = false;
+        self.host.clear();
+        self.host_port = None;
+        self.internal = false;
+        self.uri_changes = 0;
+        self.in_error_page = false;
+        self.captures.groups.clear();
+        self.slots.clear();
+        self.id = std::cell::OnceCell::new();
+        self.body.reset();
+        self.response.reset();
+        self.attempts.clear();
+        self.upstream_head.clear();
+        self.upstream_bytes = Buffer::empty();
+        self.pipelined = false;
+        self.keepalive = false;
+        self.logged = false;
+    }
+
+    /// The bytes that the head's spans refer to, with whatever follows.
+    pub fn bytes(&self) -> &[u8] {
+        self.buffer.as_slice()
+    }
+
+    /// A part of the head.
+    pub fn text(&self, span: Span) -> &[u8] {
+        span.of(self.buffer.as_slice())
+    }
+
+    /// The target as sent, from its path on: `$request_uri`.
+    pub fn unparsed_uri(&self) -> &[u8] {
+        match self.text(self.head.path) {
+            b"" => b"/",
+            path => path,
+        }
+    }
+
+    pub fn is_head(&self) -> bool {
+        self.method == Method::Head
+    }
+
+    pub fn version(&self) -> Version {
+        self.head.version
+    }
+
+    /// What the client asked for the connection, before any setting is looked at.
+    pub fn wants_keepalive(&self) -> bool {
+        match self.head.connection {
+            ConnectionOption::Close => false,
+            ConnectionOption::KeepAlive => true,
+            ConnectionOption::None => self.head.version >= Version::Http11,
+        }
+    }
+
+    /// Seconds and milliseconds since the first byte.
+    pub fn elapsed(&self) -> std::time::Duration {
+        Clock::now().saturating_sub(self.started)
+    }
+
+    pub fn slot(&self, slot: super::variable::VariableSlot) -> Option<&[u8]> {
+        self.slots.get(slot.0 as usize)?.as_deref()
+    }
+
+    pub fn set_slot(&mut self, slot: super::variable::VariableSlot, value: &[u8]) {
+        let at = slot.0 as usize;
+        if self.slots.len() <= at {
+            self.slots.resize(at + 1, None);
+        }
+        self.slots[at] = Some(value.into());
+    }
+
+    /// After a successful match: fills the slots of the regex's named groups.
+    pub fn set_named_captures(&mut self, regex: &super::variable::Regex) {
+        for &(group, slot) in &regex.named {
+            let value: Box<[u8]> = self.captures.group(group).unwrap_or_default().into();
+            self.set_slot(slot, &value);
+        }
+    }
+}
+
+impl Response {
+    pub fn reset(&mut self) {
+        self.status = 0;
+        self.status_override = None;
+        self.head.clear();
+        self.head_sent = false;
+        self.bytes_sent = 0;
+        self.head_bytes = 0;
+        self.chunked = false;
+        self.complete = false;
+        self.location = None;
+    }
+
+    /// `$body_bytes_sent`
+    pub fn body_bytes(&self) -> u64 {
+        self.bytes_sent.saturating_sub(self.head_bytes)
+    }
+}

@@ -1,0 +1,501 @@
+//! The value of a variable, or of a string that holds some, for one request.
+
+use std::fmt::Write as _;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use super::connection::Connection;
+use super::modules::access_log::Escape;
+use super::modules::core::Root;
+use super::request::Request;
+use super::upstream::Attempt;
+use super::variable::{HeaderName, Part, Template, Variable};
+use crate::clock::Clock;
+use crate::http1::header::Known;
+use crate::http1::request::Version;
+
+/// Appends a template's text.
+pub fn expand(template: &Template, c: &Connection, r: &Request, out: &mut Vec<u8>) {
+    for part in &template.parts {
+        match part {
+            Part::Literal(text) => out.extend_from_slice(text),
+            Part::Variable(variable) => {
+                append(variable, c, r, out);
+            }
+        }
+    }
+}
+
+/// A template's text in memory of its own.
+pub fn expanded(template: &Template, c: &Connection, r: &Request) -> Vec<u8> {
+    let mut out = Vec::new();
+    expand(template, c, r, &mut out);
+    out
+}
+
+/// Neither empty nor "0": what `if`, `if=` and the like call true.
+pub fn is_true(value: &[u8]) -> bool {
+    !matches!(value, b"" | b"0")
+}
+
+/// Appends a log line: literal text as it is, variables escaped.
+pub fn expand_log(
+    template: &Template,
+    escape: Escape,
+    c: &Connection,
+    r: &Request,
+    out: &mut Vec<u8>,
+) {
+    for part in &template.parts {
+        match part {
+            Part::Literal(text) => out.extend_from_slice(text),
+            Part::Variable(variable) => {
+                let start = out.len();
+                let found = append(variable, c, r, out);
+                if !found && escape == Escape::Default {
+                    out.push(b'-');
+                } else {
+                    escape_tail(escape, start, out);
+                }
+            }
+        }
+    }
+}
+
+/// Escapes what stands in `out` from `start` on. Most values need nothing.
+fn escape_tail(escape: Escape, start: usize, out: &mut Vec<u8>) {
+    let needs: fn(&u8) -> bool = match escape {
+        Escape::Default => |&b| b < 0x20 || b >= 0x7f || b == b'"' || b == b'\\',
+        Escape::Json => |&b| b < 0x20 || b == b'"' || b == b'\\',
+        Escape::None => return,
+    };
+    let Some(first) = out[start..].iter().position(needs) else { return };
+    let raw = out.split_off(start + first);
+    for byte in raw {
+        if !needs(&byte) {
+            out.push(byte);
+            continue;
+        }
+        let hex = |n: u8| b"0123456789ABCDEF"[usize::from(n & 15)];
+        match (escape, byte) {
+            (Escape::Json, b'"' | b'\\') => out.extend([b'\\', byte]),
+            (Escape::Json, b'\n') => out.extend(b"\\n"),
+            (Escape::Json, b'\r') => out.extend(b"\\r"),
+            (Escape::Json, b'\t') => out.extend(b"\\t"),
+            (Escape::Json, 0x08) => out.extend(b"\\b"),
+            (Escape::Json, 0x0c) => out.extend(b"\\f"),
+            (Escape::Json, _) => {
+                out.extend(b"\\u00");
+                out.extend([hex(byte >> 4), hex(byte)]);
+            }
+            _ => out.extend([b'\\', b'x', hex(byte >> 4), hex(byte)]),
+        }
+    }
+}
+
+/// Appends a variable's value; tells whether there is one.
+#[allow(clippy::too_many_lines)]
+pub fn append(variable: &Variable, c: &Connection, r: &Request, out: &mut Vec<u8>) -> bool {
+    match variable {
+        Variable::Arg(name) => argument(&r.args, name.as_bytes()).is_some_and(|v| put(out, v)),
+        Variable::Cookie(name) => cookie(r, name.as_bytes()).is_some_and(|v| put(out, v)),
+        Variable::Http(name) => request_header(r, name, out),
+        Variable::SentHttp(name) => sent_header(r, name, out),
+        Variable::UpstreamHttp(name) => upstream_header(r, name, out),
+        Variable::UpstreamCookie(name) => {
+            upstream_cookie(r, name.as_bytes()).is_some_and(|v| put(out, v))
+        }
+        Variable::Capture(n) => r.captures.group(usize::from(*n)).is_some_and(|v| put(out, v)),
+        Variable::Slot(slot) => r.slot(*slot).is_some_and(|v| put(out, v)),
+
+        Variable::Args => put(out, &r.args),
+        Variable::IsArgs => put(out, if r.args.is_empty() { b"" } else { b"?" }),
+        Variable::BinaryRemoteAddr => match c.client.ip {
+            Some(IpAddr::V4(ip)) => put(out, &ip.octets()),
+            Some(IpAddr::V6(ip)) => put(out, &ip.octets()),
+            None => put(out, b"unix:"),
+        },
+        Variable::BodyBytesSent => number(out, r.response.body_bytes()),
+        Variable::BytesSent => number(out, r.response.bytes_sent),
+        Variable::Connection => number(out, c.serial),
+        Variable::ConnectionRequests => number(out, c.requests.get()),
+        Variable::ConnectionTime => seconds(out, Clock::now().saturating_sub(c.accepted)),
+        Variable::ContentLength => {
+            if r.body.is_done() && r.head.body == crate::http1::framing::BodyLength::Chunked {
+                return number(out, r.body.decoded);
+            }
+            known_header(r, Known::ContentLength, out)
+        }
+        Variable::ContentType => known_header(r, Known::ContentType, out),
+        Variable::DocumentRoot => document_root(c, r, out),
+        Variable::Host => {
+            if r.host.is_empty() {
+                put(out, r.generation.http().server(r.server).name.as_bytes())
+            } else {
+                put(out, &r.host)
+            }
+        }
+        Variable::Hostname => put(out, c.shard.hostname.as_bytes()),
+        Variable::Https => put(out, b""),
+        Variable::Msec => seconds(out, Clock::now()),
+        Variable::NginxVersion => put(out, crate::VERSION.as_bytes()),
+        Variable::Pid => number(out, u64::from(std::process::id())),
+        Variable::Pipe => put(out, if r.pipelined { b"p" } else { b"." }),
+        Variable::RealpathRoot => realpath_root(c, r, out),
+        Variable::RemoteAddr => put(out, c.client.address.as_bytes()),
+        Variable::RemotePort => c.client.port.is_none_or(|port| number(out, u64::from(port))),
+        Variable::RemoteUser => remote_user(r, out),
+        Variable::Request => put(out, r.text(r.head.line)),
+        Variable::RequestBody => {
+            r.body.is_done()
+                && r.body.file.is_none()
+                && !r.body.memory.is_empty()
+                && put(out, r.body.memory.as_slice())
+        }
+        Variable::RequestBodyFile => r.body.file.as_ref().is_some_and(|file| {
+            put(out, std::os::unix::ffi::OsStrExt::as_bytes(file.path().as_os_str()))
+        }),
+        Variable::RequestCompletion => {
+            put(out, if r.response.complete { b"OK".as_slice() } else { b"" })
+        }
+        Variable::RequestFilename => request_filename(c, r, out),
+        Variable::RequestId => put(out, r.id.get_or_init(crate::os::random_hex)),
+        Variable::RequestLength => number(out, r.head_len as u64 + r.body.received),
+        Variable::RequestMethod => put(out, method(r)),
+        Variable::RequestPort => r.host_port.as_ref().is_none_or(|port| put(out, port)),
+        Variable::IsRequestPort => {
+            let has_port = r.host_port.as_ref().is_some_and(|port| !port.is_empty());
+            put(out, if has_port { b":" } else { b"" })
+        }
+        Variable::RequestTime => seconds(out, r.elapsed()),
+        Variable::RequestUri => put(out, r.unparsed_uri()),
+        Variable::Scheme => put(out, b"http"),
+        Variable::ServerAddr => {
+            let _ = match c.local_address() {
+                Some(address) => write!(Text(out), "{}", address.ip()),
+                None => write!(Text(out), "{}", c.listener.name()),
+            };
+            true
+        }
+        Variable::ServerName => put(out, r.generation.http().server(r.server).name.as_bytes()),
+        Variable::ServerPort => {
+            c.local_address().is_none_or(|address| number(out, u64::from(address.port())))
+        }
+        Variable::ServerProtocol => put(
+            out,
+            match r.head.version {
+                Version::Http09 => b"HTTP/0.9",
+                Version::Http10 => b"HTTP/1.0",
+                Version::Http11 => b"HTTP/1.1",
+            },
+        ),
+        Variable::Status => {
+            let _ = write!(Text(out), "{:03}", r.response.status);
+            true
+        }
+        Variable::TcpinfoRtt => tcp_info(c, out, |info| info.tcpi_rtt),
+        Variable::TcpinfoRttvar => tcp_info(c, out, |info| info.tcpi_rttvar),
+        Variable::TcpinfoSndCwnd => tcp_info(c, out, |info| info.tcpi_snd_cwnd),
+        Variable::TcpinfoRcvSpace => tcp_info(c, out, |info| info.tcpi_rcv_space),
+        Variable::TimeIso8601 => c.shard.with_time(|texts| put(out, texts.iso8601.as_bytes())),
+        Variable::TimeLocal => c.shard.with_time(|texts| put(out, texts.access_log.as_bytes())),
+        Variable::Uri => put(out, &r.uri),
+
+        Variable::ProxyHost => proxy_pass(r).is_some_and(|pass| put(out, pass.host.as_bytes())),
+        Variable::ProxyPort => proxy_pass(r).is_some_and(|pass| put(out, pass.port.as_bytes())),
+        Variable::ProxyAddXForwardedFor => {
+            if known_header(r, Known::XForwardedFor, out) {
+                out.extend_from_slice(b", ");
+            }
+            put(out, c.client.address.as_bytes())
+        }
+        Variable::UpstreamAddr => attempts(r, out, |a, out| {
+            out.extend_from_slice(a.address.as_bytes());
+        }),
+        Variable::UpstreamStatus => attempts(r, out, |a, out| {
+            if a.status == 0 {
+                out.push(b'-');
+            } else {
+                let _ = write!(Text(out), "{:03}", a.status);
+            }
+        }),
+        Variable::UpstreamConnectTime => attempts(r, out, |a, out| time(out, a.connect)),
+        Variable::UpstreamHeaderTime => attempts(r, out, |a, out| time(out, a.header)),
+        Variable::UpstreamResponseTime => attempts(r, out, |a, out| time(out, a.response)),
+        Variable::UpstreamResponseLength => attempts(r, out, |a, out| {
+            number(out, a.response_length);
+        }),
+        Variable::UpstreamBytesSent => attempts(r, out, |a, out| {
+            number(out, a.bytes_sent);
+        }),
+        Variable::UpstreamBytesReceived => attempts(r, out, |a, out| {
+            number(out, a.bytes_received);
+        }),
+    }
+}
+
+/// The method as sent upstream and logged.
+pub fn method(r: &Request) -> &[u8] {
+    use crate::http1::request::Method;
+    if r.method == r.head.method_kind {
+        return r.text(r.head.method);
+    }
+    match r.method {
+        Method::Head => b"HEAD",
+        _ => b"GET",
+    }
+}
+
+/// `text` formatted into bytes.
+pub struct Text<'a>(pub &'a mut Vec<u8>);
+
+impl std::fmt::Write for Text<'_> {
+    fn write_str(&mut self, text: &str) -> std::fmt::Result {
+        self.0.extend_from_slice(text.as_bytes());
+        Ok(())
+    }
+}
+
+fn put(out: &mut Vec<u8>, value: &[u8]) -> bool {
+    out.extend_from_slice(value);
+    true
+}
+
+fn number(out: &mut Vec<u8>, value: u64) -> bool {
+    out.extend_from_slice(itoa::Buffer::new().format(value).as_bytes());
+    true
+}
+
+fn seconds(out: &mut Vec<u8>, value: Duration) -> bool {
+    let ms = value.as_millis() as u64;
+    number(out, ms / 1000);
+    let ms = ms % 1000;
+    let digit = |n: u64| b'0' + (n % 10) as u8;
+    out.extend([b'.', digit(ms / 100), digit(ms / 10), digit(ms)]);
+    true
+}
+
+fn time(out: &mut Vec<u8>, value: Option<Duration>) {
+    match value {
+        Some(value) => {
+            seconds(out, value);
+        }
+        None => out.push(b'-'),
+    }
+}
+
+/// One item a try, joined by `, `; groups after an internal redirect joined by ` : `.
+fn attempts(r: &Request, out: &mut Vec<u8>, item: impl Fn(&Attempt, &mut Vec<u8>)) -> bool {
+    for (n, attempt) in r.attempts.iter().enumerate() {
+        if n > 0 {
+            let separator: &[u8] = if attempt.starts_group { b" : " } else { b", " };
+            out.extend_from_slice(separator);
+        }
+        item(attempt, out);
+    }
+    !r.attempts.is_empty()
+}
+
+/// `$arg_NAME`: the raw value of the first `NAME=` in the args, whatever its case.
+fn argument<'a>(args: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
+    args.split(|&b| b == b'&').find_map(|pair| {
+        let equals = memchr::memchr(b'=', pair)?;
+        pair[..equals].eq_ignore_ascii_case(name).then(|| &pair[equals + 1..])
+    })
+}
+
+/// `$cookie_NAME`: the first match over all Cookie lines.
+fn cookie<'a>(r: &'a Request, name: &[u8]) -> Option<&'a [u8]> {
+    r.head.headers.find_all(Known::Cookie).find_map(|field| {
+        r.text(field.value).split(|&b| b == b';').find_map(|pair| {
+            let pair = pair.trim_ascii();
+            let equals = memchr::memchr(b'=', pair)?;
+            pair[..equals].eq_ignore_ascii_case(name).then(|| &pair[equals + 1..])
+        })
+    })
+}
+
+fn upstream_cookie<'a>(r: &'a Request, name: &[u8]) -> Option<&'a [u8]> {
+    let bytes = r.upstream_bytes.as_slice();
+    r.upstream_head.headers.find_all(Known::SetCookie).find_map(|field| {
+        let pair = field.value.of(bytes).split(|&b| b == b';').next()?.trim_ascii();
+        let equals = memchr::memchr(b'=', pair)?;
+        pair[..equals].eq_ignore_ascii_case(name).then(|| &pair[equals + 1..])
+    })
+}
+
+/// Joins values by `, ` (cookies by `; `); tells whether there was any.
+fn joined<'a>(
+    values: impl Iterator<Item = &'a [u8]>,
+    separator: &[u8],
+    out: &mut Vec<u8>,
+) -> bool {
+    let mut found = false;
+    for value in values {
+        if found {
+            out.extend_from_slice(separator);
+        }
+        found = true;
+        out.extend_from_slice(value);
+    }
+    found
+}
+
+fn request_header(r: &Request, name: &HeaderName, out: &mut Vec<u8>) -> bool {
+    let separator: &[u8] = if name.0.as_ref() == b"cookie" { b"; " } else { b", " };
+    let fields = r.head.headers.find_name(r.bytes(), &name.0);
+    joined(fields.map(|field| r.text(field.value)), separator, out)
+}
+
+fn known_header(r: &Request, known: Known, out: &mut Vec<u8>) -> bool {
+    joined(r.head.headers.find_all(known).map(|field| r.text(field.value)), b", ", out)
+}
+
+fn upstream_header(r: &Request, name: &HeaderName, out: &mut Vec<u8>) -> bool {
+    let bytes = r.upstream_bytes.as_slice();
+    let fields = r.upstream_head.headers.find_name(bytes, &name.0);
+    joined(fields.map(|field| field.value.of(bytes)), b", ", out)
+}
+
+/// Looked up in the head as it was sent.
+fn sent_header(r: &Request, name: &HeaderName, out: &mut Vec<u8>) -> bool {
+    let same = |header: &[u8]| {
+        header.len() == name.0.len()
+            && header.iter().zip(name.0.iter()).all(|(&h, &n)| {
+                let h = h.to_ascii_lowercase();
+                h == n || (h == b'-' && n == b'_')
+            })
+    };
+    let lines = r.response.head.split(|&b| b == b'\n').skip(1);
+    let values = lines.filter_map(|line| {
+        let colon = memchr::memchr(b':', line)?;
+        same(&line[..colon]).then(|| line[colon + 1..].trim_ascii())
+    });
+    joined(values, b", ", out)
+}
+
+/// The user of Basic credentials, whether or not they are checked.
+fn remote_user(r: &Request, out: &mut Vec<u8>) -> bool {
+    let user = r.head.headers.find(Known::Authorization).and_then(|field| {
+        let value = r.text(field.value);
+        let (scheme, credentials) = value.split_at_checked(6)?;
+        if !scheme.eq_ignore_ascii_case(b"basic ") {
+            return None;
+        }
+        let mut decoded = base64(credentials.trim_ascii())?;
+        decoded.truncate(memchr::memchr(b':', &decoded)?);
+        (!decoded.is_empty()).then_some(decoded)
+    });
+    user.is_some_and(|user| put(out, &user))
+}
+
+/// RFC 4648 section 4, padding optional.
+fn base64(text: &[u8]) -> Option<Vec<u8>> {
+    let text = text.strip_suffix(b"==").or(text.strip_suffix(b"=")).unwrap_or(text);
+    let mut out = Vec::with_capacity(text.len() * 3 / 4);
+    let (mut bits, mut count) = (0u32, 0);
+    for &byte in text {
+        let value = match byte {
+            b'A'..=b'Z' => byte - b'A',
+            b'a'..=b'z' => byte - b'a' + 26,
+            b'0'..=b'9' => byte - b'0' + 52,
+            b'+' | b'-' => 62,
+            b'/' | b'_' => 63,
+            _ => return None,
+        };
+        bits = bits << 6 | u32::from(value);
+        count += 6;
+        if count >= 8 {
+            count -= 8;
+            out.push((bits >> count) as u8);
+            bits &= (1 << count) - 1;
+        }
+    }
+    Some(out)
+}
+
+fn proxy_pass(r: &Request) -> Option<&super::modules::proxy::ProxyPass> {
+    r.generation.http().location(r.location).settings.proxy.pass.get()
+}
+
+fn root<'a>(r: &'a Request) -> &'a Root {
+    &r.generation.http().location(r.location).settings.core.root
+}
+
+fn document_root(c: &Connection, r: &Request, out: &mut Vec<u8>) -> bool {
+    expand(&root(r).path, c, r, out);
+    true
+}
+
+fn realpath_root(c: &Connection, r: &Request, out: &mut Vec<u8>) -> bool {
+    let path = expanded(&root(r).path, c, r);
+    let path: &std::ffi::OsStr = std::os::unix::ffi::OsStrExt::from_bytes(&path);
+    match std::fs::canonicalize(path) {
+        Ok(real) => put(out, std::os::unix::ffi::OsStrExt::as_bytes(real.as_os_str())),
+        Err(_) => false,
+    }
+}
+
+/// The file that the current URI names: root plus URI, or alias in place of the location's name.
+pub fn request_filename(c: &Connection, r: &Request, out: &mut Vec<u8>) -> bool {
+    file_for(&r.uri, c, r, out);
+    true
+}
+
+/// The file that `uri` names in the current location.
+pub fn file_for(uri: &[u8], c: &Connection, r: &Request, out: &mut Vec<u8>) {
+    let location = r.generation.http().location(r.location);
+    let root = &*location.settings.core.root;
+    expand(&root.path, c, r, out);
+    if !root.is_alias {
+        out.extend_from_slice(uri);
+    } else if let Some(prefix) = location.alias_prefix() {
+        out.extend_from_slice(uri.get(prefix.len()..).unwrap_or_default());
+    }
+}
+
+fn tcp_info(c: &Connection, out: &mut Vec<u8>, field: fn(&libc::tcp_info) -> u32) -> bool {
+    crate::os::tcp_info(c.stream.fd()).is_ok_and(|info| number(out, u64::from(field(&info))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn arguments_are_found_by_name_in_any_case() {
+        assert_eq!(argument(b"a=1&B=2&b=3", b"b"), Some(b"2".as_slice()));
+        assert_eq!(argument(b"a&b=", b"a"), None);
+        assert_eq!(argument(b"a&b=", b"b"), Some(b"".as_slice()));
+        assert_eq!(argument(b"ab=1", b"b"), None);
+    }
+
+    #[test]
+    fn base64_with_and_without_padding() {
+        assert_eq!(base64(b"dXNlcjpwYXNz").unwrap(), b"user:pass");
+        assert_eq!(base64(b"dTpw").unwrap(), b"u:p");
+        assert_eq!(base64(b"dTo=").unwrap(), b"u:");
+        assert_eq!(base64(b"dTo").unwrap(), b"u:");
+        assert!(base64(b"d%").is_none());
+    }
+
+    #[test]
+    fn log_escapes() {
+        let escaped = |escape, text: &[u8]| {
+            let mut out = b"keep\"".to_vec();
+            out.extend_from_slice(text);
+            escape_tail(escape, 5, &mut out);
+            String::from_utf8(out.split_off(5)).unwrap()
+        };
+        assert_eq!(escaped(Escape::Default, b"a\"b\\c\x01\x7f\xff"), r"a\x22b\x5Cc\x01\x7F\xFF");
+        assert_eq!(escaped(Escape::Json, b"a\"b\\c\n\x01"), r#"a\"b\\c\n\u0001"#);
+        assert_eq!(escaped(Escape::Default, b"plain"), "plain");
+    }
+
+    #[test]
+    fn seconds_have_three_decimals() {
+        let mut out = Vec::new();
+        seconds(&mut out, Duration::from_millis(12_034));
+        assert_eq!(out, b"12.034");
+    }
+}
