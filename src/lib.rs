@@ -8,4 +8,5 @@ pub mod http;
 
 pub mod config;
 pub mod error_log;
+pub mod local_time;
 pub mod uwsgi;
