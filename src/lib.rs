@@ -2,6 +2,7 @@
 //!
 //! Reading order is calling order: a module uses only what stands below it.
 
+pub mod demo;
 pub mod options;
 
 pub mod http;
