@@ -1,6 +1,25 @@
 //! The error log: levels, destinations, and lines in nginx's form.
+//!
+//! Files belong to the process ([`Files`]) and are reopened all at once; a [`Log`] belongs to a
+//! thread and is what one `error_log` setting amounts to. A line is one `write(2)` on a file opened
+//! for appending, so lines of several threads never mix and nothing is buffered when a crash comes.
 
+mod file;
+mod line;
+
+use std::fmt;
+use std::io::{self, Write as _};
 use std::path::PathBuf;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+pub use file::{Files, LogFile, OpenError};
+pub use line::{Errno, Escaped, LINE_LENGTH_MAX, escape, fuzz_escape};
+
+use crate::local_time::LocalTime;
+use file::Handle;
+use line::Line;
 
 /// Most severe first, as in the `error_log` directive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -15,6 +34,48 @@ pub enum Level {
     Debug,
 }
 
+impl Level {
+    pub const ALL: [Self; 8] = [
+        Self::Emerg,
+        Self::Alert,
+        Self::Crit,
+        Self::Error,
+        Self::Warn,
+        Self::Notice,
+        Self::Info,
+        Self::Debug,
+    ];
+
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Emerg => "emerg",
+            Self::Alert => "alert",
+            Self::Crit => "crit",
+            Self::Error => "error",
+            Self::Warn => "warn",
+            Self::Notice => "notice",
+            Self::Info => "info",
+            Self::Debug => "debug",
+        }
+    }
+
+    /// The level of a name in the configuration. nginx's partial debug levels (`debug_http`) are
+    /// debug.
+    pub fn from_name(name: &str) -> Option<Self> {
+        match name {
+            "debug_core" | "debug_alloc" | "debug_mutex" | "debug_event" | "debug_http"
+            | "debug_mail" | "debug_stream" => Some(Self::Debug),
+            _ => Self::ALL.into_iter().find(|level| level.name() == name),
+        }
+    }
+}
+
+impl fmt::Display for Level {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
 /// One `error_log` line.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Target {
@@ -26,4 +87,203 @@ pub struct Target {
 pub enum Destination {
     File(PathBuf),
     Stderr,
+}
+
+/// Where a thread's messages go. Cloning is cheap; it cannot leave its thread.
+#[derive(Debug, Clone)]
+pub struct Log {
+    outputs: Rc<[(Level, Output)]>,
+    /// The least severe level that any output takes.
+    level: Level,
+}
+
+#[derive(Debug)]
+enum Output {
+    File(Handle),
+    Stderr,
+    /// Standard error before there are workers: for a person at a terminal, so without the time.
+    Startup,
+}
+
+impl Log {
+    /// The log of one `error_log` setting. Files that are open already are shared.
+    pub fn open(targets: &[Target], files: &Files) -> Result<Self, OpenError> {
+        let outputs = targets.iter().map(|Target { destination, level }| {
+            Ok((
+                *level,
+                match destination {
+                    Destination::File(path) => Output::File(Handle::new(files.open(path)?)),
+                    Destination::Stderr => Output::Stderr,
+                },
+            ))
+        });
+        Ok(Self::new(outputs.collect::<Result<_, _>>()?))
+    }
+
+    /// The log of a process that starts: warnings and worse on stderr as `nginx: [level] text`, and
+    /// notices too in `first`, the log of `-e`.
+    pub fn startup(first: Option<Arc<LogFile>>) -> Self {
+        let file = first.map(|file| (Level::Notice, Output::File(Handle::new(file))));
+        Self::new([(Level::Warn, Output::Startup)].into_iter().chain(file).collect())
+    }
+
+    fn new(outputs: Rc<[(Level, Output)]>) -> Self {
+        let level = outputs.iter().map(|(level, _)| *level).max().unwrap_or(Level::Emerg);
+        Self { outputs, level }
+    }
+
+    /// Whether a message of this level goes anywhere; ask before making one that costs something.
+    pub fn enabled(&self, level: Level) -> bool {
+        level <= self.level
+    }
+
+    /// A message that belongs to no connection and no system call.
+    pub fn say(&self, level: Level, text: fmt::Arguments<'_>) {
+        self.write(level, None, text, None, &Context::default());
+    }
+
+    /// Writes one line: `connection` is the number after `*`, `errno` the system error that the
+    /// text is about.
+    pub fn write(
+        &self,
+        level: Level,
+        connection: Option<u64>,
+        text: fmt::Arguments<'_>,
+        errno: Option<i32>,
+        context: &Context<'_>,
+    ) {
+        if !self.enabled(level) {
+            return;
+        }
+        let now = unix_seconds();
+        let (mut line, mut startup_line) = (Line::new(), None);
+        line.put_head(&LocalTime::at(now), level, connection);
+        line.put_message(text, errno, context);
+
+        for (_, output) in self.outputs.iter().filter(|(least, _)| level <= *least) {
+            match output {
+                Output::File(file) => file.write(line.finish(), now),
+                Output::Stderr => write_to_stderr(line.finish()),
+                Output::Startup => {
+                    let line = startup_line.get_or_insert_with(|| {
+                        let mut line = Line::new();
+                        line.put_startup_head(level);
+                        line.put_message(text, errno, context);
+                        line
+                    });
+                    write_to_stderr(line.finish());
+                }
+            }
+        }
+    }
+}
+
+/// What was going on when a message was written; what is `None` is left out of the line.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Context<'a> {
+    /// `connecting to upstream`
+    pub action: Option<&'a str>,
+    /// The address without the port.
+    pub client: Option<&'a str>,
+    /// The server's name; before a request is known, the address that was connected to.
+    pub server: Option<&'a str>,
+    /// The request line.
+    pub request: Option<&'a [u8]>,
+    /// `http://127.0.0.1:81/x`, `uwsgi://unix:/path:`
+    pub upstream: Option<&'a [u8]>,
+    /// The `Host` header.
+    pub host: Option<&'a [u8]>,
+    /// The `Referer` header.
+    pub referrer: Option<&'a [u8]>,
+}
+
+fn unix_seconds() -> i64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| i64::try_from(since.as_secs()).unwrap_or(i64::MAX))
+}
+
+/// A closed or full stderr leaves nobody to tell.
+fn write_to_stderr(line: &[u8]) {
+    let _ = io::stderr().write(line);
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    const CONTEXT: Context<'_> = Context {
+        action: Some("connecting to upstream"),
+        client: Some("127.0.0.1"),
+        server: Some("example.org"),
+        request: Some(b"GET /x HTTP/1.1"),
+        upstream: Some(b"http://127.0.0.1:81/x"),
+        host: Some(b"h"),
+        referrer: Some(b"http://r/"),
+    };
+
+    fn log_to(files: &Files, targets: &[(&PathBuf, Level)]) -> Log {
+        let targets: Vec<_> = targets
+            .iter()
+            .map(|&(path, level)| Target { destination: Destination::File(path.clone()), level })
+            .collect();
+        Log::open(&targets, files).unwrap()
+    }
+
+    #[test]
+    fn names_of_levels() {
+        for level in Level::ALL {
+            assert_eq!(Level::from_name(&level.to_string()), Some(level));
+        }
+        assert_eq!(Level::from_name("debug_http"), Some(Level::Debug));
+        assert_eq!(Level::from_name("Error"), None);
+        assert!(Level::Emerg < Level::Debug);
+    }
+
+    #[test]
+    fn a_line_with_everything() {
+        let directory = file::tests::directory();
+        let path = directory.join("error.log");
+        let log = log_to(&Files::default(), &[(&path, Level::Error)]);
+        log.write(Level::Error, Some(7), format_args!("connect() failed"), Some(111), &CONTEXT);
+        log.say(Level::Notice, format_args!("not said"));
+
+        let text = fs::read_to_string(&path).unwrap();
+        let (time, rest) = text.split_at(20);
+        assert!(time.starts_with("20") && time.ends_with(' '), "{time}");
+        let rest = rest.strip_prefix(&format!("[error] {}#", std::process::id())).unwrap();
+        let (_thread, message) = rest.split_once(": ").unwrap();
+        assert_eq!(
+            message,
+            "*7 connect() failed (111: Connection refused) while connecting to upstream, \
+             client: 127.0.0.1, server: example.org, request: \"GET /x HTTP/1.1\", \
+             upstream: \"http://127.0.0.1:81/x\", host: \"h\", referrer: \"http://r/\"\n"
+        );
+    }
+
+    #[test]
+    fn each_target_has_its_own_level() {
+        let directory = file::tests::directory();
+        let (quiet, loud) = (directory.join("quiet"), directory.join("loud"));
+        let log = log_to(&Files::default(), &[(&quiet, Level::Crit), (&loud, Level::Info)]);
+        assert!(log.enabled(Level::Info) && !log.enabled(Level::Debug));
+        log.say(Level::Info, format_args!("one"));
+        log.say(Level::Alert, format_args!("two"));
+        assert_eq!(fs::read_to_string(&quiet).unwrap().lines().count(), 1);
+        assert_eq!(fs::read_to_string(&loud).unwrap().lines().count(), 2);
+    }
+
+    #[test]
+    fn the_first_log_takes_notices() {
+        let directory = file::tests::directory();
+        let file = Files::default().open(&directory.join("first")).unwrap();
+        let log = Log::startup(Some(file.clone()));
+        log.say(Level::Notice, format_args!("start worker processes"));
+        log.say(Level::Info, format_args!("not said"));
+        let text = fs::read_to_string(file.path()).unwrap();
+        assert!(text.ends_with(": start worker processes\n"));
+        assert_eq!(text.lines().count(), 1);
+    }
 }

@@ -3,4 +3,5 @@
 pub mod location;
 pub mod modules;
 pub mod server;
+pub mod special_response;
 pub mod variable;

@@ -2,8 +2,14 @@
 //!
 //! Reading order is calling order: a module uses only what stands below it.
 
+pub mod demo;
+pub mod options;
+
 pub mod http;
 
+pub mod clock;
 pub mod config;
 pub mod error_log;
 pub mod io;
+pub mod local_time;
+pub mod uwsgi;

@@ -1,0 +1,270 @@
+//! Log files: opened once for the process, shared by its threads, reopened behind their backs.
+
+use std::cell::RefCell;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use thiserror::Error;
+
+use super::line::Errno;
+use super::write_to_stderr;
+
+/// Every log file of the process. A file closes when no configuration and no log holds it.
+#[derive(Debug, Default)]
+pub struct Files {
+    files: Mutex<Vec<Weak<LogFile>>>,
+}
+
+impl Files {
+    /// The file of this path: the one that is open already, or a new one.
+    pub fn open(&self, path: &Path) -> Result<Arc<LogFile>, OpenError> {
+        let mut files = lock(&self.files);
+        files.retain(|file| file.strong_count() > 0);
+        if let Some(open) = files.iter().filter_map(Weak::upgrade).find(|file| file.path == path) {
+            return Ok(open);
+        }
+        let file = Arc::new(LogFile::open(path)?);
+        files.push(Arc::downgrade(&file));
+        Ok(file)
+    }
+
+    /// Opens every file anew by its path, as after the old ones were renamed (USR1). One that
+    /// cannot be opened goes on with the old file, and is returned.
+    pub fn reopen(&self) -> Vec<OpenError> {
+        let files = lock(&self.files);
+        files.iter().filter_map(Weak::upgrade).filter_map(|file| file.reopen().err()).collect()
+    }
+}
+
+/// `open() "F" failed (13: Permission denied)`
+#[derive(Debug, Error)]
+#[error("open() \"{}\" failed ({})", path.display(), Errno::of(source))]
+pub struct OpenError {
+    pub path: PathBuf,
+    pub source: io::Error,
+}
+
+/// One log file, whatever number of threads write to it.
+#[derive(Debug)]
+pub struct LogFile {
+    path: PathBuf,
+    current: Mutex<Arc<File>>,
+    /// Counts the times that `current` was replaced. Threads keep the file they know and look here
+    /// before each line, so the lock is taken once per thread and reopening.
+    generation: AtomicU64,
+    /// The second in which the disk was last found full: nothing is written in it any more.
+    full_at: AtomicI64,
+}
+
+impl LogFile {
+    fn open(path: &Path) -> Result<Self, OpenError> {
+        Ok(Self {
+            path: path.to_owned(),
+            current: Mutex::new(Arc::new(open(path)?)),
+            generation: AtomicU64::new(0),
+            full_at: AtomicI64::new(i64::MIN),
+        })
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn reopen(&self) -> Result<(), OpenError> {
+        let file = Arc::new(open(&self.path)?);
+        let mut current = lock(&self.current);
+        *current = file;
+        self.generation.fetch_add(1, Ordering::Release);
+        Ok(())
+    }
+
+    /// The file to write to, and the generation it is of.
+    fn current(&self) -> (u64, Arc<File>) {
+        let current = lock(&self.current);
+        (self.generation.load(Ordering::Acquire), Arc::clone(&current))
+    }
+}
+
+/// A thread's hold on a log file.
+#[derive(Debug)]
+pub struct Handle {
+    shared: Arc<LogFile>,
+    known: RefCell<(u64, Arc<File>)>,
+}
+
+impl Handle {
+    pub fn new(shared: Arc<LogFile>) -> Self {
+        let known = RefCell::new(shared.current());
+        Self { shared, known }
+    }
+
+    /// Writes one line. `now` is the second it is written in. A failure loses the line, no more.
+    pub fn write(&self, line: &[u8], now: i64) {
+        let LogFile { path, generation, full_at, .. } = &*self.shared;
+        if full_at.load(Ordering::Relaxed) == now {
+            return;
+        }
+        let mut known = self.known.borrow_mut();
+        if known.0 != generation.load(Ordering::Acquire) {
+            *known = self.shared.current();
+        }
+        if let Err(error) = write_once(&known.1, line) {
+            if error.kind() == io::ErrorKind::StorageFull {
+                full_at.store(now, Ordering::Relaxed);
+            }
+            complain(path, &error, now);
+        }
+    }
+}
+
+/// `O_APPEND`, 0644, created when missing.
+fn open(path: &Path) -> Result<File, OpenError> {
+    OpenOptions::new()
+        .append(true)
+        .create(true)
+        .mode(0o644)
+        .open(path)
+        .map_err(|source| OpenError { path: path.to_owned(), source })
+}
+
+/// One `write(2)`; what a full disk or pipe did not take of a line is not sent after it, because
+/// another thread's line may stand between.
+fn write_once(mut file: &File, line: &[u8]) -> io::Result<()> {
+    loop {
+        match file.write(line) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            other => return other.map(drop),
+        }
+    }
+}
+
+/// Says on stderr that a log cannot be written, once a minute for all of them.
+fn complain(path: &Path, error: &io::Error, now: i64) {
+    static LAST: AtomicI64 = AtomicI64::new(i64::MIN);
+
+    let due = LAST.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |last| {
+        (now.saturating_sub(last) >= 60 || now < last).then_some(now)
+    });
+    if due.is_ok() {
+        let error = Errno::of(error);
+        let text = format!("nginx: [alert] write() to \"{}\" failed ({error})\n", path.display());
+        write_to_stderr(text.as_bytes());
+    }
+}
+
+/// No code that holds these locks can leave something half done.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+pub mod tests {
+    use std::sync::mpsc::channel;
+    use std::{env, fs, process, thread};
+
+    use super::*;
+
+    /// A new directory under the temporary one, removed when dropped.
+    pub fn directory() -> Directory {
+        static COUNT: AtomicU64 = AtomicU64::new(0);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let path = env::temp_dir().join(format!("ringx-error-log-{}-{number}", process::id()));
+        fs::create_dir_all(&path).unwrap();
+        Directory(path)
+    }
+
+    pub struct Directory(PathBuf);
+
+    impl Directory {
+        pub fn join(&self, name: &str) -> PathBuf {
+            self.0.join(name)
+        }
+    }
+
+    impl Drop for Directory {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+
+    #[test]
+    fn one_path_is_one_file() {
+        let directory = directory();
+        let files = Files::default();
+        let file = files.open(&directory.join("a")).unwrap();
+        assert!(Arc::ptr_eq(&file, &files.open(&directory.join("a")).unwrap()));
+        assert!(!Arc::ptr_eq(&file, &files.open(&directory.join("b")).unwrap()));
+        drop(file);
+        files.open(&directory.join("c")).unwrap();
+        assert_eq!(lock(&files.files).len(), 1, "files that nobody holds are forgotten");
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_opened() {
+        let error = Files::default().open(Path::new("/nowhere/error.log")).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "open() \"/nowhere/error.log\" failed (2: No such file or directory)"
+        );
+    }
+
+    #[test]
+    fn reopening_reaches_other_threads() {
+        let directory = directory();
+        let (path, old) = (directory.join("error.log"), directory.join("error.log.1"));
+        let files = Files::default();
+        let file = files.open(&path).unwrap();
+
+        let (go, wait) = channel::<()>();
+        let (done, written) = channel();
+        let writer = thread::spawn(move || {
+            let handle = Handle::new(file);
+            for number in 0.. {
+                handle.write(format!("{number}\n").as_bytes(), 0);
+                done.send(()).unwrap();
+                if wait.recv().is_err() {
+                    break;
+                }
+            }
+        });
+        written.recv().unwrap();
+        fs::rename(&path, &old).unwrap();
+        go.send(()).unwrap();
+        written.recv().unwrap();
+        assert!(files.reopen().is_empty());
+        go.send(()).unwrap();
+        written.recv().unwrap();
+        drop(go);
+        writer.join().unwrap();
+
+        assert_eq!(fs::read_to_string(&old).unwrap(), "0\n1\n");
+        assert_eq!(fs::read_to_string(&path).unwrap(), "2\n");
+    }
+
+    #[test]
+    fn a_failed_reopening_keeps_the_old_file() {
+        let directory = directory();
+        let path = directory.join("error.log");
+        let files = Files::default();
+        let handle = Handle::new(files.open(&path).unwrap());
+        fs::rename(&path, directory.join("old")).unwrap();
+        fs::create_dir(&path).unwrap();
+        assert_eq!(files.reopen().len(), 1);
+        handle.write(b"line\n", 0);
+        assert_eq!(fs::read(directory.join("old")).unwrap(), b"line\n");
+    }
+
+    #[test]
+    fn a_full_disk_pauses_the_log_for_the_second() {
+        let file = Files::default().open(Path::new("/dev/full")).unwrap();
+        let handle = Handle::new(Arc::clone(&file));
+        handle.write(b"line\n", 5);
+        assert_eq!(file.full_at.load(Ordering::Relaxed), 5);
+        handle.write(b"line\n", 6);
+        assert_eq!(file.full_at.load(Ordering::Relaxed), 6);
+    }
+}
