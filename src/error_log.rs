@@ -18,6 +18,7 @@ pub use file::{Files, LogFile, OpenError};
 pub use line::{Errno, Escaped, LINE_LENGTH_MAX, escape, fuzz_escape};
 
 use crate::local_time::LocalTime;
+pub use file::Handle as FileHandle;
 use file::Handle;
 use line::Line;
 

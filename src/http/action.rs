@@ -22,13 +22,13 @@ pub enum Action {
 }
 
 impl Action {
-    pub fn phrase(self) -> &'static str {
-        match self {
+    pub fn phrase(self) -> Option<&'static str> {
+        Some(match self {
             Action::WaitingForRequest => "waiting for request",
             Action::ReadingRequestLine => "reading client request line",
             Action::ReadingRequestHeaders => "reading client request headers",
             Action::ReadingPipelinedRequestLine => "reading client pipelined request line",
-            Action::Processing => "",
+            Action::Processing => return None,
             Action::SendingResponse => "sending response to client",
             Action::ConnectingToUpstream => "connecting to upstream",
             Action::SendingRequestToUpstream => "sending request to upstream",
@@ -38,6 +38,6 @@ impl Action {
             Action::Keepalive => "keepalive",
             Action::ClosingRequest => "closing request",
             Action::LoggingRequest => "logging request",
-        }
+        })
     }
 }

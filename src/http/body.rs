@@ -218,7 +218,8 @@ async fn receive(c: &Connection, r: &mut Request) -> Result<(), BodyError> {
         buffer = Buffer::with_capacity(known.clamp(1 << 10, PIECE));
     }
     buffer.clear();
-    let (received, buffer) = c.recv_at_most(buffer, r.body.remaining, limit, Wait::Busy).await;
+    buffer.limit_receive(r.body.remaining);
+    let (received, buffer) = c.stream.recv(buffer, limit, Wait::Busy).await;
     r.body.raw = buffer;
     match received {
         Ok(0) => Err(Close::ClientAborted.into()),

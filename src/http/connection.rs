@@ -13,18 +13,18 @@ use super::listener::Listener;
 use super::modules::Settings;
 use super::modules::core::LingeringClose;
 use super::request::Request;
-use super::{phase, response, special_response};
-use crate::clock::Clock;
+use super::phase;
+use crate::clock;
 use crate::error_log::{Context, Level};
 use crate::http1::host::parse_host;
 use crate::http1::header::Known;
-use crate::http1::refusal::Refusal;
+use crate::http1::refusal::{Quoted, Refusal};
 use crate::http1::request::{Limits, Progress, Version};
 use crate::http1::{request, uri};
 use crate::io::stream::Failure;
 use crate::io::timer::{self, Wait};
 use crate::io::{Buffer, Stream};
-use crate::shard::Shard;
+use crate::shard::{Generation, Shard};
 
 /// What outlives a request: the socket and who is at its other end.
 pub struct Connection {
@@ -78,7 +78,7 @@ impl Connection {
             stream,
             serial: shard.next_serial(),
             client,
-            accepted: Clock::now(),
+            accepted: clock::now(),
             requests: Cell::new(0),
             action: Cell::new(Action::WaitingForRequest),
             upstream: std::cell::RefCell::default(),
@@ -99,26 +99,9 @@ impl Connection {
         })
     }
 
-    /// A receive with room for everything, cut to `most` bytes.
-    pub async fn recv_at_most(
-        &self,
-        buffer: Buffer,
-        most: u64,
-        limit: Duration,
-        wait: Wait,
-    ) -> (Result<usize, Failure>, Buffer) {
-        if most >= buffer.spare() as u64 {
-            return self.stream.recv(buffer, limit, wait).await;
-        }
-        let (received, mut limited) =
-            self.stream.recv(buffer.limited(most as usize), limit, wait).await;
-        limited.unlimit();
-        (received, limited)
-    }
-
     /// A line in the error log, with everything nginx says about the connection and the request.
     pub fn log(&self, r: &Request, level: Level, text: fmt::Arguments<'_>) {
-        self.write_log(Some(r), level, text, None);
+        self.write_log(r, level, text, None);
     }
 
     /// The same after a failed system call.
@@ -129,17 +112,16 @@ impl Connection {
         text: fmt::Arguments<'_>,
         error: &std::io::Error,
     ) {
-        self.write_log(Some(r), level, text, error.raw_os_error());
+        self.write_log(r, level, text, error.raw_os_error());
     }
 
     fn write_log(
         &self,
-        r: Option<&Request>,
+        r: &Request,
         level: Level,
         text: fmt::Arguments<'_>,
         errno: Option<i32>,
     ) {
-        let Some(r) = r else { return };
         let log = r.generation.log(r.location);
         if !log.enabled(level) {
             return;
@@ -149,12 +131,12 @@ impl Connection {
         let header = |known| r.head.headers.find(known).map(|field| r.text(field.value));
         let context = Context {
             action: self.action.get().phrase(),
-            client: &self.client.address,
-            server: if line.is_empty() {
+            client: Some(&self.client.address),
+            server: Some(if line.is_empty() {
                 self.listener.name()
             } else {
                 &r.generation.http().server(r.server).name
-            },
+            }),
             request: (!line.is_empty()).then_some(line),
             upstream: (!upstream.is_empty()).then_some(upstream.as_slice()),
             host: header(Known::Host),
@@ -288,10 +270,10 @@ async fn read_head(c: &Connection, r: &mut Request) -> Result<(), NoHead> {
     }
     c.action.set(Action::ReadingRequestHeaders);
     for line in &r.head.dropped {
-        let text = Escaped(line.of(r.bytes()));
+        let text = Quoted::new(line.of(r.bytes()));
         c.log(r, Level::Info, format_args!("client sent invalid header line: \"{text}\""));
     }
-    find_server(&generation, c, r);
+    find_server(&generation, r);
     set_uri(c, r).map_err(NoHead::Refused)?;
     r.method = r.head.method_kind;
     c.action.set(Action::Processing);
@@ -300,14 +282,14 @@ async fn read_head(c: &Connection, r: &mut Request) -> Result<(), NoHead> {
 
 /// The first byte of a request is here: it counts, and its head's time runs.
 fn begin_request(c: &Connection, r: &mut Request, header_timeout: Duration) -> u64 {
-    r.started = Clock::now();
+    r.started = clock::now();
     c.requests.set(c.requests.get() + 1);
     c.shard.counters.requests.set(c.shard.counters.requests.get() + 1);
     timer::now_ms() + header_timeout.as_millis() as u64
 }
 
 /// Takes host and port from the target or the Host header, and chooses the server by name.
-fn find_server(generation: &crate::shard::Generation, c: &Connection, r: &mut Request) {
+fn find_server(generation: &Generation, r: &mut Request) {
     let named = r
         .head
         .target_host
@@ -340,7 +322,6 @@ fn find_server(generation: &crate::shard::Generation, c: &Connection, r: &mut Re
         r.server = server;
         r.location = generation.http().server(server).level;
     }
-    let _ = c;
 }
 
 fn set_uri(c: &Connection, r: &mut Request) -> Result<(), Refusal> {
@@ -465,30 +446,6 @@ pub fn may_keep_alive(c: &Connection, r: &Request) -> bool {
         && r.wants_keepalive()
         && !core.keepalive_timeout.idle.is_zero()
         && c.requests.get() < *core.keepalive_requests
-        && !response::too_old(c.accepted, *core.keepalive_time)
+        && r.started.saturating_sub(c.accepted) <= *core.keepalive_time
         && !c.shard.is_quitting()
 }
-
-/// Control bytes as `\xHH`, for text that is quoted in the error log.
-pub struct Escaped<'a>(pub &'a [u8]);
-
-impl fmt::Display for Escaped<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for chunk in self.0.utf8_chunks() {
-            for ch in chunk.valid().chars() {
-                if ch.is_ascii_control() {
-                    write!(f, "\\x{:02X}", ch as u32)?;
-                } else {
-                    write!(f, "{ch}")?;
-                }
-            }
-            for byte in chunk.invalid() {
-                write!(f, "\\x{byte:02X}")?;
-            }
-        }
-        Ok(())
-    }
-}
-
-/// The built-in page of a status, for callers that are past all redirects.
-pub use special_response::send as send_special;

@@ -7,7 +7,7 @@ use super::body::RequestBody;
 use super::server::{AddressId, LocationId, ServerId};
 use super::upstream::Attempt;
 use super::variable::Captures;
-use crate::clock::Clock;
+use crate::clock;
 use crate::http1::Span;
 use crate::http1::response::ResponseHead;
 use crate::http1::request::{ConnectionOption, Method, RequestHead, Version};
@@ -199,7 +199,7 @@ impl Request {
 
     /// Seconds and milliseconds since the first byte.
     pub fn elapsed(&self) -> std::time::Duration {
-        Clock::now().saturating_sub(self.started)
+        clock::now().saturating_sub(self.started)
     }
 
     pub fn slot(&self, slot: super::variable::VariableSlot) -> Option<&[u8]> {

@@ -6,11 +6,9 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use super::action::Action;
 use super::close::Close;
-use super::connection::Connection;
-use super::modules::core::ServerTokens;
+use super::connection::{self, Connection};
 use super::request::Request;
-use super::value;
-use crate::clock::Clock;
+use super::{special_response, value};
 use crate::http1::encode;
 use crate::http1::request::Version;
 
@@ -62,7 +60,12 @@ impl Default for Head<'_> {
 pub fn begin(c: &Connection, r: &mut Request, head: &Head<'_>) {
     let generation = Rc::clone(&r.generation);
     let core = &generation.http().location(r.location).settings.core;
-    r.response.status = head.status;
+    // An error page keeps the status it is for.
+    let (status, status_text) = match r.response.status_override {
+        Some(status) => (status, None),
+        None => (head.status, head.status_text),
+    };
+    r.response.status = status;
     let length = match head.length {
         Length::Unknown if r.is_head() => Length::None,
         length => length,
@@ -71,28 +74,25 @@ pub fn begin(c: &Connection, r: &mut Request, head: &Head<'_>) {
         && r.version() >= Version::Http11
         && *core.chunked_transfer_encoding;
     let until_close = length == Length::Unknown && !r.response.chunked;
-    r.keepalive = r.keepalive && !until_close && !head.upgrade && !c.shard.is_quitting();
+    r.keepalive =
+        r.keepalive && !until_close && !head.upgrade && connection::may_keep_alive(c, r);
 
     let mut out = std::mem::take(&mut r.response.head);
     out.clear();
-    match head.status_text {
+    match status_text {
         Some(text) => {
             out.extend_from_slice(b"HTTP/1.1 ");
             out.extend_from_slice(text);
             out.extend_from_slice(b"\r\n");
         }
-        None => encode::status_line(head.status, &mut out),
+        None => encode::status_line(status, &mut out),
     }
     if head.server {
-        out.extend_from_slice(match *core.server_tokens {
-            ServerTokens::Off => b"Server: ringx\r\n".as_slice(),
-            ServerTokens::On | ServerTokens::Build => {
-                concat!("Server: ringx/", env!("CARGO_PKG_VERSION"), "\r\n").as_bytes()
-            }
-        });
+        let name = special_response::server_name(*core.server_tokens);
+        encode::header(b"Server", name.as_bytes(), &mut out);
     }
     if head.date {
-        c.shard.with_time(|texts| encode::header(b"Date", texts.http.as_bytes(), &mut out));
+        c.shard.with_http_date(|date| encode::header(b"Date", date, &mut out));
     }
     if let Some(content_type) = head.content_type {
         encode::header(b"Content-Type", content_type, &mut out);
@@ -231,7 +231,3 @@ pub async fn send(
     Ok(())
 }
 
-/// Whether the clock says that a keepalive connection has lived long enough.
-pub fn too_old(accepted: Duration, limit: Duration) -> bool {
-    Clock::now().saturating_sub(accepted) > limit
-}

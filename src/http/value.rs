@@ -10,9 +10,10 @@ use super::modules::core::Root;
 use super::request::Request;
 use super::upstream::Attempt;
 use super::variable::{HeaderName, Part, Template, Variable};
-use crate::clock::Clock;
+use crate::clock;
 use crate::http1::header::Known;
 use crate::http1::request::Version;
+use crate::local_time::LocalTime;
 
 /// Appends a template's text.
 pub fn expand(template: &Template, c: &Connection, r: &Request, out: &mut Vec<u8>) {
@@ -119,7 +120,7 @@ pub fn append(variable: &Variable, c: &Connection, r: &Request, out: &mut Vec<u8
         Variable::BytesSent => number(out, r.response.bytes_sent),
         Variable::Connection => number(out, c.serial),
         Variable::ConnectionRequests => number(out, c.requests.get()),
-        Variable::ConnectionTime => seconds(out, Clock::now().saturating_sub(c.accepted)),
+        Variable::ConnectionTime => seconds(out, clock::now().saturating_sub(c.accepted)),
         Variable::ContentLength => {
             if r.body.is_done() && r.head.body == crate::http1::framing::BodyLength::Chunked {
                 return number(out, r.body.decoded);
@@ -137,7 +138,7 @@ pub fn append(variable: &Variable, c: &Connection, r: &Request, out: &mut Vec<u8
         }
         Variable::Hostname => put(out, c.shard.hostname.as_bytes()),
         Variable::Https => put(out, b""),
-        Variable::Msec => seconds(out, Clock::now()),
+        Variable::Msec => seconds(out, clock::now()),
         Variable::NginxVersion => put(out, crate::VERSION.as_bytes()),
         Variable::Pid => number(out, u64::from(std::process::id())),
         Variable::Pipe => put(out, if r.pipelined { b"p" } else { b"." }),
@@ -197,8 +198,8 @@ pub fn append(variable: &Variable, c: &Connection, r: &Request, out: &mut Vec<u8
         Variable::TcpinfoRttvar => tcp_info(c, out, |info| info.tcpi_rttvar),
         Variable::TcpinfoSndCwnd => tcp_info(c, out, |info| info.tcpi_snd_cwnd),
         Variable::TcpinfoRcvSpace => tcp_info(c, out, |info| info.tcpi_rcv_space),
-        Variable::TimeIso8601 => c.shard.with_time(|texts| put(out, texts.iso8601.as_bytes())),
-        Variable::TimeLocal => c.shard.with_time(|texts| put(out, texts.access_log.as_bytes())),
+        Variable::TimeIso8601 => put(out, LocalTime::at(clock::now().as_secs() as i64).iso8601()),
+        Variable::TimeLocal => put(out, LocalTime::at(clock::now().as_secs() as i64).common()),
         Variable::Uri => put(out, &r.uri),
 
         Variable::ProxyHost => proxy_pass(r).is_some_and(|pass| put(out, pass.host.as_bytes())),

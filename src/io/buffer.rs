@@ -22,21 +22,32 @@ thread_local! {
 pub struct Buffer {
     data: Vec<u8>,
     start: usize,
+    /// The most that the next receive may append.
+    receive_max: usize,
 }
 
 impl Buffer {
     /// A buffer of at least `capacity` bytes, from the pool when its size is one that is kept.
     pub fn with_capacity(capacity: usize) -> Self {
         let Some(class) = SIZES.iter().position(|&size| capacity <= size) else {
-            return Buffer { data: Vec::with_capacity(capacity), start: 0 };
+            return Buffer::of(Vec::with_capacity(capacity));
         };
         let kept = POOL.with_borrow_mut(|pool| pool[class].pop());
-        Buffer { data: kept.unwrap_or_else(|| Vec::with_capacity(SIZES[class])), start: 0 }
+        Buffer::of(kept.unwrap_or_else(|| Vec::with_capacity(SIZES[class])))
+    }
+
+    const fn of(data: Vec<u8>) -> Self {
+        Buffer { data, start: 0, receive_max: usize::MAX }
+    }
+
+    /// Lets a receive append no more than `most` bytes, until the next call.
+    pub fn limit_receive(&mut self, most: u64) {
+        self.receive_max = usize::try_from(most).unwrap_or(usize::MAX);
     }
 
     /// A buffer without memory.
     pub const fn empty() -> Self {
-        Buffer { data: Vec::new(), start: 0 }
+        Buffer::of(Vec::new())
     }
 
     pub fn as_slice(&self) -> &[u8] {
@@ -157,7 +168,7 @@ unsafe impl IoBufMut for Buffer {
     }
 
     fn bytes_total(&mut self) -> usize {
-        self.spare()
+        self.spare().min(self.receive_max)
     }
 
     unsafe fn set_init(&mut self, n: usize) {

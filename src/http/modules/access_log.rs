@@ -1,10 +1,13 @@
 //! The log module: `access_log` and `log_format`.
 
+mod write;
+
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::config::setting::{List, inherit};
 use crate::http::variable::Template;
+pub use write::{LogWriter, LogWriters, write};
 
 #[derive(Debug, Clone, Default)]
 pub struct Settings {

@@ -1,12 +1,15 @@
 //! The http core module: what a server and a location are, and everything about the client's side
 //! of a connection.
 
+mod content_type;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::config::setting::{List, Own, Setting};
 use crate::http::variable::Template;
+pub use content_type::content_type;
 
 /// The core module's settings of one level.
 #[derive(Debug, Clone, Default)]

@@ -1,10 +1,13 @@
 //! The rewrite module: `return`, `rewrite`, `set`, `if`, `break`, as a list of steps run in order.
 
+mod run;
+
 use crate::config::setting::Setting;
 use crate::http::server::LocationId;
 use crate::http::variable::Template;
 use crate::http::variable::VariableSlot;
 use std::sync::Arc;
+pub use run::{Answer, Rewritten, run};
 
 #[derive(Debug, Clone, Default)]
 pub struct Settings {

@@ -1,0 +1,120 @@
+//! The only road between threads: commands from the master to a shard, events back. Nothing of it
+//! is on the path of a request.
+
+use std::collections::VecDeque;
+use std::io::{self, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
+
+use crate::http::server::AddressId;
+use crate::io::{Buffer, Stream};
+use crate::modules::Config;
+
+/// What the master tells a shard.
+pub enum Command {
+    /// A new configuration, and a socket for every address that it listens on.
+    Reload { config: Arc<Config>, listening: Vec<Listening> },
+    /// Write out what the access logs hold back.
+    FlushLogs,
+    /// Stop accepting, finish what is under way, end.
+    Quit,
+    /// End what is still under way (`worker_shutdown_timeout`).
+    CloseAll,
+    /// End now.
+    Exit,
+}
+
+/// A listening socket of a shard.
+pub struct Listening {
+    /// `0.0.0.0:80`, `unix:/path`: what tells sockets apart.
+    pub name: Arc<str>,
+    pub address: AddressId,
+    /// A descriptor of this shard's own.
+    pub socket: OwnedFd,
+}
+
+/// What a shard, or the signal thread, tells the master.
+#[derive(Debug)]
+pub enum Event {
+    Ready { shard: usize },
+    Reloaded { shard: usize },
+    Ended { shard: usize, failure: Option<String> },
+    Signal { number: i32, sender: Option<u32> },
+}
+
+/// The master's end of a shard's commands.
+pub struct Outbox {
+    queue: Arc<Mutex<VecDeque<Command>>>,
+    bell: UnixStream,
+}
+
+/// The shard's end, before its thread runs.
+pub struct Inbox {
+    queue: Arc<Mutex<VecDeque<Command>>>,
+    bell: UnixStream,
+}
+
+/// The shard's end on its ring.
+pub struct OpenInbox {
+    queue: Arc<Mutex<VecDeque<Command>>>,
+    bell: Stream,
+    buffer: Buffer,
+}
+
+pub fn pair() -> io::Result<(Outbox, Inbox)> {
+    let (ours, theirs) = UnixStream::pair()?;
+    ours.set_nonblocking(true)?;
+    theirs.set_nonblocking(true)?;
+    let queue = Arc::new(Mutex::new(VecDeque::new()));
+    Ok((Outbox { queue: Arc::clone(&queue), bell: ours }, Inbox { queue, bell: theirs }))
+}
+
+impl Outbox {
+    pub fn send(&self, command: Command) {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner).push_back(command);
+        // A full socket means that the shard has rings of the bell to read already.
+        let _ = (&self.bell).write(&[0]);
+    }
+}
+
+impl Inbox {
+    pub fn open(self) -> io::Result<OpenInbox> {
+        let bell = Stream::new(self.bell.into())?;
+        Ok(OpenInbox { queue: self.queue, bell, buffer: Buffer::with_capacity(1024) })
+    }
+}
+
+impl OpenInbox {
+    /// The next command; [`Command::Exit`] when the master is gone.
+    pub async fn next(&mut self) -> Command {
+        loop {
+            let command = self.queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+            if let Some(command) = command {
+                return command;
+            }
+            self.buffer.clear();
+            let (received, buffer) = self.bell.recv_unlimited(std::mem::take(&mut self.buffer)).await;
+            self.buffer = buffer;
+            if !matches!(received, Ok(n) if n > 0) {
+                return Command::Exit;
+            }
+        }
+    }
+}
+
+/// The way to the master, for shards and the signal thread.
+#[derive(Debug, Clone)]
+pub struct Events(mpsc::Sender<Event>);
+
+impl Events {
+    pub fn new() -> (Self, mpsc::Receiver<Event>) {
+        let (sender, receiver) = mpsc::channel();
+        (Events(sender), receiver)
+    }
+
+    pub fn send(&self, event: Event) {
+        // Nobody to tell: the master is ending.
+        let _ = self.0.send(event);
+    }
+}

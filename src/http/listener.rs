@@ -1,0 +1,152 @@
+//! A listening socket of a shard: accepts connections and starts their tasks.
+
+use std::cell::{Cell, RefCell};
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::net::SocketFlags;
+
+use super::connection::{self, ClientAddress, Connection};
+use super::server::AddressId;
+use crate::error_log::{Errno, Level};
+use crate::io::select::{Either, Signal, either};
+use crate::io::{Stream, timer};
+use crate::shard::{Generation, Shard};
+
+/// Connections taken in one go before the shard's other tasks run.
+const BATCH: usize = 32;
+/// How long accepting pauses when there are no descriptors left, as `accept_mutex_delay` does.
+const PAUSE: Duration = Duration::from_millis(500);
+
+pub struct Listener {
+    name: Arc<str>,
+    socket: Stream,
+    /// Which configuration, and which of its addresses, new requests are for.
+    binding: RefCell<(Rc<Generation>, AddressId)>,
+    closed: Cell<bool>,
+    closing: Signal,
+}
+
+impl Listener {
+    pub fn new(
+        name: &Arc<str>,
+        socket: OwnedFd,
+        generation: &Rc<Generation>,
+        address: AddressId,
+    ) -> io::Result<Self> {
+        Ok(Listener {
+            name: Arc::clone(name),
+            socket: Stream::new(socket)?,
+            binding: RefCell::new((Rc::clone(generation), address)),
+            closed: Cell::new(false),
+            closing: Signal::default(),
+        })
+    }
+
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// What a request that begins now is answered under.
+    pub fn binding(&self) -> (Rc<Generation>, AddressId) {
+        let binding = self.binding.borrow();
+        (Rc::clone(&binding.0), binding.1)
+    }
+
+    pub fn bind(&self, generation: &Rc<Generation>, address: AddressId) {
+        *self.binding.borrow_mut() = (Rc::clone(generation), address);
+    }
+
+    pub fn is_bound_to(&self, generation: &Rc<Generation>) -> bool {
+        Rc::ptr_eq(&self.binding.borrow().0, generation)
+    }
+
+    /// Stops accepting. Connections that are open go on under the configuration they know.
+    pub fn close(&self) {
+        self.closed.set(true);
+        self.closing.raise();
+    }
+
+    /// Accepts until closed. Readiness is polled and connections are then taken with `accept4`: an
+    /// accept left to the ring could complete unseen and leak its descriptor.
+    pub async fn accept(self: Rc<Self>, shard: Rc<Shard>) {
+        while !self.closed.get() {
+            match either(self.socket.readable_unlimited(), self.closing.wait()).await {
+                Either::First(Ok(())) => {}
+                Either::First(Err(e)) => {
+                    shard.log_main(
+                        Level::Crit,
+                        format_args!("waiting on {} failed: {e}", self.name),
+                    );
+                    timer::sleep(PAUSE).await;
+                }
+                Either::Second(()) => break,
+            }
+            for _ in 0..BATCH {
+                match self.accept_one(&shard) {
+                    Ok(true) => {}
+                    Ok(false) => break,
+                    Err(e) => {
+                        shard.log_main(
+                            Level::Crit,
+                            format_args!("accept4() failed ({})", Errno::of(&e)),
+                        );
+                        timer::sleep(PAUSE).await;
+                        break;
+                    }
+                }
+            }
+        }
+        // What is in the queue by now has been accepted by the kernel: it is served.
+        while let Ok(true) = self.accept_one(&shard) {}
+    }
+
+    /// Takes one connection; false when there is none.
+    fn accept_one(self: &Rc<Self>, shard: &Rc<Shard>) -> io::Result<bool> {
+        let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+        let (socket, peer) = match rustix::net::acceptfrom_with(self.socket.fd(), flags) {
+            Ok(accepted) => accepted,
+            Err(rustix::io::Errno::AGAIN) => return Ok(false),
+            // The client was gone before it was taken.
+            Err(rustix::io::Errno::CONNABORTED | rustix::io::Errno::INTR) => return Ok(true),
+            Err(e) => return Err(e.into()),
+        };
+        let peer = peer.and_then(|peer| SocketAddr::try_from(peer).ok());
+        if !shard.has_room() {
+            let limit = shard.generation().config.events.worker_connections;
+            shard.log_main(
+                Level::Alert,
+                format_args!("{limit} worker_connections are not enough"),
+            );
+            return Ok(true);
+        }
+        let client = ClientAddress::from(peer);
+        let guard = shard.count_connection();
+        let stream = Stream::new(socket)?;
+        let tcp_nodelay = {
+            let (generation, address) = self.binding();
+            let server = generation.http().address(address).default_server;
+            let level = generation.server_level(server);
+            *generation.http().location(level).settings.core.tcp_nodelay
+        };
+        if tcp_nodelay && client.ip.is_some() {
+            stream.set_nodelay();
+        }
+        let connection = Connection::new(shard, self, stream, client);
+        shard.spawn("connection", async move {
+            let _guard = guard;
+            connection::serve(connection).await;
+        });
+        Ok(true)
+    }
+}
+
+impl AsFd for Listener {
+    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.socket.fd()
+    }
+}

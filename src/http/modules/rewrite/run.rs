@@ -1,0 +1,233 @@
+//! Running the steps of one level against a request.
+
+use std::rc::Rc;
+
+use super::{Condition, FileTest, Return, Rewrite, RewriteFlag, Step};
+use crate::error_log::{Level, escape};
+use crate::http::connection::Connection;
+use crate::http::request::Request;
+use crate::http::server::Http;
+use crate::http::value;
+use crate::http1::uri::{escape_args, escape_redirect};
+
+/// What the steps of a level amount to.
+#[derive(Debug)]
+pub enum Rewritten {
+    /// On with the location that has been reached.
+    Stay,
+    /// The URI was changed: a location is to be found again.
+    Relocate,
+    Respond(Answer),
+}
+
+/// What `return` and redirecting rewrites answer with.
+#[derive(Debug)]
+pub enum Answer {
+    Status(u16),
+    Redirect { code: u16, location: Vec<u8> },
+    Text { code: u16, text: Vec<u8> },
+}
+
+/// How running went on after one step.
+enum Next {
+    Step,
+    /// `break`, or `rewrite … break`.
+    Break,
+    /// `rewrite … last`.
+    Last,
+    Respond(Answer),
+}
+
+/// Runs the steps of the request's current location.
+pub fn run(c: &Connection, r: &mut Request, http: &Http) -> Rewritten {
+    let steps = &http.location(r.location).settings.rewrite.steps;
+    if steps.is_empty() {
+        return Rewritten::Stay;
+    }
+    let mut changed = false;
+    match run_steps(c, r, http, steps, &mut changed) {
+        Next::Respond(answer) => Rewritten::Respond(answer),
+        Next::Break => Rewritten::Stay,
+        Next::Last => Rewritten::Relocate,
+        Next::Step if changed => Rewritten::Relocate,
+        Next::Step => Rewritten::Stay,
+    }
+}
+
+fn run_steps(
+    c: &Connection,
+    r: &mut Request,
+    http: &Http,
+    steps: &[Step],
+    changed: &mut bool,
+) -> Next {
+    for step in steps {
+        let next = match step {
+            Step::Return(answer) => Next::Respond(answer_of(answer, c, r)),
+            Step::Break => Next::Break,
+            Step::Set { slot, value } => {
+                let value = value::expanded(value, c, r);
+                r.set_slot(*slot, &value);
+                Next::Step
+            }
+            Step::Rewrite(rewrite) => apply(rewrite, c, r, changed),
+            Step::If { condition, location } => {
+                if holds(condition, c, r) {
+                    // The block's settings are in force from here on.
+                    r.location = *location;
+                    let steps = &http.location(*location).settings.rewrite.steps;
+                    run_steps(c, r, http, steps, changed)
+                } else {
+                    Next::Step
+                }
+            }
+        };
+        if !matches!(next, Next::Step) {
+            return next;
+        }
+    }
+    Next::Step
+}
+
+fn answer_of(answer: &Return, c: &Connection, r: &Request) -> Answer {
+    let code = answer.code;
+    match &answer.text {
+        None => Answer::Status(code),
+        Some(text) => {
+            let text = value::expanded(text, c, r);
+            match code {
+                301 | 302 | 303 | 307 | 308 => Answer::Redirect { code, location: text },
+                _ => Answer::Text { code, text },
+            }
+        }
+    }
+}
+
+/// One `rewrite` step.
+fn apply(rewrite: &Rewrite, c: &Connection, r: &mut Request, changed: &mut bool) -> Next {
+    let uri = std::mem::take(&mut r.uri);
+    let matched = rewrite.regex.matches(&uri, &mut r.captures);
+    r.uri = uri;
+    let generation = Rc::clone(&r.generation);
+    let logs = *generation.http().location(r.location).settings.rewrite.log;
+    if logs {
+        let verb = if matched { "matches" } else { "does not match" };
+        let uri = escape(&r.uri);
+        c.log(
+            r,
+            Level::Notice,
+            format_args!("\"{}\" {verb} \"{uri}\"", rewrite.regex.pattern),
+        );
+    }
+    if !matched {
+        return Next::Step;
+    }
+    r.set_named_captures(&rewrite.regex);
+
+    let redirect = match rewrite.flag {
+        RewriteFlag::Permanent => Some(301),
+        RewriteFlag::Redirect => Some(302),
+        _ => None,
+    };
+    let mut target = expand_replacement(rewrite, redirect.is_some(), c, r);
+    if !rewrite.drop_args && !r.args.is_empty() {
+        target.push(if memchr::memchr(b'?', &target).is_some() { b'&' } else { b'?' });
+        target.extend_from_slice(&r.args);
+    }
+    let redirect = redirect.or_else(|| {
+        let is_url = target.starts_with(b"http://") || target.starts_with(b"https://");
+        is_url.then_some(302)
+    });
+    if let Some(code) = redirect {
+        if logs {
+            c.log(r, Level::Notice, format_args!("rewritten redirect: \"{}\"", escape(&target)));
+        }
+        return Next::Respond(Answer::Redirect { code, location: target });
+    }
+
+    match memchr::memchr(b'?', &target) {
+        Some(at) => {
+            r.args = target[at + 1..].to_vec();
+            target.truncate(at);
+        }
+        None => r.args.clear(),
+    }
+    r.uri = target;
+    r.uri_is_original = false;
+    *changed = true;
+    if logs {
+        let (uri, args) = (escape(&r.uri), escape(&r.args));
+        c.log(r, Level::Notice, format_args!("rewritten data: \"{uri}\", args: \"{args}\""));
+    }
+    if r.uri.is_empty() {
+        c.log(r, Level::Error, format_args!("the rewritten URI has a zero length"));
+        return Next::Respond(Answer::Status(500));
+    }
+    match rewrite.flag {
+        RewriteFlag::Break => Next::Break,
+        RewriteFlag::Last => Next::Last,
+        _ => Next::Step,
+    }
+}
+
+/// The replacement's text. Captures are escaped where they stand in the args, or anywhere in a
+/// redirect, if the client's target held escapes (http-core, section 11).
+fn expand_replacement(rewrite: &Rewrite, redirects: bool, c: &Connection, r: &Request) -> Vec<u8> {
+    use crate::http::variable::{Part, Variable};
+    let escape_captures = r.escape || memchr::memchr(b'+', r.unparsed_uri()).is_some();
+    let mut out = Vec::new();
+    let mut in_args = false;
+    for part in &rewrite.replacement.parts {
+        match part {
+            Part::Literal(text) => {
+                in_args = in_args || memchr::memchr(b'?', text).is_some();
+                out.extend_from_slice(text);
+            }
+            Part::Variable(Variable::Capture(n)) if escape_captures && (redirects || in_args) => {
+                let value = r.captures.group(usize::from(*n)).unwrap_or_default();
+                if redirects {
+                    escape_redirect(value, &mut out);
+                } else {
+                    escape_args(value, &mut out);
+                }
+            }
+            Part::Variable(variable) => {
+                value::append(variable, c, r, &mut out);
+            }
+        }
+    }
+    out
+}
+
+fn holds(condition: &Condition, c: &Connection, r: &mut Request) -> bool {
+    match condition {
+        Condition::True(value) => value::is_true(&value::expanded(value, c, r)),
+        Condition::Equal { left, right, negate } => {
+            (value::expanded(left, c, r) == value::expanded(right, c, r)) != *negate
+        }
+        Condition::Match { value, regex, negate } => {
+            let value = value::expanded(value, c, r);
+            let matched = regex.matches(&value, &mut r.captures);
+            if matched {
+                r.set_named_captures(regex);
+            }
+            matched != *negate
+        }
+        Condition::File { path, test, negate } => {
+            let path = value::expanded(path, c, r);
+            let path: &std::ffi::OsStr = std::os::unix::ffi::OsStrExt::from_bytes(&path);
+            file_is(path, *test) != *negate
+        }
+    }
+}
+
+fn file_is(path: &std::ffi::OsStr, test: FileTest) -> bool {
+    use std::os::unix::fs::PermissionsExt;
+    let Ok(found) = std::fs::metadata(path) else { return false };
+    match test {
+        FileTest::Exists => true,
+        FileTest::File => found.is_file(),
+        FileTest::Directory => found.is_dir(),
+        FileTest::Executable => found.permissions().mode() & 0o111 != 0,
+    }
+}

@@ -1,0 +1,100 @@
+//! One exchange with an upstream server: pick a peer, connect or reuse, send, read the head, go on
+//! to the next peer or relay the response.
+
+pub mod balance;
+pub mod exchange;
+pub mod peer;
+pub mod pool;
+pub mod protocol;
+pub mod relay;
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::modules::upstream::Upstream;
+use super::server::{Http, UpstreamId};
+use crate::io::timer;
+use crate::shard::Shard;
+use peer::PeerState;
+use pool::Pool;
+
+/// One try, as the `$upstream_*` variables tell it.
+#[derive(Debug, Clone)]
+pub struct Attempt {
+    /// `127.0.0.1:81`, or the upstream's name when no peer could be taken.
+    pub address: Arc<str>,
+    /// Zero: none.
+    pub status: u16,
+    pub connect: Option<Duration>,
+    pub header: Option<Duration>,
+    pub response: Option<Duration>,
+    pub response_length: u64,
+    pub bytes_sent: u64,
+    pub bytes_received: u64,
+    /// The first try after an internal redirect.
+    pub starts_group: bool,
+}
+
+/// What one configuration's upstreams are like on one shard: health, balance, idle connections.
+pub struct Upstreams {
+    groups: Vec<Group>,
+}
+
+/// One upstream on one shard.
+pub struct Group {
+    name: Arc<str>,
+    pub peers: RefCell<Vec<PeerState>>,
+    pub pool: RefCell<Pool>,
+}
+
+impl Upstreams {
+    pub fn new(http: Option<&Http>) -> Self {
+        let upstreams = http.map(|http| http.upstreams.as_slice()).unwrap_or_default();
+        Upstreams { groups: upstreams.iter().map(Group::new).collect() }
+    }
+
+    pub fn group(&self, id: UpstreamId) -> &Group {
+        &self.groups[id.0 as usize]
+    }
+
+    /// Takes the idle connections of an earlier configuration whose servers are still there.
+    pub fn take_over(&self, old: &Upstreams) {
+        for group in &self.groups {
+            let Some(before) = old.groups.iter().find(|before| before.name == group.name) else {
+                continue;
+            };
+            group.pool.borrow_mut().take_over(&mut before.pool.borrow_mut());
+        }
+    }
+
+    /// The shard's task that closes idle upstream connections whose time is up or whose server has
+    /// closed them. It sleeps while there are none.
+    pub async fn keep(shard: Rc<Shard>) {
+        /// How often idle connections are looked at.
+        const PERIOD: Duration = Duration::from_secs(1);
+        loop {
+            let generation = shard.generation();
+            let now = timer::now_ms();
+            for group in &generation.upstreams.groups {
+                group.pool.borrow_mut().sweep(now);
+            }
+            drop(generation);
+            timer::sleep(PERIOD).await;
+            if shard.is_quitting() {
+                return;
+            }
+        }
+    }
+}
+
+impl Group {
+    fn new(upstream: &Upstream) -> Self {
+        Group {
+            name: Arc::clone(&upstream.name),
+            peers: RefCell::new(upstream.peers.iter().map(PeerState::new).collect()),
+            pool: RefCell::new(Pool::new(upstream)),
+        }
+    }
+}
