@@ -13,6 +13,7 @@ use super::listener::Listener;
 use super::modules::Settings;
 use super::modules::core::LingeringClose;
 use super::request::Request;
+use super::upstream::exchange::Family;
 use super::phase;
 use crate::clock;
 use crate::error_log::{Context, Level};
@@ -38,8 +39,8 @@ pub struct Connection {
     /// Requests so far, with the one under way.
     pub requests: Cell<u64>,
     pub action: Cell<Action>,
-    /// The upstream of the exchange under way, as the log shows it.
-    pub upstream: std::cell::RefCell<Vec<u8>>,
+    /// The protocol of the upstream exchange under way, for the log.
+    pub exchange: Cell<Option<Family>>,
     local: OnceCell<Option<SocketAddr>>,
 }
 
@@ -81,7 +82,7 @@ impl Connection {
             accepted: clock::now(),
             requests: Cell::new(0),
             action: Cell::new(Action::WaitingForRequest),
-            upstream: std::cell::RefCell::default(),
+            exchange: Cell::new(None),
             local: OnceCell::new(),
         }
     }
@@ -126,7 +127,7 @@ impl Connection {
         if !log.enabled(level) {
             return;
         }
-        let upstream = self.upstream.borrow();
+        let upstream = self.exchange.get().and_then(|family| family.url(r));
         let line = r.text(r.head.line);
         let header = |known| r.head.headers.find(known).map(|field| r.text(field.value));
         let context = Context {
@@ -138,7 +139,7 @@ impl Connection {
                 &r.generation.http().server(r.server).name
             }),
             request: (!line.is_empty()).then_some(line),
-            upstream: (!upstream.is_empty()).then_some(upstream.as_slice()),
+            upstream: upstream.as_deref(),
             host: header(Known::Host),
             referrer: header(Known::Referer),
         };
@@ -326,10 +327,16 @@ fn find_server(generation: &Generation, r: &mut Request) {
 
 fn set_uri(c: &Connection, r: &mut Request) -> Result<(), Refusal> {
     let merge_slashes = *c.settings(r).core.merge_slashes;
-    let raw = match r.head.path.of(r.buffer.as_slice()) {
-        b"" => b"/".as_slice(),
-        path => path,
-    };
+    let path = r.head.path.of(r.buffer.as_slice());
+    if path.first() != Some(&b'/') {
+        // An absolute-form target without a path.
+        r.uri.push(b'/');
+        let args = path.strip_prefix(b"?").unwrap_or_default();
+        let end = memchr::memchr(b'#', args).unwrap_or(args.len());
+        r.args.extend_from_slice(&args[..end]);
+        return Ok(());
+    }
+    let raw = path;
     let normalised = uri::normalise(raw, merge_slashes, &mut r.uri)?;
     if !normalised.changed {
         r.uri.clear();

@@ -119,6 +119,7 @@ async fn run(c: &Connection, r: &mut Request, enter: Enter) -> Result<Outcome, C
 /// Finds the location of the current URI and makes the checks that come with it.
 fn enter_location(c: &Connection, r: &mut Request, http: &Http) -> Option<Outcome> {
     let server = http.server(r.server);
+    r.rewritten_in_place = false;
     let mut captures = std::mem::take(&mut r.captures);
     let search = find(&server.locations, http, &r.uri, &mut captures);
     r.captures = captures;

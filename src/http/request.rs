@@ -6,6 +6,7 @@ use std::rc::Rc;
 use super::body::RequestBody;
 use super::server::{AddressId, LocationId, ServerId};
 use super::upstream::Attempt;
+use super::upstream::protocol::Message;
 use super::variable::Captures;
 use crate::clock;
 use crate::http1::Span;
@@ -37,6 +38,9 @@ pub struct Request {
     pub args: Vec<u8>,
     /// Whether `uri` and `args` still are what the client asked for.
     pub uri_is_original: bool,
+    /// The URI was changed by `rewrite … break`, after its location was chosen: what stands in for
+    /// the location's name no longer fits.
+    pub rewritten_in_place: bool,
     /// Whether the client's path held `%XX`, or the request was redirected internally: then the path
     /// is escaped again on its way to an upstream.
     pub escape: bool,
@@ -60,6 +64,8 @@ pub struct Request {
     pub response: Response,
     /// Every try of every upstream exchange so far, for the `$upstream_*` variables.
     pub attempts: Vec<Attempt>,
+    /// What is sent to the upstream.
+    pub message: Message,
     /// The head of the last upstream response, and the bytes it refers to (`$upstream_http_*`).
     pub upstream_head: ResponseHead,
     pub upstream_bytes: Buffer,
@@ -108,6 +114,7 @@ impl Request {
             uri: Vec::new(),
             args: Vec::new(),
             uri_is_original: true,
+            rewritten_in_place: false,
             escape: false,
             host: Vec::new(),
             host_port: None,
@@ -120,6 +127,7 @@ impl Request {
             body: RequestBody::default(),
             response: Response::default(),
             attempts: Vec::new(),
+            message: Message::default(),
             upstream_head: ResponseHead::default(),
             upstream_bytes: Buffer::empty(),
             started: std::time::Duration::ZERO,
@@ -143,6 +151,7 @@ impl Request {
         self.uri.clear();
         self.args.clear();
         self.uri_is_original = true;
+        self.rewritten_in_place = false;
         self.escape = false;
         self.host.clear();
         self.host_port = None;
@@ -155,6 +164,7 @@ impl Request {
         self.body.reset();
         self.response.reset();
         self.attempts.clear();
+        self.message.clear();
         self.upstream_head.clear();
         self.upstream_bytes = Buffer::empty();
         self.pipelined = false;
@@ -172,12 +182,14 @@ impl Request {
         span.of(self.buffer.as_slice())
     }
 
-    /// The target as sent, from its path on: `$request_uri`.
-    pub fn unparsed_uri(&self) -> &[u8] {
-        match self.text(self.head.path) {
-            b"" => b"/",
-            path => path,
+    /// `$request_uri`: the target as sent, from its path on.
+    pub fn put_request_uri(&self, out: &mut Vec<u8>) {
+        let path = self.text(self.head.path);
+        if path.first() != Some(&b'/') {
+            // An absolute-form target without a path.
+            out.push(b'/');
         }
+        out.extend_from_slice(path);
     }
 
     pub fn is_head(&self) -> bool {

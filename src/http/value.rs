@@ -169,7 +169,10 @@ pub fn append(variable: &Variable, c: &Connection, r: &Request, out: &mut Vec<u8
             put(out, if has_port { b":" } else { b"" })
         }
         Variable::RequestTime => seconds(out, r.elapsed()),
-        Variable::RequestUri => put(out, r.unparsed_uri()),
+        Variable::RequestUri => {
+            r.put_request_uri(out);
+            true
+        }
         Variable::Scheme => put(out, b"http"),
         Variable::ServerAddr => {
             let _ = match c.local_address() {

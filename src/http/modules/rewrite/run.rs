@@ -164,7 +164,10 @@ fn apply(rewrite: &Rewrite, c: &Connection, r: &mut Request, changed: &mut bool)
         return Next::Respond(Answer::Status(500));
     }
     match rewrite.flag {
-        RewriteFlag::Break => Next::Break,
+        RewriteFlag::Break => {
+            r.rewritten_in_place = true;
+            Next::Break
+        }
         RewriteFlag::Last => Next::Last,
         _ => Next::Step,
     }
@@ -174,7 +177,7 @@ fn apply(rewrite: &Rewrite, c: &Connection, r: &mut Request, changed: &mut bool)
 /// redirect, if the client's target held escapes (http-core, section 11).
 fn expand_replacement(rewrite: &Rewrite, redirects: bool, c: &Connection, r: &Request) -> Vec<u8> {
     use crate::http::variable::{Part, Variable};
-    let escape_captures = r.escape || memchr::memchr(b'+', r.unparsed_uri()).is_some();
+    let escape_captures = r.escape || memchr::memchr(b'+', r.text(r.head.path)).is_some();
     let mut out = Vec::new();
     let mut in_args = false;
     for part in &rewrite.replacement.parts {

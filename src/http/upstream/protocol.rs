@@ -1,0 +1,376 @@
+//! What is sent to an upstream: the request head of HTTP (proxy, sections 1 and 2) and the variables
+//! block of uwsgi (uwsgi, section 3). Built once per request, whatever number of servers is tried.
+
+use std::io::IoSlice;
+
+use smallvec::SmallVec;
+
+use crate::http::body;
+use crate::http::connection::Connection;
+use crate::http::location::Location;
+use crate::http::modules::proxy::{self, HttpVersion, ProxyPass};
+use crate::http::modules::uwsgi::{self, Piece};
+use crate::http::request::Request;
+use crate::http::value;
+use crate::http1::framing::BodyLength;
+use crate::http1::header::{Field, Known};
+use crate::http1::uri::escape_uri;
+use crate::http1::{Span, encode};
+use crate::uwsgi as packet;
+
+/// A value at least this long is sent from where it was received instead of being copied.
+const BY_REFERENCE: usize = 1024;
+
+/// A request head for an upstream: bytes made here, with long values of the client's head between
+/// them. Reused from request to request.
+#[derive(Debug, Default)]
+pub struct Message {
+    bytes: Vec<u8>,
+    /// Where in `bytes` a part of the client's head goes, in order.
+    inserts: SmallVec<[(usize, Span); 2]>,
+    /// Where the URI stands in an HTTP head, for the log.
+    uri: Span,
+}
+
+impl Message {
+    pub fn clear(&mut self) {
+        self.bytes.clear();
+        self.inserts.clear();
+        self.uri = Span::default();
+    }
+
+    /// The URI as sent; empty for uwsgi.
+    pub fn uri(&self) -> &[u8] {
+        self.uri.of(&self.bytes)
+    }
+
+    /// The head as it goes out: `client_head` is what the request's spans refer to.
+    pub fn slices<'a>(&'a self, client_head: &'a [u8]) -> SmallVec<[IoSlice<'a>; 6]> {
+        let mut slices = SmallVec::new();
+        let mut from = 0;
+        for &(at, span) in &self.inserts {
+            slices.push(IoSlice::new(&self.bytes[from..at]));
+            slices.push(IoSlice::new(span.of(client_head)));
+            from = at;
+        }
+        slices.push(IoSlice::new(&self.bytes[from..]));
+        slices
+    }
+
+    fn len(&self) -> usize {
+        self.bytes.len() + self.inserts.iter().map(|(_, span)| span.len()).sum::<usize>()
+    }
+}
+
+/// How the body follows the head.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BodyForm {
+    None,
+    /// As it is: its length has been said.
+    Plain,
+    /// In chunks of our own making.
+    Chunked,
+}
+
+/// The head of a proxied request. `streams` tells that the body has not been read yet.
+pub fn http(
+    c: &Connection,
+    r: &Request,
+    location: &Location,
+    pass: &ProxyPass,
+    streams: bool,
+    message: &mut Message,
+) -> BodyForm {
+    let settings = &location.settings.proxy;
+    let out = &mut message.bytes;
+    match &*settings.method {
+        Some(method) => value::expand(method, c, r, out),
+        None => out.extend_from_slice(value::method(r)),
+    }
+    out.push(b' ');
+    let uri_start = out.len();
+    put_uri(r, location, pass, out);
+    message.uri = Span::new(uri_start, out.len());
+    out.extend_from_slice(match *settings.http_version {
+        HttpVersion::Http10 => b" HTTP/1.0\r\n",
+        HttpVersion::Http11 => b" HTTP/1.1\r\n",
+    });
+
+    put_host(c, r, settings, pass, out);
+    for line in &settings.head.lines {
+        put_line(c, r, line, out);
+    }
+    let body = put_length(c, r, settings, streams, out);
+    if *settings.exchange.pass_request_headers {
+        for field in r.head.headers.iter() {
+            let name = r.text(field.name);
+            if !contains(&settings.head.suppressed, name) {
+                encode::header(name, r.text(field.value), out);
+            }
+        }
+    }
+    out.extend_from_slice(b"\r\n");
+    if let Some(set_body) = &*settings.set_body {
+        value::expand(set_body, c, r, out);
+    }
+    body
+}
+
+/// The URI to send (proxy, section 1).
+fn put_uri(r: &Request, location: &Location, pass: &ProxyPass, out: &mut Vec<u8>) {
+    let replaced = match &pass.uri {
+        None if r.uri_is_original => return r.put_request_uri(out),
+        Some(uri) if !r.rewritten_in_place => {
+            out.extend_from_slice(uri.as_bytes());
+            location.name.len().min(r.uri.len())
+        }
+        _ => 0,
+    };
+    let rest = &r.uri[replaced..];
+    if r.escape || r.internal {
+        escape_uri(rest, out);
+    } else {
+        out.extend_from_slice(rest);
+    }
+    if !r.args.is_empty() {
+        out.push(b'?');
+        out.extend_from_slice(&r.args);
+    }
+}
+
+/// Host is always the first line. An empty value falls back to `$proxy_host` in HTTP/1.1, and sends
+/// nothing in HTTP/1.0.
+fn put_host(
+    c: &Connection,
+    r: &Request,
+    settings: &proxy::Settings,
+    pass: &ProxyPass,
+    out: &mut Vec<u8>,
+) {
+    let start = out.len();
+    out.extend_from_slice(b"Host: ");
+    let value_start = out.len();
+    match &settings.head.host {
+        Some(host) => value::expand(host, c, r, out),
+        None => out.extend_from_slice(pass.host.as_bytes()),
+    }
+    if out.len() == value_start {
+        match *settings.http_version {
+            HttpVersion::Http10 => return out.truncate(start),
+            HttpVersion::Http11 => out.extend_from_slice(pass.host.as_bytes()),
+        }
+    }
+    out.extend_from_slice(b"\r\n");
+}
+
+/// One `proxy_set_header` line; an empty value sends nothing.
+fn put_line(c: &Connection, r: &Request, line: &proxy::SetHeader, out: &mut Vec<u8>) {
+    let start = out.len();
+    out.extend_from_slice(line.name.as_bytes());
+    out.extend_from_slice(b": ");
+    let value_start = out.len();
+    value::expand(&line.value, c, r, out);
+    if out.len() == value_start {
+        out.truncate(start);
+    } else {
+        out.extend_from_slice(b"\r\n");
+    }
+}
+
+fn put_length(
+    c: &Connection,
+    r: &Request,
+    settings: &proxy::Settings,
+    streams: bool,
+    out: &mut Vec<u8>,
+) -> BodyForm {
+    let says_length = !settings.head.overrides_length;
+    if let Some(set_body) = &*settings.set_body {
+        if says_length {
+            let length = value::expanded(set_body, c, r).len();
+            encode::header_number(b"Content-Length", length as u64, out);
+        }
+        return BodyForm::None;
+    }
+    let passes = *settings.exchange.pass_request_body;
+    let (length, form) = match r.head.body {
+        BodyLength::None | BodyLength::UntilClose => return BodyForm::None,
+        BodyLength::Length(n) => (Some(n), BodyForm::Plain),
+        BodyLength::Chunked if streams => (None, BodyForm::Chunked),
+        BodyLength::Chunked => (Some(r.body.decoded), BodyForm::Plain),
+    };
+    if says_length {
+        match length {
+            Some(n) => encode::header_number(b"Content-Length", n, out),
+            None => out.extend_from_slice(b"Transfer-Encoding: chunked\r\n"),
+        }
+    }
+    if passes { form } else { BodyForm::None }
+}
+
+/// Whether a sorted list of lower-case names has this one, whatever its case.
+pub fn contains(names: &[Box<[u8]>], name: &[u8]) -> bool {
+    names.iter().any(|known| known.len() == name.len() && known.eq_ignore_ascii_case(name))
+}
+
+/// A uwsgi packet without its body.
+pub fn uwsgi(
+    c: &Connection,
+    r: &Request,
+    settings: &uwsgi::Settings,
+    message: &mut Message,
+) -> Result<BodyForm, usize> {
+    // The header is written last, when the length is known.
+    message.bytes.extend_from_slice(&[0; packet::HEADER_LENGTH]);
+    for piece in &settings.plan.pieces {
+        put_piece(c, r, piece, &mut message.bytes).map_err(|()| too_big(message))?;
+    }
+    if settings.plan.default_host {
+        put_default_host(r, &mut message.bytes).map_err(|()| too_big(message))?;
+    }
+    if *settings.exchange.pass_request_headers {
+        put_client_headers(r, settings, message).map_err(|()| too_big(message))?;
+    }
+    message.bytes.extend_from_slice(settings.string.as_bytes());
+
+    let length = message.len() - packet::HEADER_LENGTH;
+    let Ok(length) = packet::block_length(length) else { return Err(length) };
+    let header = packet::header(*settings.modifier1, length, *settings.modifier2);
+    message.bytes[..packet::HEADER_LENGTH].copy_from_slice(&header);
+
+    let sends_body = *settings.exchange.pass_request_body && body::is_announced(r);
+    Ok(if sends_body { BodyForm::Plain } else { BodyForm::None })
+}
+
+/// A single key or value does not fit: the block cannot either.
+fn too_big(message: &Message) -> usize {
+    message.len().max(packet::LENGTH_MAX + 1)
+}
+
+fn put_piece(c: &Connection, r: &Request, piece: &Piece, out: &mut Vec<u8>) -> Result<(), ()> {
+    match piece {
+        Piece::Constant(pairs) => out.extend_from_slice(pairs),
+        Piece::Dynamic { encoded_key, value, if_not_empty } => {
+            let start = out.len();
+            out.extend_from_slice(encoded_key);
+            let length_at = out.len();
+            out.extend_from_slice(&[0; 2]);
+            value::expand(value, c, r, out);
+            let length = out.len() - length_at - 2;
+            if length == 0 && *if_not_empty {
+                out.truncate(start);
+                return Ok(());
+            }
+            let length = u16::try_from(length).map_err(|_| ())?;
+            out[length_at..length_at + 2].copy_from_slice(&length.to_le_bytes());
+        }
+    }
+    Ok(())
+}
+
+/// `HTTP_HOST`: `$host`, and the port if the request named one.
+fn put_default_host(r: &Request, out: &mut Vec<u8>) -> Result<(), ()> {
+    let mut host = if r.host.is_empty() {
+        r.generation.http().server(r.server).name.as_bytes().to_vec()
+    } else {
+        r.host.clone()
+    };
+    if let Some(port) = &r.host_port
+        && !port.is_empty()
+    {
+        host.push(b':');
+        host.extend_from_slice(port);
+    }
+    packet::put_pair(out, b"HTTP_HOST", &host).map_err(|_| ())
+}
+
+/// Every client header as `HTTP_NAME`: repeated ones are one variable, at the first one's place.
+fn put_client_headers(
+    r: &Request,
+    settings: &uwsgi::Settings,
+    message: &mut Message,
+) -> Result<(), ()> {
+    let fields = || r.head.headers.iter();
+    let was_chunked = r.head.body == BodyLength::Chunked;
+    for (at, field) in fields().enumerate() {
+        let name = r.text(field.name);
+        // The body has been decoded: its coding is no longer true of it.
+        let untrue = was_chunked && field.known == Known::TransferEncoding;
+        if field.known == Known::Host || untrue || is_suppressed(settings, name) {
+            continue;
+        }
+        let same = |other: &Field| same_variable(r.text(other.name), name);
+        if fields().take(at).any(same) {
+            continue;
+        }
+        let more: SmallVec<[&Field; 4]> = fields().skip(at + 1).filter(|f| same(f)).collect();
+        put_variable(r, field, &more, message)?;
+    }
+    Ok(())
+}
+
+fn put_variable(
+    r: &Request,
+    field: &Field,
+    more: &[&Field],
+    message: &mut Message,
+) -> Result<(), ()> {
+    let name = r.text(field.name);
+    let out = &mut message.bytes;
+    let key_length = u16::try_from(name.len() + b"HTTP_".len()).map_err(|_| ())?;
+    out.extend_from_slice(&key_length.to_le_bytes());
+    packet::put_header_key(name, out);
+
+    let separator: &[u8] = if field.known == Known::Cookie { b"; " } else { b", " };
+    let length =
+        field.value.len() + more.iter().map(|f| separator.len() + f.value.len()).sum::<usize>();
+    let length = u16::try_from(length).map_err(|_| ())?;
+    out.extend_from_slice(&length.to_le_bytes());
+    if more.is_empty() && field.value.len() >= BY_REFERENCE {
+        message.inserts.push((out.len(), field.value));
+        return Ok(());
+    }
+    out.extend_from_slice(r.text(field.value));
+    for field in more {
+        out.extend_from_slice(separator);
+        out.extend_from_slice(r.text(field.value));
+    }
+    Ok(())
+}
+
+fn is_suppressed(settings: &uwsgi::Settings, name: &[u8]) -> bool {
+    settings.plan.suppressed.iter().any(|key| {
+        key.strip_prefix(b"HTTP_").is_some_and(|key| same_variable(key, name))
+    })
+}
+
+/// Whether two header names become the same variable.
+fn same_variable(a: &[u8], b: &[u8]) -> bool {
+    let fold = |byte: &u8| if *byte == b'-' { b'_' } else { byte.to_ascii_uppercase() };
+    a.len() == b.len() && a.iter().map(fold).eq(b.iter().map(fold))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_values_stand_between_the_bytes() {
+        let message = Message {
+            bytes: b"abcd".to_vec(),
+            inserts: SmallVec::from_slice(&[(1, Span::new(0, 2)), (4, Span::new(2, 3))]),
+            uri: Span::default(),
+        };
+        let joined: Vec<u8> = message.slices(b"XYZ").iter().flat_map(|s| s.to_vec()).collect();
+        assert_eq!(joined, b"aXYbcdZ");
+        assert_eq!(message.len(), 7);
+    }
+
+    #[test]
+    fn names_that_become_one_variable() {
+        assert!(same_variable(b"X-Name", b"x_name"));
+        assert!(!same_variable(b"X-Name", b"X-Nam"));
+        let names: Vec<Box<[u8]>> = vec![b"host".as_slice().into(), b"te".as_slice().into()];
+        assert!(contains(&names, b"Host") && !contains(&names, b"Hos"));
+    }
+}
