@@ -6,3 +6,4 @@ pub mod http;
 
 pub mod config;
 pub mod error_log;
+pub mod http1;
