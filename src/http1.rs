@@ -7,11 +7,14 @@
 //! nginx's verdict. What is refused, with which status and in which words, is one table per side
 //! in [`refusal`].
 
+pub mod chunked;
+pub mod encode;
 pub mod framing;
 pub mod header;
 pub mod host;
 pub mod refusal;
 pub mod request;
+pub mod uri;
 
 mod header_line;
 mod plain;
