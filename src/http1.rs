@@ -1,6 +1,6 @@
 //! HTTP/1 as values: bytes in, values out. No I/O, no clock, no async.
 //!
-//! A message head is read by [`request::parse`] or `response::parse` into a structure that only
+//! A message head is read by [`request::parse`] or [`response::parse`] into a structure that only
 //! holds [`Span`]s of the caller's buffer, so that reading a head allocates nothing once the
 //! structure has been used a few times. Tokenising goes by httparse as far as the head is plain;
 //! from the first line that is not, `request_line` and `header_line` walk byte by byte and give
@@ -14,11 +14,13 @@ pub mod header;
 pub mod host;
 pub mod refusal;
 pub mod request;
+pub mod response;
 pub mod uri;
 
 mod header_line;
 mod plain;
 mod request_line;
+mod status_line;
 
 /// A part of a buffer, by offsets: it stays true when the buffer grows or moves.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

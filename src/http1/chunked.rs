@@ -4,6 +4,7 @@
 //! where two parsers come to disagree. Extensions and trailers are read over and dropped.
 
 use super::Span;
+use super::framing::LENGTH_MAX;
 use super::uri::hex_digit;
 
 /// Ends a body that has no trailers.
@@ -123,7 +124,7 @@ impl Decoder {
             (State::Size, b';' | b' ' | b'\t') => State::Extension,
             (State::Size, _) => {
                 let digit = hex_digit(byte).ok_or(ChunkError)?;
-                if self.size > (i64::MAX as u64 - u64::from(digit)) / 16 {
+                if self.size > (LENGTH_MAX - u64::from(digit)) / 16 {
                     return Err(ChunkError);
                 }
                 self.size = self.size * 16 + u64::from(digit);

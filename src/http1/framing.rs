@@ -14,7 +14,10 @@ pub enum BodyLength {
     UntilClose,
 }
 
-/// The value of a `Content-Length` header in bytes: digits only, at most 2^63-1 (`off_t`).
+/// The largest body nginx can count: an `off_t`.
+pub(super) const LENGTH_MAX: u64 = i64::MAX.unsigned_abs();
+
+/// The value of a `Content-Length` header in bytes: digits only, at most [`LENGTH_MAX`].
 ///
 /// A list (`5, 5`), which RFC 9110 section 8.6 would allow to be taken as one, is not a number.
 pub fn parse_content_length(value: &[u8]) -> Option<u64> {
@@ -24,7 +27,7 @@ pub fn parse_content_length(value: &[u8]) -> Option<u64> {
     value.iter().try_fold(0_u64, |length, &byte| {
         let digit = byte.is_ascii_digit().then(|| u64::from(byte - b'0'))?;
         let length = length.checked_mul(10)?.checked_add(digit)?;
-        (length <= i64::MAX as u64).then_some(length)
+        (length <= LENGTH_MAX).then_some(length)
     })
 }
 
@@ -53,7 +56,7 @@ mod tests {
     fn content_length() {
         assert_eq!(parse_content_length(b"0"), Some(0));
         assert_eq!(parse_content_length(b"0042"), Some(42));
-        assert_eq!(parse_content_length(b"9223372036854775807"), Some(i64::MAX as u64));
+        assert_eq!(parse_content_length(b"9223372036854775807"), Some(LENGTH_MAX));
         for bad in [
             "",
             "+1",
@@ -78,7 +81,7 @@ mod tests {
         #[test]
         fn any_digits(data in "[0-9]{1,22}") {
             fuzz_content_length(data.as_bytes());
-            let wanted = data.parse::<u64>().ok().filter(|&n| n <= i64::MAX as u64);
+            let wanted = data.parse::<u64>().ok().filter(|&length| length <= LENGTH_MAX);
             prop_assert_eq!(parse_content_length(data.as_bytes()), wanted);
         }
     }

@@ -193,8 +193,11 @@ mod tests {
 
     const REQUEST: NameRules = NameRules::Request { underscores: false };
 
-    /// `(name, value, odd_name)` of the first line.
-    fn field(text: &[u8], rules: NameRules) -> Result<Option<(&[u8], &[u8], bool)>, usize> {
+    /// Name, value, and whether the name is odd.
+    type Parts<'a> = (&'a [u8], &'a [u8], bool);
+
+    /// The first line, or where the offender is.
+    fn field(text: &[u8], rules: NameRules) -> Result<Option<Parts<'_>>, usize> {
         let (mut line, mut position) = (HeaderLine::default(), 0);
         match line.scan(text, &mut position, text.len(), rules) {
             Ok(Line::Field) => {

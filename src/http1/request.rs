@@ -195,7 +195,9 @@ fn take_plain_lines(buf: &[u8], limits: &Limits, head: &mut RequestHead) -> Resu
         return Ok(());
     }
     head.scan.request_line = line;
-    head.request_line_read(span, next);
+    head.request_line_read(span);
+    head.scan.line_read(next);
+    head.scan.stage = head.stage_after_request_line();
 
     for header in parsed.headers {
         let at = head.scan.position;
@@ -224,16 +226,16 @@ fn parse_bytewise(
             Stage::RequestLine => {
                 let scan = &mut head.scan;
                 let done = scan.request_line.scan(buf, &mut scan.position, end);
-                let span = received_line(buf, scan.line_start, end);
-                head.publish_request_line(span);
-                match (done?, bound) {
-                    (true, _) => head.request_line_read(span, head.scan.position),
-                    (false, Bound::Received) => {
-                        return Ok(Progress::Partial { in_headers: false });
-                    }
-                    (false, Bound::Line) => return Err(Refusal::UriTooLong),
-                    (false, Bound::Total) => return Err(Refusal::HeaderTooLarge),
+                if (&done, bound) == (&Ok(false), Bound::Received) {
+                    return Ok(Progress::Partial { in_headers: false });
                 }
+                head.request_line_read(received_line(buf, head.scan.line_start, end));
+                match (done?, bound) {
+                    (true, _) => head.scan.line_read(head.scan.position),
+                    (false, Bound::Total) => return Err(Refusal::HeaderTooLarge),
+                    (false, _) => return Err(Refusal::UriTooLong),
+                }
+                head.scan.stage = head.stage_after_request_line();
             }
 
             Stage::Headers => {
@@ -318,16 +320,8 @@ fn received_line(buf: &[u8], start: usize, end: usize) -> Span {
 }
 
 impl RequestHead {
-    fn request_line_read(&mut self, line: Span, next: usize) {
-        self.publish_request_line(line);
-        self.scan.line_read(next);
-        self.scan.stage = match self.version {
-            Version::Http09 => Stage::Complete,
-            Version::Http10 | Version::Http11 => Stage::Headers,
-        };
-    }
-
-    fn publish_request_line(&mut self, line: Span) {
+    /// Also of a line that is refused, as far as it goes.
+    fn request_line_read(&mut self, line: Span) {
         self.line = line;
         let parts = &self.scan.request_line;
         self.method = parts.method;
@@ -336,6 +330,13 @@ impl RequestHead {
         self.path = parts.path;
         self.target_host = parts.host;
         self.version = parts.version;
+    }
+
+    fn stage_after_request_line(&self) -> Stage {
+        match self.version {
+            Version::Http09 => Stage::Complete,
+            Version::Http10 | Version::Http11 => Stage::Headers,
+        }
     }
 
     /// The rules about one line, applied as it comes.

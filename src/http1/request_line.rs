@@ -116,8 +116,7 @@ impl RequestLine {
             // Which of them make an address is for `host::parse_host`.
             (State::IpLiteral, _) if byte.is_ascii_alphanumeric() => State::IpLiteral,
             (State::IpLiteral, _) if b":-._~!$&'()*+,;=".contains(&byte) => State::IpLiteral,
-            (State::Host | State::HostEnd, b':') => State::Port,
-            (State::Port, b'0'..=b'9') => State::Port,
+            (State::Host | State::HostEnd, b':') | (State::Port, b'0'..=b'9') => State::Port,
             (State::Host | State::HostEnd | State::Port, _) => self.authority_end(buf, byte, at)?,
 
             (State::Path, b' ') => {

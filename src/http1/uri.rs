@@ -71,10 +71,9 @@ fn resolve(path: &[u8], merge_slashes: bool, out: &mut Vec<u8>) -> Result<(), Re
     // An escaped first slash cannot be: a path begins with `/` or is empty.
     while let Some((byte, after)) = next_byte(rest)? {
         rest = after;
-        if byte != b'/' {
+        let is_merged = |out: &[u8]| merge_slashes && out.ends_with(b"/");
+        if byte != b'/' || !(close_segment(out)? || is_merged(out)) {
             out.push(byte);
-        } else if !close_segment(out)? && !(merge_slashes && out.ends_with(b"/")) {
-            out.push(b'/');
         }
     }
     close_segment(out)?;
