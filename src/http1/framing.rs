@@ -15,7 +15,7 @@ pub enum BodyLength {
 }
 
 /// The largest body nginx can count: an `off_t`.
-pub(super) const LENGTH_MAX: u64 = i64::MAX.unsigned_abs();
+pub const LENGTH_MAX: u64 = i64::MAX.unsigned_abs();
 
 /// The value of a `Content-Length` header in bytes: digits only, at most [`LENGTH_MAX`].
 ///
