@@ -13,3 +13,4 @@ pub mod error_log;
 pub mod io;
 pub mod local_time;
 pub mod uwsgi;
+pub mod http1;

@@ -1,0 +1,176 @@
+//! Writing heads: status lines, header lines, dates.
+
+use std::io::Write;
+use std::time::{Duration, UNIX_EPOCH};
+
+/// nginx's phrase for a status, `None` for codes it has none for.
+pub fn reason(code: u16) -> Option<&'static str> {
+    Some(match code {
+        200 => "OK",
+        201 => "Created",
+        202 => "Accepted",
+        204 => "No Content",
+        206 => "Partial Content",
+        301 => "Moved Permanently",
+        302 => "Moved Temporarily",
+        303 => "See Other",
+        304 => "Not Modified",
+        307 => "Temporary Redirect",
+        308 => "Permanent Redirect",
+        400 => "Bad Request",
+        401 => "Unauthorized",
+        402 => "Payment Required",
+        403 => "Forbidden",
+        404 => "Not Found",
+        405 => "Not Allowed",
+        406 => "Not Acceptable",
+        407 => "Proxy Authentication Required",
+        408 => "Request Time-out",
+        409 => "Conflict",
+        410 => "Gone",
+        411 => "Length Required",
+        412 => "Precondition Failed",
+        413 => "Request Entity Too Large",
+        414 => "Request-URI Too Large",
+        415 => "Unsupported Media Type",
+        416 => "Requested Range Not Satisfiable",
+        421 => "Misdirected Request",
+        429 => "Too Many Requests",
+        500 => "Internal Server Error",
+        501 => "Not Implemented",
+        502 => "Bad Gateway",
+        503 => "Service Temporarily Unavailable",
+        504 => "Gateway Time-out",
+        505 => "HTTP Version Not Supported",
+        507 => "Insufficient Storage",
+        _ => return None,
+    })
+}
+
+/// Appends `HTTP/1.1 404 Not Found` and CRLF. A code without a phrase keeps its space (RFC 9112
+/// section 4). The version is ringx's own, whatever the client's.
+pub fn status_line(code: u16, out: &mut Vec<u8>) {
+    out.extend_from_slice(b"HTTP/1.1 ");
+    let phrase = reason(code).unwrap_or_default();
+    // Writing to a Vec cannot fail.
+    let _ = write!(out, "{code:03} {phrase}\r\n");
+}
+
+/// Appends `name: value` and CRLF. The caller answers for what is in them.
+pub fn header(name: &[u8], value: &[u8], out: &mut Vec<u8>) {
+    out.reserve(name.len() + value.len() + 4);
+    out.extend_from_slice(name);
+    out.extend_from_slice(b": ");
+    out.extend_from_slice(value);
+    out.extend_from_slice(b"\r\n");
+}
+
+pub fn header_number(name: &[u8], value: u64, out: &mut Vec<u8>) {
+    header(name, itoa::Buffer::new().format(value).as_bytes(), out);
+}
+
+/// A date as `Date` and `Last-Modified` show it (IMF-fixdate, RFC 9110 section 5.6.7), formatted once
+/// a second.
+#[derive(Clone, Debug)]
+pub struct HttpDate {
+    unix_seconds: u64,
+    text: [u8; DATE_LEN],
+}
+
+const DATE_LEN: usize = 29;
+/// The last second of the year 9999: later ones have no four-digit year.
+const UNIX_SECONDS_MAX: u64 = 253_402_300_799;
+
+impl Default for HttpDate {
+    fn default() -> Self {
+        HttpDate { unix_seconds: 0, text: *b"Thu, 01 Jan 1970 00:00:00 GMT" }
+    }
+}
+
+impl HttpDate {
+    pub fn get(&mut self, unix_seconds: u64) -> &[u8; DATE_LEN] {
+        if self.unix_seconds != unix_seconds {
+            let seconds = Duration::from_secs(unix_seconds.min(UNIX_SECONDS_MAX));
+            let date = httpdate::HttpDate::from(UNIX_EPOCH + seconds);
+            // Always the whole array: the form has a fixed length.
+            let _ = write!(self.text.as_mut_slice(), "{date}");
+            self.unix_seconds = unix_seconds;
+        }
+        &self.text
+    }
+}
+
+/// The seconds since 1970 that a date header means, in any of the three forms of RFC 9110 section
+/// 5.6.7.
+pub fn parse_date(value: &[u8]) -> Option<u64> {
+    let time = httpdate::parse_http_date(std::str::from_utf8(value).ok()?).ok()?;
+    Some(time.duration_since(UNIX_EPOCH).ok()?.as_secs())
+}
+
+/// A date that is understood is written and understood again.
+pub fn fuzz_date(data: &[u8]) {
+    let Some(seconds) = parse_date(data) else { return };
+    assert_eq!(parse_date(HttpDate::default().get(seconds)), Some(seconds));
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn status_lines() {
+        let line = |code| {
+            let mut out = Vec::new();
+            status_line(code, &mut out);
+            String::from_utf8(out).expect("ASCII")
+        };
+        assert_eq!(line(404), "HTTP/1.1 404 Not Found\r\n");
+        assert_eq!(line(418), "HTTP/1.1 418 \r\n");
+        assert_eq!(line(7), "HTTP/1.1 007 \r\n");
+    }
+
+    #[test]
+    fn headers() {
+        let mut out = Vec::new();
+        header(b"A", b"b", &mut out);
+        header_number(b"Content-Length", u64::MAX, &mut out);
+        assert_eq!(out, b"A: b\r\nContent-Length: 18446744073709551615\r\n");
+    }
+
+    #[test]
+    fn dates() {
+        let mut date = HttpDate::default();
+        assert_eq!(date.get(0), b"Thu, 01 Jan 1970 00:00:00 GMT");
+        assert_eq!(date.get(784_111_777), b"Sun, 06 Nov 1994 08:49:37 GMT");
+        assert_eq!(date.get(784_111_777), b"Sun, 06 Nov 1994 08:49:37 GMT");
+        assert_eq!(date.get(u64::MAX), b"Fri, 31 Dec 9999 23:59:59 GMT");
+        for form in [
+            "Sun, 06 Nov 1994 08:49:37 GMT",
+            "Sunday, 06-Nov-94 08:49:37 GMT",
+            "Sun Nov  6 08:49:37 1994",
+        ] {
+            assert_eq!(parse_date(form.as_bytes()), Some(784_111_777));
+        }
+        assert_eq!(parse_date(b"yesterday"), None);
+        assert_eq!(parse_date(b"\xff"), None);
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes(data: Vec<u8>) {
+            fuzz_date(&data);
+        }
+
+        #[test]
+        fn any_second(seconds in 0..=UNIX_SECONDS_MAX) {
+            prop_assert_eq!(parse_date(HttpDate::default().get(seconds)), Some(seconds));
+        }
+
+        #[test]
+        fn likely_dates(data in "Sun, [0-9]{2} (Feb|Nov) [0-9]{4} [0-9]{2}:[0-9]{2}:[0-9]{2} GMT") {
+            fuzz_date(data.as_bytes());
+        }
+    }
+}
