@@ -1,7 +1,31 @@
-//! The road of a request.
+//! The road of a request: a connection is accepted, its head read, its location found, and the
+//! request answered there, by a file or by an upstream server.
+
+pub mod listener;
+
+pub mod connection;
+
+pub mod phase;
+
+pub mod upstream;
+
+pub mod tunnel;
+
+pub mod special_response;
+
+pub mod response;
+
+pub mod body;
+
+pub mod value;
+
+pub mod request;
+
+pub mod modules;
 
 pub mod location;
-pub mod modules;
 pub mod server;
-pub mod special_response;
+
+pub mod action;
+pub mod close;
 pub mod variable;

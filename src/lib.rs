@@ -10,7 +10,7 @@ pub mod http;
 pub mod clock;
 pub mod config;
 pub mod error_log;
+pub mod http1;
 pub mod io;
 pub mod local_time;
 pub mod uwsgi;
-pub mod http1;

@@ -12,9 +12,9 @@ use super::connection::Connection;
 use super::modules::core::TempPath;
 use super::request::Request;
 use crate::error_log::Level;
+use crate::http1::Span;
 use crate::http1::chunked::Decoder;
 use crate::http1::framing::BodyLength;
-use crate::http1::Span;
 use crate::io::Buffer;
 use crate::io::timer::Wait;
 
@@ -336,9 +336,8 @@ impl TempFile {
                 end = start;
             }
             let path = directory.join(&name);
-            let open = || {
-                File::options().read(true).write(true).create_new(true).mode(0o600).open(&path)
-            };
+            let open =
+                || File::options().read(true).write(true).create_new(true).mode(0o600).open(&path);
             let file = match open() {
                 Err(e) if e.kind() == io::ErrorKind::NotFound => {
                     std::os::unix::fs::DirBuilderExt::mode(&mut std::fs::DirBuilder::new(), 0o700)

@@ -14,6 +14,8 @@ pub enum Close {
     ClientClosedKeepalive,
     /// The client sent its end, or a reset, in the middle of something.
     ClientAborted,
+    /// The same while an upstream was working for it; the line has been written.
+    ClientAbortedExchange,
     /// A deadline of the client's side passed.
     ClientTimedOut,
     /// An idle keepalive connection's time was up.
@@ -36,6 +38,7 @@ impl Close {
             | Close::Truncated
             | Close::Interrupted
             | Close::ClientClosedKeepalive
+            | Close::ClientAbortedExchange
             | Close::Io(_) => None,
             Close::ClientAborted => Some((Level::Info, "client prematurely closed connection")),
             Close::ClientTimedOut => {

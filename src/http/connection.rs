@@ -12,13 +12,13 @@ use super::close::Close;
 use super::listener::Listener;
 use super::modules::Settings;
 use super::modules::core::LingeringClose;
+use super::phase;
 use super::request::Request;
 use super::upstream::exchange::Family;
-use super::phase;
 use crate::clock;
 use crate::error_log::{Context, Level};
-use crate::http1::host::parse_host;
 use crate::http1::header::Known;
+use crate::http1::host::parse_host;
 use crate::http1::refusal::{Quoted, Refusal};
 use crate::http1::request::{Limits, Progress, Version};
 use crate::http1::{request, uri};
@@ -116,13 +116,7 @@ impl Connection {
         self.write_log(r, level, text, error.raw_os_error());
     }
 
-    fn write_log(
-        &self,
-        r: &Request,
-        level: Level,
-        text: fmt::Arguments<'_>,
-        errno: Option<i32>,
-    ) {
+    fn write_log(&self, r: &Request, level: Level, text: fmt::Arguments<'_>, errno: Option<i32>) {
         let log = r.generation.log(r.location);
         if !log.enabled(level) {
             return;
@@ -291,10 +285,8 @@ fn begin_request(c: &Connection, r: &mut Request, header_timeout: Duration) -> u
 
 /// Takes host and port from the target or the Host header, and chooses the server by name.
 fn find_server(generation: &Generation, r: &mut Request) {
-    let named = r
-        .head
-        .target_host
-        .or_else(|| r.head.headers.find(Known::Host).map(|field| field.value));
+    let named =
+        r.head.target_host.or_else(|| r.head.headers.find(Known::Host).map(|field| field.value));
     if let Some(span) = named
         && let Some(host) = parse_host(span.of(r.buffer.as_slice()))
     {

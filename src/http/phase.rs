@@ -414,4 +414,3 @@ async fn built_in(c: &Connection, r: &mut Request, code: u16) -> Result<Outcome,
     }
     Ok(Outcome::Done)
 }
-

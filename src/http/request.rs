@@ -10,8 +10,8 @@ use super::upstream::protocol::Message;
 use super::variable::Captures;
 use crate::clock;
 use crate::http1::Span;
-use crate::http1::response::ResponseHead;
 use crate::http1::request::{ConnectionOption, Method, RequestHead, Version};
+use crate::http1::response::ResponseHead;
 use crate::io::Buffer;
 use crate::shard::Generation;
 
@@ -69,6 +69,8 @@ pub struct Request {
     /// The head of the last upstream response, and the bytes it refers to (`$upstream_http_*`).
     pub upstream_head: ResponseHead,
     pub upstream_bytes: Buffer,
+    /// Bytes of that head; what is behind them is body.
+    pub upstream_head_len: usize,
 
     /// Time since the epoch at the first byte, for `$request_time`.
     pub started: std::time::Duration,
@@ -130,6 +132,7 @@ impl Request {
             message: Message::default(),
             upstream_head: ResponseHead::default(),
             upstream_bytes: Buffer::empty(),
+            upstream_head_len: 0,
             started: std::time::Duration::ZERO,
             pipelined: false,
             keepalive: false,
@@ -167,6 +170,7 @@ impl Request {
         self.message.clear();
         self.upstream_head.clear();
         self.upstream_bytes = Buffer::empty();
+        self.upstream_head_len = 0;
         self.pipelined = false;
         self.keepalive = false;
         self.logged = false;

@@ -74,8 +74,7 @@ pub fn begin(c: &Connection, r: &mut Request, head: &Head<'_>) {
         && r.version() >= Version::Http11
         && *core.chunked_transfer_encoding;
     let until_close = length == Length::Unknown && !r.response.chunked;
-    r.keepalive =
-        r.keepalive && !until_close && !head.upgrade && connection::may_keep_alive(c, r);
+    r.keepalive = r.keepalive && !until_close && !head.upgrade && connection::may_keep_alive(c, r);
 
     let mut out = std::mem::take(&mut r.response.head);
     out.clear();
@@ -230,4 +229,3 @@ pub async fn send(
     r.response.complete = true;
     Ok(())
 }
-

@@ -329,11 +329,7 @@ fn upstream_cookie<'a>(r: &'a Request, name: &[u8]) -> Option<&'a [u8]> {
 }
 
 /// Joins values by `, ` (cookies by `; `); tells whether there was any.
-fn joined<'a>(
-    values: impl Iterator<Item = &'a [u8]>,
-    separator: &[u8],
-    out: &mut Vec<u8>,
-) -> bool {
+fn joined<'a>(values: impl Iterator<Item = &'a [u8]>, separator: &[u8], out: &mut Vec<u8>) -> bool {
     let mut found = false;
     for value in values {
         if found {

@@ -147,6 +147,13 @@ impl Stream {
         matches!(peeked, Err(rustix::io::Errno::AGAIN))
     }
 
+    /// Whether there are bytes to receive (not an end, not an error).
+    pub fn has_unread_bytes(&self) -> bool {
+        let peeked =
+            rustix::net::recv(self.fd(), &mut [0u8; 1], RecvFlags::DONTWAIT | RecvFlags::PEEK);
+        matches!(peeked, Ok((n, _)) if n > 0)
+    }
+
     /// Sends what the socket takes at once; `WouldBlock` when that is nothing.
     pub fn try_send(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
         let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;

@@ -6,8 +6,8 @@ use crate::config::setting::Setting;
 use crate::http::server::LocationId;
 use crate::http::variable::Template;
 use crate::http::variable::VariableSlot;
-use std::sync::Arc;
 pub use run::{Answer, Rewritten, run};
+use std::sync::Arc;
 
 #[derive(Debug, Clone, Default)]
 pub struct Settings {

@@ -93,7 +93,12 @@ mod tests {
         peers.iter().map(PeerState::new).collect()
     }
 
-    fn picks(peers: &[Peer], states: &mut [PeerState], now_ms: u64, n: usize) -> Vec<Option<usize>> {
+    fn picks(
+        peers: &[Peer],
+        states: &mut [PeerState],
+        now_ms: u64,
+        n: usize,
+    ) -> Vec<Option<usize>> {
         (0..n).map(|_| pick(peers, states, &mut Tried::default(), now_ms)).collect()
     }
 
@@ -137,8 +142,7 @@ mod tests {
         peers[2].backup = true;
         let mut states = states(&peers);
         let mut tried = Tried::default();
-        let order: Vec<_> =
-            (0..4).map(|_| pick(&peers, &mut states, &mut tried, 0)).collect();
+        let order: Vec<_> = (0..4).map(|_| pick(&peers, &mut states, &mut tried, 0)).collect();
         assert_eq!(order, [Some(0), Some(1), Some(2), None]);
     }
 

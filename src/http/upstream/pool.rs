@@ -2,7 +2,7 @@
 //! server is taken first, the one idle longest makes room.
 
 use crate::http::modules::upstream::{Keepalive, PeerAddress, Upstream};
-use crate::io::Stream;
+use crate::io::{Stream, timer};
 
 /// A connection to an upstream server, in use or idle.
 #[derive(Debug)]
@@ -13,6 +13,12 @@ pub struct UpstreamConnection {
     pub opened_ms: u64,
     /// It has carried a request before: then a failure may be the server's idle close.
     pub reused: bool,
+}
+
+impl UpstreamConnection {
+    pub fn new(stream: Stream) -> Self {
+        UpstreamConnection { stream, requests: 0, opened_ms: timer::now_ms(), reused: false }
+    }
 }
 
 #[derive(Debug)]

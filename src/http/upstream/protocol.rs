@@ -339,9 +339,11 @@ fn put_variable(
 }
 
 fn is_suppressed(settings: &uwsgi::Settings, name: &[u8]) -> bool {
-    settings.plan.suppressed.iter().any(|key| {
-        key.strip_prefix(b"HTTP_").is_some_and(|key| same_variable(key, name))
-    })
+    settings
+        .plan
+        .suppressed
+        .iter()
+        .any(|key| key.strip_prefix(b"HTTP_").is_some_and(|key| same_variable(key, name)))
 }
 
 /// Whether two header names become the same variable.

@@ -113,11 +113,7 @@ fn apply(rewrite: &Rewrite, c: &Connection, r: &mut Request, changed: &mut bool)
     if logs {
         let verb = if matched { "matches" } else { "does not match" };
         let uri = escape(&r.uri);
-        c.log(
-            r,
-            Level::Notice,
-            format_args!("\"{}\" {verb} \"{uri}\"", rewrite.regex.pattern),
-        );
+        c.log(r, Level::Notice, format_args!("\"{}\" {verb} \"{uri}\"", rewrite.regex.pattern));
     }
     if !matched {
         return Next::Step;

@@ -1,0 +1,794 @@
+//! One exchange, start to end, for both protocols: what `proxy_pass` and `uwsgi_pass` do.
+
+use std::cell::RefCell;
+use std::io::{self, IoSlice};
+use std::pin::pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::balance::{self, Tried};
+use super::peer::PeerState;
+use super::pool::UpstreamConnection;
+use super::protocol::{self, BodyForm};
+use super::{Attempt, Group, relay};
+use crate::clock;
+use crate::error_log::Level;
+use crate::http::action::Action;
+use crate::http::body::{self, BodyError};
+use crate::http::close::Close;
+use crate::http::connection::Connection;
+use crate::http::location::Location;
+use crate::http::modules::exchange::{NextUpstream, Pass, Settings};
+use crate::http::modules::proxy::HttpVersion;
+use crate::http::modules::upstream::{Peer, PeerAddress, Upstream};
+use crate::http::phase::Outcome;
+use crate::http::request::Request;
+use crate::http::tunnel;
+use crate::http1::framing::BodyLength;
+use crate::http1::header::Known;
+use crate::http1::refusal::ResponseRefusal;
+use crate::http1::request::Method;
+use crate::http1::response::{self, Form, NO_VALID_HEADER};
+use crate::http1::{Progress, chunked};
+use crate::io::select::{Either, either};
+use crate::io::stream::{Address, Failure};
+use crate::io::timer::{self, Wait};
+use crate::io::{Buffer, Stream};
+
+/// A client that leaves is noticed at the latest this long after: an exchange that is over sooner
+/// never looks.
+const CLIENT_WATCH_AFTER: Duration = Duration::from_millis(100);
+/// Bytes of a temporary file sent at once.
+const FILE_PIECE: usize = 64 << 10;
+
+/// Which directives, and which protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Family {
+    Proxy,
+    Uwsgi,
+}
+
+impl Family {
+    /// The upstream as the error log shows it.
+    pub fn url(self, r: &Request) -> Option<Vec<u8>> {
+        let address = &r.attempts.last()?.address;
+        let mut url = match self {
+            Family::Proxy => b"http://".to_vec(),
+            Family::Uwsgi => b"uwsgi://".to_vec(),
+        };
+        url.extend_from_slice(address.as_bytes());
+        if address.starts_with("unix:") {
+            url.push(b':');
+        }
+        url.extend_from_slice(r.message.uri());
+        Some(url)
+    }
+
+    fn settings(self, location: &Location) -> &Settings {
+        match self {
+            Family::Proxy => &location.settings.proxy.exchange,
+            Family::Uwsgi => &location.settings.uwsgi.exchange,
+        }
+    }
+
+    fn form(self) -> Form {
+        match self {
+            Family::Proxy => Form::Http,
+            Family::Uwsgi => Form::Cgi,
+        }
+    }
+}
+
+/// `proxy_pass`
+pub async fn proxy(c: &Connection, r: &mut Request) -> Result<Outcome, Close> {
+    exchange(c, r, Family::Proxy).await
+}
+
+/// `uwsgi_pass`
+pub async fn uwsgi(c: &Connection, r: &mut Request) -> Result<Outcome, Close> {
+    exchange(c, r, Family::Uwsgi).await
+}
+
+async fn exchange(c: &Connection, r: &mut Request, family: Family) -> Result<Outcome, Close> {
+    c.exchange.set(Some(family));
+    let outcome = run(c, r, family).await;
+    if outcome.is_ok() {
+        c.exchange.set(None);
+    }
+    outcome
+}
+
+/// What does not change from one server to the next.
+struct Exchange<'a> {
+    c: &'a Connection,
+    family: Family,
+    location: &'a Location,
+    settings: &'a Settings,
+    upstream: &'a Upstream,
+    group: &'a Group,
+    body: BodyForm,
+    /// The body goes out as it comes in, to the first server only.
+    streams: bool,
+}
+
+async fn run(c: &Connection, r: &mut Request, family: Family) -> Result<Outcome, Close> {
+    let generation = Rc::clone(&r.generation);
+    let http = generation.http();
+    let location = http.location(r.location);
+    let settings = family.settings(location);
+    let pass = match family {
+        Family::Proxy => location.settings.proxy.pass.get().map(|pass| &pass.target),
+        Family::Uwsgi => location.settings.uwsgi.pass.get().map(|pass| &pass.target),
+    };
+    let Some(pass) = pass else { return Ok(Outcome::Status(500)) };
+    let dynamic;
+    let (upstream, group) = match pass {
+        Pass::Upstream(id) => (http.upstream(*id), generation.upstreams.group(*id)),
+        Pass::Template(template) => match super::dynamic::resolve(c, r, http, template, family) {
+            Ok(super::dynamic::Resolved::Group(id)) => {
+                (http.upstream(id), generation.upstreams.group(id))
+            }
+            Ok(super::dynamic::Resolved::Literal(upstream)) => {
+                dynamic = (Group::new(&upstream), upstream);
+                (&dynamic.1, &dynamic.0)
+            }
+            Err(status) => return Ok(Outcome::Status(status)),
+        },
+    };
+
+    let mut exchange = Exchange {
+        c,
+        family,
+        location,
+        settings,
+        upstream,
+        group,
+        body: BodyForm::None,
+        streams: false,
+    };
+    exchange.streams = streams_body(&exchange, r);
+    if !exchange.streams {
+        match body::read_all(c, r).await {
+            Ok(()) => {}
+            Err(BodyError::Status(status)) => return Ok(Outcome::Status(status)),
+            Err(BodyError::Close(close)) => return Err(close),
+        }
+    }
+    match exchange.build_message(r) {
+        Ok(form) => exchange.body = form,
+        Err(status) => return Ok(Outcome::Status(status)),
+    }
+    exchange.try_servers(r).await
+}
+
+/// Whether the body goes out as it comes in. A chunked one needs a protocol that can say so.
+fn streams_body(exchange: &Exchange<'_>, r: &Request) -> bool {
+    if *exchange.settings.request_buffering || !body::is_announced(r) || r.body.is_started() {
+        return false;
+    }
+    let proxy = &exchange.location.settings.proxy;
+    match r.head.body {
+        BodyLength::Chunked => {
+            exchange.family == Family::Proxy
+                && *proxy.http_version == HttpVersion::Http11
+                && proxy.set_body.is_none()
+        }
+        _ => true,
+    }
+}
+
+/// Why one server did not answer.
+#[derive(Debug)]
+struct Failed {
+    condition: NextUpstream,
+    status: u16,
+    /// Nothing has been sent to it: even a request that must not be repeated can go elsewhere.
+    unsent: bool,
+    /// It was an idle connection that the server had closed meanwhile.
+    stale: bool,
+}
+
+/// How trying one server can end without an answer.
+enum NoAnswer {
+    Failed(Failed),
+    /// The client's side ended it.
+    Client(BodyError),
+}
+
+impl From<Failed> for NoAnswer {
+    fn from(failed: Failed) -> Self {
+        NoAnswer::Failed(failed)
+    }
+}
+
+impl From<Close> for NoAnswer {
+    fn from(close: Close) -> Self {
+        NoAnswer::Client(BodyError::Close(close))
+    }
+}
+
+/// A request under way at a peer, counted until dropped.
+struct Active<'a> {
+    peers: &'a RefCell<Vec<PeerState>>,
+    peer: usize,
+}
+
+impl<'a> Active<'a> {
+    fn new(peers: &'a RefCell<Vec<PeerState>>, peer: usize) -> Self {
+        peers.borrow_mut()[peer].active += 1;
+        Active { peers, peer }
+    }
+}
+
+impl Drop for Active<'_> {
+    fn drop(&mut self) {
+        self.peers.borrow_mut()[self.peer].active -= 1;
+    }
+}
+
+impl Exchange<'_> {
+    fn build_message(&self, r: &mut Request) -> Result<BodyForm, u16> {
+        let mut message = std::mem::take(&mut r.message);
+        message.clear();
+        let settings = &self.location.settings;
+        let form = match self.family {
+            Family::Proxy => {
+                let Some(pass) = settings.proxy.pass.get() else { return Err(500) };
+                Ok(protocol::http(self.c, r, self.location, pass, self.streams, &mut message))
+            }
+            Family::Uwsgi => protocol::uwsgi(self.c, r, &settings.uwsgi, &mut message),
+        };
+        r.message = message;
+        form.map_err(|length| {
+            self.c.log(r, Level::Alert, format_args!("uwsgi request is too big: {length}"));
+            500
+        })
+    }
+
+    async fn try_servers(&self, r: &mut Request) -> Result<Outcome, Close> {
+        let peers = &self.upstream.peers;
+        let mut tried = Tried::default();
+        let mut tries_left = self.tries();
+        let began_ms = timer::now_ms();
+        let mut starts_group = true;
+        let mut again: Option<usize> = None;
+        loop {
+            let picked = again.take().or_else(|| {
+                let states = &mut self.group.peers.borrow_mut();
+                balance::pick(peers, states, &mut tried, timer::now_ms())
+            });
+            let Some(at) = picked else {
+                return Ok(Outcome::Status(self.no_live(r, starts_group)));
+            };
+            let peer = &peers[at];
+            r.attempts.push(Attempt {
+                address: Arc::clone(&peer.name),
+                status: 0,
+                connect: None,
+                header: None,
+                response: None,
+                response_length: 0,
+                bytes_sent: 0,
+                bytes_received: 0,
+                starts_group: std::mem::take(&mut starts_group),
+            });
+            let active = Active::new(&self.group.peers, at);
+            tries_left -= 1;
+            let started = clock::now();
+            let failed = match self.ask(r, peer, started).await {
+                Ok(connection) => match self.unwanted_status(r) {
+                    Some(failed) if tries_left > 0 && self.allows_next(r, &failed, began_ms) => {
+                        failed
+                    }
+                    _ => {
+                        self.group.peers.borrow_mut()[at].succeeded();
+                        return self.deliver(r, peer, connection, active, started).await;
+                    }
+                },
+                Err(NoAnswer::Failed(failed)) => failed,
+                Err(NoAnswer::Client(BodyError::Status(status))) => {
+                    return Ok(Outcome::Status(status));
+                }
+                Err(NoAnswer::Client(BodyError::Close(close))) => return Err(close),
+            };
+            drop(active);
+            if let Some(attempt) = r.attempts.last_mut() {
+                attempt.status = failed.status;
+                attempt.response = Some(clock::now().saturating_sub(started));
+            }
+            if failed.stale && self.may_repeat(r) {
+                // The server closed an idle connection: not its failure, and not a try.
+                tries_left += 1;
+                again = Some(at);
+                continue;
+            }
+            self.count_failure(r, at, failed.condition);
+            if tries_left == 0 || !self.allows_next(r, &failed, began_ms) {
+                return Ok(Outcome::Status(failed.status));
+            }
+        }
+    }
+
+    /// How many servers may be tried.
+    fn tries(&self) -> usize {
+        let there = self.upstream.peers.iter().filter(|peer| !peer.down).count().max(1);
+        match *self.settings.next_upstream_tries {
+            0 => there,
+            most => there.min(most),
+        }
+    }
+
+    fn no_live(&self, r: &mut Request, starts_group: bool) -> u16 {
+        self.c.action.set(Action::ConnectingToUpstream);
+        r.attempts.push(Attempt {
+            address: Arc::clone(&self.upstream.name),
+            status: 502,
+            connect: None,
+            header: None,
+            response: Some(Duration::ZERO),
+            response_length: 0,
+            bytes_sent: 0,
+            bytes_received: 0,
+            starts_group,
+        });
+        self.c.log(r, Level::Error, format_args!("no live upstreams"));
+        502
+    }
+
+    /// Whether the configuration lets another server be tried after this failure.
+    fn allows_next(&self, r: &Request, failed: &Failed, began_ms: u64) -> bool {
+        let listed = *self.settings.next_upstream;
+        if listed.contains(NextUpstream::OFF) || !listed.contains(failed.condition) {
+            return false;
+        }
+        if !failed.unsent && (self.streams || !is_repeatable(r, listed)) {
+            return false;
+        }
+        let limit = self.settings.next_upstream_timeout.as_millis();
+        limit == 0 || u128::from(timer::now_ms().saturating_sub(began_ms)) < limit
+    }
+
+    /// Whether a request whose reused connection turned out to be closed can be sent again.
+    fn may_repeat(&self, r: &Request) -> bool {
+        let listed = *self.settings.next_upstream;
+        !self.streams
+            && !listed.contains(NextUpstream::OFF)
+            && listed.contains(NextUpstream::ERROR)
+            && is_repeatable(r, listed)
+    }
+
+    fn count_failure(&self, r: &Request, at: usize, condition: NextUpstream) {
+        if condition == NextUpstream::HTTP_403 || condition == NextUpstream::HTTP_404 {
+            return;
+        }
+        let peer = &self.upstream.peers[at];
+        let out = self.group.peers.borrow_mut()[at].failed(peer, timer::now_ms());
+        if out && self.upstream.peers.len() > 1 {
+            self.c.log(r, Level::Warn, format_args!("upstream server temporarily disabled"));
+        }
+    }
+
+    /// A status that `next_upstream` lists.
+    fn unwanted_status(&self, r: &Request) -> Option<Failed> {
+        let condition = match r.upstream_head.code {
+            500 => NextUpstream::HTTP_500,
+            502 => NextUpstream::HTTP_502,
+            503 => NextUpstream::HTTP_503,
+            504 => NextUpstream::HTTP_504,
+            403 => NextUpstream::HTTP_403,
+            404 => NextUpstream::HTTP_404,
+            429 => NextUpstream::HTTP_429,
+            _ => return None,
+        };
+        let status = r.upstream_head.code;
+        self.settings.next_upstream.contains(condition).then_some(Failed {
+            condition,
+            status,
+            unsent: false,
+            stale: false,
+        })
+    }
+
+    /// Connects or reuses, sends the request, reads the head of the answer.
+    async fn ask(
+        &self,
+        r: &mut Request,
+        peer: &Peer,
+        started: Duration,
+    ) -> Result<UpstreamConnection, NoAnswer> {
+        self.c.action.set(Action::ConnectingToUpstream);
+        let idle = self.group.pool.borrow_mut().take(&peer.address);
+        let mut connection = match idle {
+            Some(connection) => connection,
+            None => UpstreamConnection::new(self.connect(r, peer).await?),
+        };
+        connection.requests += 1;
+        if let Some(attempt) = r.attempts.last_mut() {
+            attempt.connect = Some(clock::now().saturating_sub(started));
+        }
+        self.c.action.set(Action::SendingRequestToUpstream);
+        let send_error = self.send(r, &connection.stream).await?;
+        self.c.action.set(Action::ReadingUpstreamHead);
+        self.read_head(r, &connection, send_error).await?;
+        if let Some(attempt) = r.attempts.last_mut() {
+            attempt.status = r.upstream_head.code;
+            attempt.header = Some(clock::now().saturating_sub(started));
+        }
+        Ok(connection)
+    }
+
+    async fn connect(&self, r: &Request, peer: &Peer) -> Result<Stream, Failed> {
+        let address = match &peer.address {
+            PeerAddress::Inet(address) => Address::Inet(*address),
+            PeerAddress::Unix(path) => Address::Unix(path.clone()),
+        };
+        match Stream::connect(&address, *self.settings.connect_timeout).await {
+            Ok(stream) => {
+                if *self.settings.socket_keepalive {
+                    stream.set_keepalive();
+                }
+                Ok(stream)
+            }
+            Err(Failure::Io(e)) => {
+                let (level, to) = match &peer.address {
+                    PeerAddress::Unix(path) => {
+                        let gone = e.kind() == io::ErrorKind::NotFound;
+                        let level = if gone { Level::Crit } else { Level::Error };
+                        (level, format!(" to unix:{}", path.display()))
+                    }
+                    PeerAddress::Inet(_) => (Level::Error, String::new()),
+                };
+                self.c.log_errno(r, level, format_args!("connect(){to} failed"), &e);
+                Err(Failed::error(true))
+            }
+            Err(failure) => Err(self.timed_out(r, &failure, true)),
+        }
+    }
+
+    fn timed_out(&self, r: &Request, failure: &Failure, unsent: bool) -> Failed {
+        if matches!(failure, Failure::TimedOut) {
+            let text = format_args!("upstream timed out (110: Connection timed out)");
+            self.c.log(r, Level::Error, text);
+        }
+        Failed { condition: NextUpstream::TIMEOUT, status: 504, unsent, stale: false }
+    }
+
+    /// Sends head and body. A server that stops listening may have answered: then the error is kept
+    /// for the case that it has not.
+    async fn send(&self, r: &mut Request, stream: &Stream) -> Result<Option<io::Error>, NoAnswer> {
+        let limit = *self.settings.send_timeout;
+        let mut sent = Sent::default();
+        {
+            let mut slices = r.message.slices(r.buffer.as_slice());
+            if self.body == BodyForm::Plain && !self.streams && r.body.file.is_none() {
+                slices.push(IoSlice::new(r.body.memory.as_slice()));
+            }
+            send_listening(stream, &mut slices, limit, &mut sent).await;
+        }
+        if sent.is_open() && self.body != BodyForm::None {
+            if self.streams {
+                stream.set_nodelay();
+                self.stream_body(r, stream, &mut sent).await?;
+            } else if r.body.file.is_some() {
+                self.send_file(r, stream, &mut sent).await;
+            }
+        }
+        if let Some(attempt) = r.attempts.last_mut() {
+            attempt.bytes_sent += sent.bytes;
+        }
+        match sent.end {
+            SendEnd::Open | SendEnd::Answered => Ok(None),
+            SendEnd::Failed(Failure::Io(e)) => Ok(Some(e)),
+            SendEnd::Failed(failure) => Err(self.timed_out(r, &failure, sent.bytes == 0).into()),
+        }
+    }
+
+    /// The body of an unbuffered request, piece by piece.
+    async fn stream_body(
+        &self,
+        r: &mut Request,
+        stream: &Stream,
+        sent: &mut Sent,
+    ) -> Result<(), NoAnswer> {
+        let limit = *self.settings.send_timeout;
+        while sent.is_open() {
+            let span = match body::next(self.c, r).await {
+                Ok(Some(span)) => span,
+                Ok(None) => break,
+                Err(error) => return Err(NoAnswer::Client(error)),
+            };
+            let piece = body::piece(r, span);
+            let mut head = [0; 18];
+            if self.body == BodyForm::Chunked {
+                let head = chunked::chunk_head(piece.len(), &mut head);
+                let mut slices = [IoSlice::new(head), IoSlice::new(piece), IoSlice::new(b"\r\n")];
+                send_listening(stream, &mut slices, limit, sent).await;
+            } else {
+                send_listening(stream, &mut [IoSlice::new(piece)], limit, sent).await;
+            }
+            body::consume(r, span);
+        }
+        if sent.is_open() && self.body == BodyForm::Chunked {
+            send_listening(stream, &mut [IoSlice::new(chunked::LAST_CHUNK)], limit, sent).await;
+        }
+        Ok(())
+    }
+
+    /// The body out of its temporary file.
+    async fn send_file(&self, r: &Request, stream: &Stream, sent: &mut Sent) {
+        let Some(file) = &r.body.file else { return };
+        let mut piece = vec![0; FILE_PIECE];
+        let mut offset = 0;
+        while sent.is_open() && offset < file.len() {
+            match file.read_at(offset, &mut piece) {
+                Ok(0) => break,
+                Ok(n) => {
+                    offset += n as u64;
+                    let mut slices = [IoSlice::new(&piece[..n])];
+                    send_listening(stream, &mut slices, *self.settings.send_timeout, sent).await;
+                }
+                Err(e) => {
+                    let path = file.path().display();
+                    self.c.log_errno(r, Level::Crit, format_args!("pread() \"{path}\" failed"), &e);
+                    sent.end = SendEnd::Failed(Failure::Io(e));
+                }
+            }
+        }
+    }
+
+    /// Reads until the head is whole: `r.upstream_bytes` then holds it and what came behind it.
+    async fn read_head(
+        &self,
+        r: &mut Request,
+        connection: &UpstreamConnection,
+        send_error: Option<io::Error>,
+    ) -> Result<(), NoAnswer> {
+        let size = *self.settings.buffer_size;
+        let until_ms = timer::now_ms() + self.settings.read_timeout.as_millis() as u64;
+        r.upstream_head.clear();
+        r.upstream_bytes = Buffer::with_capacity(size);
+        loop {
+            let left = Duration::from_millis(until_ms.saturating_sub(timer::now_ms()));
+            let buffer = std::mem::take(&mut r.upstream_bytes);
+            let before = buffer.len();
+            let ignore_abort = *self.settings.ignore_client_abort;
+            let (received, buffer) =
+                receive_watching_client(self.c, r, &connection.stream, buffer, left, ignore_abort)
+                    .await?;
+            r.upstream_bytes = buffer;
+            if let Some(attempt) = r.attempts.last_mut() {
+                attempt.bytes_received += (r.upstream_bytes.len() - before) as u64;
+            }
+            match received {
+                Ok(0) => {
+                    let nothing = r.upstream_bytes.is_empty();
+                    if let Some(e) = &send_error {
+                        self.c.action.set(Action::SendingRequestToUpstream);
+                        self.c.log_errno(r, Level::Error, format_args!("writev() failed"), e);
+                    } else {
+                        let text = format_args!("upstream prematurely closed connection");
+                        if !(nothing && connection.reused) {
+                            self.c.log(r, Level::Error, text);
+                        }
+                    }
+                    return Err(Failed::broken(nothing && connection.reused).into());
+                }
+                Ok(_) => {}
+                Err(Failure::Io(e)) => {
+                    let nothing = r.upstream_bytes.is_empty();
+                    if !(nothing && connection.reused) {
+                        self.c.log_errno(r, Level::Error, format_args!("recv() failed"), &e);
+                    }
+                    return Err(Failed::broken(nothing && connection.reused).into());
+                }
+                Err(failure) => return Err(self.timed_out(r, &failure, false).into()),
+            }
+            if self.parse_head(r, size)? {
+                return Ok(());
+            }
+            if r.upstream_bytes.spare() == 0 {
+                let limit = r.upstream_bytes.len() + 1;
+                r.upstream_bytes.grow(limit);
+            }
+        }
+    }
+
+    /// True when a final head is whole. Early hints are read over.
+    fn parse_head(&self, r: &mut Request, size: usize) -> Result<bool, NoAnswer> {
+        loop {
+            let bytes = r.upstream_bytes.as_slice();
+            let parsed = response::parse(bytes, self.family.form(), size, &mut r.upstream_head);
+            match parsed {
+                Ok(Progress::Partial { .. }) => return Ok(false),
+                Ok(Progress::Complete { len }) if r.upstream_head.code == 103 && len > 0 => {
+                    r.upstream_bytes.consume(len);
+                    r.upstream_bytes.compact();
+                    r.upstream_head.clear();
+                }
+                Ok(Progress::Complete { len }) => {
+                    if r.upstream_head.is_http09 {
+                        self.c.log(r, Level::Error, format_args!("{NO_VALID_HEADER}"));
+                        return Err(Failed::invalid_header().into());
+                    }
+                    r.upstream_head_len = len;
+                    for duplicate in &r.upstream_head.duplicates {
+                        let text = duplicate.text(r.upstream_bytes.as_slice());
+                        self.c.log(r, Level::Warn, format_args!("{text}"));
+                    }
+                    return Ok(true);
+                }
+                Err(refusal) => {
+                    self.log_refusal(r, &refusal);
+                    return Err(Failed::invalid_header().into());
+                }
+            }
+        }
+    }
+
+    fn log_refusal(&self, r: &Request, refusal: &ResponseRefusal) {
+        self.c.log(r, Level::Error, format_args!("{refusal}"));
+    }
+
+    /// Hands the answer to the client, or to the tunnel.
+    async fn deliver(
+        &self,
+        r: &mut Request,
+        peer: &Peer,
+        connection: UpstreamConnection,
+        active: Active<'_>,
+        started: Duration,
+    ) -> Result<Outcome, Close> {
+        let code = r.upstream_head.code;
+        if code == 101 && r.head.headers.find(Known::Upgrade).is_some() {
+            let result = tunnel::run(self.c, r, &connection.stream, self.settings).await;
+            self.set_response_time(r, started);
+            drop(active);
+            return result.map(|()| Outcome::Done);
+        }
+        if code >= 300
+            && *self.settings.intercept_errors
+            && self.location.settings.core.error_page.iter().any(|page| page.codes.contains(&code))
+        {
+            self.set_response_time(r, started);
+            return Ok(Outcome::Status(code));
+        }
+        let relayed = relay::run(self.c, r, &connection.stream, self.family, self.location).await;
+        self.set_response_time(r, started);
+        drop(active);
+        let reusable = relayed?;
+        if reusable && self.family == Family::Proxy && r.upstream_head.keep_alive() {
+            let now_ms = timer::now_ms();
+            self.group.pool.borrow_mut().give(&peer.address, connection, now_ms);
+        }
+        Ok(Outcome::Done)
+    }
+
+    fn set_response_time(&self, r: &mut Request, started: Duration) {
+        if let Some(attempt) = r.attempts.last_mut() {
+            attempt.response = Some(clock::now().saturating_sub(started));
+        }
+    }
+}
+
+/// POST, LOCK and PATCH go to another server only when the configuration says `non_idempotent`.
+fn is_repeatable(r: &Request, listed: NextUpstream) -> bool {
+    let changes = match r.method {
+        Method::Post | Method::Patch => true,
+        Method::Other => r.text(r.head.method) == b"LOCK",
+        _ => false,
+    };
+    !changes || listed.contains(NextUpstream::NON_IDEMPOTENT)
+}
+
+impl Failed {
+    fn error(unsent: bool) -> Self {
+        Failed { condition: NextUpstream::ERROR, status: 502, unsent, stale: false }
+    }
+
+    fn broken(stale: bool) -> Self {
+        Failed { condition: NextUpstream::ERROR, status: 502, unsent: false, stale }
+    }
+
+    fn invalid_header() -> Self {
+        Failed { condition: NextUpstream::INVALID_HEADER, status: 502, unsent: false, stale: false }
+    }
+}
+
+/// How far sending a request has got.
+#[derive(Debug, Default)]
+struct Sent {
+    bytes: u64,
+    end: SendEnd,
+}
+
+#[derive(Debug, Default)]
+enum SendEnd {
+    #[default]
+    Open,
+    /// The server answers already: it wants no more.
+    Answered,
+    Failed(Failure),
+}
+
+impl Sent {
+    fn is_open(&self) -> bool {
+        matches!(self.end, SendEnd::Open)
+    }
+}
+
+/// Sends all of the slices, and listens while the socket is full: a server that answers before it
+/// has read everything may never read on.
+async fn send_listening(
+    stream: &Stream,
+    mut slices: &mut [IoSlice<'_>],
+    limit: Duration,
+    sent: &mut Sent,
+) {
+    while sent.is_open() {
+        while slices.first().is_some_and(|slice| slice.is_empty()) {
+            slices = &mut slices[1..];
+        }
+        if slices.is_empty() {
+            return;
+        }
+        match stream.try_send(slices) {
+            Ok(n) => {
+                sent.bytes += n as u64;
+                IoSlice::advance_slices(&mut slices, n);
+            }
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                let ready = either(stream.writable_unlimited(), stream.readable_unlimited());
+                match stream.timer().within(limit, Wait::Busy, ready).await {
+                    Ok(Either::First(Ok(()))) => {}
+                    Ok(Either::Second(Ok(()))) => sent.end = SendEnd::Answered,
+                    Ok(Either::First(Err(e)) | Either::Second(Err(e))) => {
+                        sent.end = SendEnd::Failed(e.into());
+                    }
+                    Err(expired) => sent.end = SendEnd::Failed(expired.into()),
+                }
+            }
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => sent.end = SendEnd::Failed(e.into()),
+        }
+    }
+}
+
+/// One receive from the upstream. A client that leaves meanwhile ends the exchange, unless that is
+/// to be ignored.
+pub async fn receive_watching_client(
+    c: &Connection,
+    r: &mut Request,
+    upstream: &Stream,
+    buffer: Buffer,
+    limit: Duration,
+    ignore_abort: bool,
+) -> Result<(Result<usize, Failure>, Buffer), Close> {
+    let mut receive = pin!(upstream.recv(buffer, limit, Wait::Busy));
+    let client = &c.stream;
+    let quick = client.timer().within(CLIENT_WATCH_AFTER, Wait::Busy, receive.as_mut()).await;
+    match quick {
+        Ok(received) => Ok(received),
+        Err(_) if ignore_abort => Ok(receive.await),
+        Err(_) => match either(receive.as_mut(), client_left(client)).await {
+            Either::First(received) => Ok(received),
+            Either::Second(()) => {
+                let text =
+                    "client prematurely closed connection, so upstream connection is closed too";
+                c.log(r, Level::Info, format_args!("{text}"));
+                if !r.response.head_sent {
+                    r.response.status = 499;
+                }
+                Err(Close::ClientAbortedExchange)
+            }
+        },
+    }
+}
+
+/// Ends when the client has closed its side. Bytes that it sends ahead hide that, as with nginx:
+/// then this waits for ever.
+async fn client_left(client: &Stream) {
+    if client.readable_unlimited().await.is_ok() && client.has_unread_bytes() {
+        std::future::pending::<()>().await;
+    }
+}

@@ -1,0 +1,617 @@
+//! The upstream's answer on its way to the client: the head translated, the body unframed and framed
+//! anew (proxy, sections 4 to 8). Memory is bounded: what the client does not take is kept up to the
+//! size of `*_buffers`, then reading stops.
+
+use std::collections::VecDeque;
+use std::io::{self, IoSlice};
+
+use smallvec::SmallVec;
+
+use super::exchange::{Family, receive_watching_client};
+use super::protocol::contains;
+use crate::error_log::Level;
+use crate::http::action::Action;
+use crate::http::body;
+use crate::http::close::Close;
+use crate::http::connection::Connection;
+use crate::http::location::Location;
+use crate::http::modules::exchange::{IgnoreHeaders, Settings};
+use crate::http::modules::proxy::Redirect;
+use crate::http::request::Request;
+use crate::http::response::{self, Head, Length};
+use crate::http::value;
+use crate::http1::chunked::{self, Decoder};
+use crate::http1::framing::BodyLength;
+use crate::http1::header::{Field, Known};
+use crate::http1::{Span, encode};
+use crate::io::select::{Either, either};
+use crate::io::stream::Failure;
+use crate::io::timer::Wait;
+use crate::io::{Buffer, Stream};
+
+/// Spans of one received piece that are sent with one call; more are sent with the next.
+const SPANS: usize = 16;
+/// The piece received at once grows to this while a response keeps filling it.
+const PIECE_MAX: usize = 64 << 10;
+
+/// Relays the whole answer whose head has been read. True: it was complete, and nothing more came
+/// that was not part of it.
+pub async fn run(
+    c: &Connection,
+    r: &mut Request,
+    upstream: &Stream,
+    family: Family,
+    location: &Location,
+) -> Result<bool, Close> {
+    let settings = match family {
+        Family::Proxy => &location.settings.proxy.exchange,
+        Family::Uwsgi => &location.settings.uwsgi.exchange,
+    };
+    let length = r.upstream_head.body_for(r.is_head());
+    put_head(c, r, family, location, length);
+
+    let ahead = r.upstream_bytes.len() - r.upstream_head_len;
+    let relay = Relay {
+        c,
+        upstream,
+        settings,
+        body: Incoming::new(length),
+        buffering: buffering(r, settings),
+        queue: VecDeque::new(),
+        queued: 0,
+    };
+    relay.run(r, ahead).await
+}
+
+/// `*_buffering`, unless the upstream says otherwise.
+fn buffering(r: &Request, settings: &Settings) -> bool {
+    let said = r.upstream_head.headers.find(Known::XAccelBuffering);
+    if let Some(field) = said
+        && !settings.ignore_headers.contains(IgnoreHeaders::X_ACCEL_BUFFERING)
+    {
+        let value = field.value.of(r.upstream_bytes.as_slice());
+        if value.eq_ignore_ascii_case(b"no") {
+            return false;
+        }
+        if value.eq_ignore_ascii_case(b"yes") {
+            return true;
+        }
+    }
+    *settings.buffering
+}
+
+/// Translates the head (proxy, sections 4 and 6).
+pub fn put_head(
+    c: &Connection,
+    r: &mut Request,
+    family: Family,
+    location: &Location,
+    length: BodyLength,
+) {
+    let settings = match family {
+        Family::Proxy => &location.settings.proxy.exchange,
+        Family::Uwsgi => &location.settings.uwsgi.exchange,
+    };
+    // Both are put back below: the head is written beside them.
+    let bytes = std::mem::take(&mut r.upstream_bytes);
+    let upstream = std::mem::take(&mut r.upstream_head);
+    let raw = bytes.as_slice();
+    let has = |known| upstream.headers.find(known).is_some();
+    let hides = |name: &[u8]| contains(&settings.hidden, name);
+
+    let content_type = upstream.headers.find(Known::ContentType);
+    let head = Head {
+        status: upstream.code,
+        status_text: (!upstream.status.is_empty()).then(|| upstream.status.of(raw)),
+        content_type: content_type
+            .filter(|_| !hides(b"content-type"))
+            .map(|field| field.value.of(raw)),
+        length: match (length, upstream.content_length) {
+            _ if upstream.code == 101 => Length::None,
+            (BodyLength::Length(n), _) | (BodyLength::None, Some(n)) => Length::Known(n),
+            (BodyLength::None, None) => Length::None,
+            (BodyLength::Chunked | BodyLength::UntilClose, _) => Length::Unknown,
+        },
+        last_modified: None,
+        location: None,
+        server: hides(b"server") || (family == Family::Uwsgi && !has(Known::Server)),
+        date: hides(b"date") || (family == Family::Uwsgi && !has(Known::Date)),
+        upgrade: upstream.code == 101,
+    };
+    response::begin(c, r, &head);
+    for field in upstream.headers.iter() {
+        let skipped = matches!(
+            field.known,
+            Known::ContentType
+                | Known::ContentLength
+                | Known::Connection
+                | Known::KeepAlive
+                | Known::TransferEncoding
+        );
+        let name = field.name.of(raw);
+        if skipped || hides(name) {
+            continue;
+        }
+        let rewritten = matches!(field.known, Known::Location | Known::Refresh)
+            && family == Family::Proxy
+            && put_redirect(c, r, location, *field, raw);
+        if !rewritten {
+            encode::header(name, field.value.of(raw), &mut r.response.head);
+        }
+    }
+    response::finish(c, r);
+    r.upstream_head = upstream;
+    r.upstream_bytes = bytes;
+}
+
+/// `proxy_redirect`: true when it applied and the line has been written.
+fn put_redirect(
+    c: &Connection,
+    r: &mut Request,
+    location: &Location,
+    field: Field,
+    raw: &[u8],
+) -> bool {
+    let proxy = &location.settings.proxy;
+    let value = field.value.of(raw);
+    // Of Refresh, what follows `url=`.
+    let start = match field.known {
+        Known::Refresh => {
+            let url = value.windows(4).position(|part| part.eq_ignore_ascii_case(b"url="));
+            match url {
+                Some(at) => at + 4,
+                None => return false,
+            }
+        }
+        _ => 0,
+    };
+    let url = &value[start..];
+    let replaced = match &*proxy.redirect {
+        Redirect::Off => None,
+        Redirect::Default => proxy.pass.get().and_then(|pass| {
+            let rest = url.strip_prefix(pass.url.as_bytes())?;
+            let (rest, to) = match &pass.uri {
+                Some(uri) => (rest.strip_prefix(uri.as_bytes())?, location.name.as_bytes()),
+                None => (rest.strip_prefix(b"/")?, b"/".as_slice()),
+            };
+            Some([to, rest].concat())
+        }),
+        Redirect::Pairs(pairs) => pairs.iter().find_map(|(from, to)| {
+            let from = value::expanded(from, c, r);
+            let rest = url.strip_prefix(from.as_slice())?;
+            let mut replaced = value::expanded(to, c, r);
+            replaced.extend_from_slice(rest);
+            Some(replaced)
+        }),
+    };
+    let Some(replaced) = replaced else { return false };
+    let mut out = std::mem::take(&mut r.response.head);
+    out.extend_from_slice(field.name.of(raw));
+    out.extend_from_slice(b": ");
+    out.extend_from_slice(&value[..start]);
+    if field.known == Known::Location {
+        response::absolute_location(c, r, &replaced, &mut out);
+    } else {
+        out.extend_from_slice(&replaced);
+    }
+    out.extend_from_slice(b"\r\n");
+    r.response.head = out;
+    true
+}
+
+/// What of the body is still to come.
+#[derive(Debug)]
+enum Incoming {
+    Length(u64),
+    Chunked(Decoder),
+    UntilClose,
+}
+
+/// The body bytes found in one received piece.
+#[derive(Debug, Default)]
+struct Found {
+    spans: SmallVec<[Span; SPANS]>,
+    bytes: usize,
+    /// How much of the piece has been looked at.
+    consumed: usize,
+    complete: bool,
+    /// Bytes behind the end.
+    surplus: bool,
+}
+
+impl Incoming {
+    fn new(length: BodyLength) -> Self {
+        match length {
+            BodyLength::None => Incoming::Length(0),
+            BodyLength::Length(n) => Incoming::Length(n),
+            BodyLength::Chunked => Incoming::Chunked(Decoder::default()),
+            BodyLength::UntilClose => Incoming::UntilClose,
+        }
+    }
+
+    fn is_complete(&self) -> bool {
+        match self {
+            Incoming::Length(left) => *left == 0,
+            Incoming::Chunked(decoder) => decoder.is_done(),
+            Incoming::UntilClose => false,
+        }
+    }
+
+    /// Finds body bytes in a piece, from `from` on.
+    fn find(&mut self, piece: &[u8], from: usize) -> Result<Found, chunked::ChunkError> {
+        let mut found = Found { consumed: from, ..Found::default() };
+        match self {
+            Incoming::UntilClose => {
+                if from < piece.len() {
+                    found.spans.push(Span::new(from, piece.len()));
+                }
+                found.bytes = piece.len() - from;
+                found.consumed = piece.len();
+            }
+            Incoming::Length(left) => {
+                let there = (piece.len() - from) as u64;
+                let take = there.min(*left) as usize;
+                if take > 0 {
+                    found.spans.push(Span::new(from, from + take));
+                }
+                *left -= take as u64;
+                found.bytes = take;
+                found.surplus = there > take as u64;
+                found.complete = *left == 0;
+                found.consumed = piece.len();
+            }
+            Incoming::Chunked(decoder) => {
+                while found.consumed < piece.len() && found.spans.len() < SPANS {
+                    let step = decoder.decode(&piece[found.consumed..])?;
+                    if !step.data.is_empty() {
+                        let at = found.consumed;
+                        let data =
+                            Span::new(at + step.data.start as usize, at + step.data.end as usize);
+                        found.bytes += data.len();
+                        found.spans.push(data);
+                    }
+                    found.consumed += step.consumed;
+                    if step.done {
+                        break;
+                    }
+                }
+                found.complete = decoder.is_done();
+                found.surplus = found.complete && found.consumed < piece.len();
+            }
+        }
+        Ok(found)
+    }
+}
+
+/// How receiving from the upstream went.
+enum Received {
+    Bytes,
+    End,
+}
+
+struct Relay<'a> {
+    c: &'a Connection,
+    upstream: &'a Stream,
+    settings: &'a Settings,
+    body: Incoming,
+    buffering: bool,
+    /// Framed bytes that the client has not taken yet, and how many they are.
+    queue: VecDeque<Buffer>,
+    queued: usize,
+}
+
+impl Relay<'_> {
+    async fn run(mut self, r: &mut Request, ahead: usize) -> Result<bool, Close> {
+        // What came with the head is sent with the head.
+        let mut piece = std::mem::take(&mut r.upstream_bytes);
+        let head_len = piece.len() - ahead;
+        let mut clean = self.forward(r, &piece, head_len).await?;
+        r.upstream_bytes = std::mem::take(&mut piece);
+        let mut at_end = false;
+        while !self.body.is_complete() && !at_end {
+            if piece.capacity() == 0 {
+                piece = Buffer::with_capacity(*self.settings.buffer_size);
+            }
+            match self.receive(r, &mut piece).await? {
+                Received::End => at_end = true,
+                Received::Bytes => {
+                    let full = piece.spare() == 0;
+                    clean = self.forward(r, &piece, 0).await?;
+                    // A response that fills its buffer is a long one.
+                    if full && piece.capacity() < PIECE_MAX {
+                        piece = Buffer::with_capacity(PIECE_MAX);
+                    } else {
+                        piece.clear();
+                    }
+                }
+            }
+        }
+        drop(piece);
+        if at_end && !matches!(self.body, Incoming::UntilClose) {
+            self.flush(r).await?;
+            self.c.action.set(Action::ReadingUpstream);
+            let text = format_args!("upstream prematurely closed connection");
+            self.c.log(r, Level::Error, text);
+            return Err(Close::Truncated);
+        }
+        if at_end && r.response.chunked {
+            self.send(r, &mut [IoSlice::new(chunked::LAST_CHUNK)]).await?;
+        }
+        self.flush(r).await?;
+        r.response.complete = true;
+        let request_is_sent = !body::is_announced(r) || r.body.is_done();
+        Ok(clean && !at_end && request_is_sent)
+    }
+
+    /// Forwards what a received piece holds from `from` on; the head goes first if it is still
+    /// here. False: the upstream sent more than belongs to the response.
+    async fn forward(
+        &mut self,
+        r: &mut Request,
+        piece: &Buffer,
+        from: usize,
+    ) -> Result<bool, Close> {
+        let raw = piece.as_slice();
+        let mut at = from;
+        loop {
+            let found = match self.body.find(raw, at) {
+                Ok(found) => found,
+                Err(_) => {
+                    self.c.action.set(Action::ReadingUpstream);
+                    let text = format_args!("upstream sent invalid chunked response");
+                    self.c.log(r, Level::Error, text);
+                    return Err(Close::Truncated);
+                }
+            };
+            at = found.consumed;
+            if let Some(attempt) = r.attempts.last_mut() {
+                attempt.response_length += found.bytes as u64;
+            }
+            let complete = self.body.is_complete();
+            self.send_found(r, raw, &found, complete).await?;
+            if complete || at >= raw.len() {
+                if found.surplus {
+                    self.warn_of_surplus(r);
+                }
+                return Ok(!found.surplus);
+            }
+        }
+    }
+
+    fn warn_of_surplus(&self, r: &Request) {
+        self.c.action.set(Action::ReadingUpstream);
+        let text = match self.body {
+            Incoming::Chunked(_) => "upstream sent data after final chunk",
+            _ if r.is_head() => return,
+            _ => "upstream sent more data than specified in \"Content-Length\" header",
+        };
+        self.c.log(r, Level::Warn, format_args!("{text}"));
+    }
+
+    /// Sends head (if not sent yet), body bytes with their framing, and the end, in one call.
+    async fn send_found(
+        &mut self,
+        r: &mut Request,
+        raw: &[u8],
+        found: &Found,
+        complete: bool,
+    ) -> Result<(), Close> {
+        let mut chunk_head = [0; 18];
+        let mut slices: SmallVec<[IoSlice<'_>; SPANS + 4]> = SmallVec::new();
+        let has_data = found.bytes > 0;
+        if r.response.chunked && has_data {
+            slices.push(IoSlice::new(chunked::chunk_head(found.bytes, &mut chunk_head)));
+        }
+        if !r.is_head() {
+            slices.extend(found.spans.iter().map(|span| IoSlice::new(span.of(raw))));
+        }
+        if r.response.chunked {
+            let end: &[u8] = match (has_data, complete) {
+                (true, true) => b"\r\n0\r\n\r\n",
+                (true, false) => b"\r\n",
+                (false, true) => chunked::LAST_CHUNK,
+                (false, false) => b"",
+            };
+            slices.push(IoSlice::new(end));
+        }
+        if !r.response.head_sent {
+            r.response.head_sent = true;
+            r.response.head_bytes += r.response.head.len() as u64;
+            let head = std::mem::take(&mut r.response.head);
+            slices.insert(0, IoSlice::new(&head));
+            let sent = self.send(r, &mut slices).await;
+            drop(slices);
+            r.response.head = head;
+            return sent;
+        }
+        self.send(r, &mut slices).await
+    }
+
+    /// Sends in order. What the client does not take at once is queued while buffering allows it;
+    /// otherwise this waits for the client.
+    async fn send(&mut self, r: &mut Request, mut slices: &mut [IoSlice<'_>]) -> Result<(), Close> {
+        self.c.action.set(Action::SendingResponse);
+        if !self.queue.is_empty() {
+            self.enqueue(slices);
+            return self.drain_to(r, self.queue_max()).await;
+        }
+        loop {
+            while slices.first().is_some_and(|slice| slice.is_empty()) {
+                slices = &mut slices[1..];
+            }
+            if slices.is_empty() {
+                return Ok(());
+            }
+            match self.c.stream.try_send(slices) {
+                Ok(sent) => {
+                    r.response.bytes_sent += sent as u64;
+                    IoSlice::advance_slices(&mut slices, sent);
+                }
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                    self.enqueue(slices);
+                    return self.drain_to(r, self.queue_max()).await;
+                }
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(Failure::Io(e).into()),
+            }
+        }
+    }
+
+    /// Bytes that may wait for the client while more is read from the upstream.
+    fn queue_max(&self) -> usize {
+        if self.buffering { self.settings.buffers.number * self.settings.buffers.size } else { 0 }
+    }
+
+    fn enqueue(&mut self, slices: &[IoSlice<'_>]) {
+        for slice in slices.iter().filter(|slice| !slice.is_empty()) {
+            self.queued += slice.len();
+            match self.queue.back_mut() {
+                Some(last) if last.spare() >= slice.len() => last.extend(slice),
+                _ => {
+                    let mut buffer = Buffer::with_capacity(slice.len().max(4 << 10));
+                    buffer.extend(slice);
+                    self.queue.push_back(buffer);
+                }
+            }
+        }
+    }
+
+    /// Sends from the queue what the client takes at once.
+    fn send_queued(&mut self, r: &mut Request) -> Result<(), Close> {
+        while !self.queue.is_empty() {
+            let slices: SmallVec<[IoSlice<'_>; SPANS]> =
+                self.queue.iter().take(SPANS).map(|b| IoSlice::new(b.as_slice())).collect();
+            match self.c.stream.try_send(&slices) {
+                Ok(sent) => {
+                    drop(slices);
+                    r.response.bytes_sent += sent as u64;
+                    self.queued -= sent;
+                    let mut left = sent;
+                    while let Some(front) = self.queue.front_mut() {
+                        let take = left.min(front.len());
+                        front.consume(take);
+                        left -= take;
+                        if !front.is_empty() {
+                            break;
+                        }
+                        self.queue.pop_front();
+                    }
+                }
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(Failure::Io(e).into()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits for the client until no more than `most` bytes are queued.
+    async fn drain_to(&mut self, r: &mut Request, most: usize) -> Result<(), Close> {
+        let limit = *self.c.settings(r).core.send_timeout;
+        while self.queued > most {
+            self.c.action.set(Action::SendingResponse);
+            self.c.stream.writable(limit).await?;
+            self.send_queued(r)?;
+        }
+        Ok(())
+    }
+
+    async fn flush(&mut self, r: &mut Request) -> Result<(), Close> {
+        self.drain_to(r, 0).await
+    }
+
+    /// Receives the next piece; meanwhile the client is given what it takes of the queue.
+    async fn receive(&mut self, r: &mut Request, piece: &mut Buffer) -> Result<Received, Close> {
+        let limit = *self.settings.read_timeout;
+        let upstream = self.upstream;
+        while !self.queue.is_empty() {
+            // Both are only asked for readiness here: what is dropped loses nothing.
+            let send_timeout = *self.c.settings(r).core.send_timeout;
+            let ready =
+                either(upstream.readable(limit, Wait::Busy), self.c.stream.writable(send_timeout));
+            match ready.await {
+                Either::First(Ok(())) => break,
+                Either::First(Err(failure)) => return Err(self.upstream_failed(r, &failure)),
+                Either::Second(writable) => {
+                    writable?;
+                    self.send_queued(r)?;
+                }
+            }
+        }
+        self.c.action.set(Action::ReadingUpstream);
+        let ignore_abort = *self.settings.ignore_client_abort;
+        let buffer = std::mem::take(piece);
+        let (received, buffer) =
+            receive_watching_client(self.c, r, upstream, buffer, limit, ignore_abort).await?;
+        *piece = buffer;
+        match received {
+            Ok(0) => Ok(Received::End),
+            Ok(n) => {
+                if let Some(attempt) = r.attempts.last_mut() {
+                    attempt.bytes_received += n as u64;
+                }
+                Ok(Received::Bytes)
+            }
+            Err(failure) => Err(self.upstream_failed(r, &failure)),
+        }
+    }
+
+    /// The upstream broke off in the middle: the client must see that too.
+    fn upstream_failed(&self, r: &Request, failure: &Failure) -> Close {
+        self.c.action.set(Action::ReadingUpstream);
+        match failure {
+            Failure::TimedOut => self.c.log(
+                r,
+                Level::Error,
+                format_args!("upstream timed out (110: Connection timed out)"),
+            ),
+            Failure::Io(e) => {
+                self.c.log_errno(r, Level::Error, format_args!("recv() failed"), e);
+            }
+            Failure::Interrupted => return Close::Interrupted,
+        }
+        Close::Truncated
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn found(incoming: &mut Incoming, piece: &[u8]) -> (Vec<u8>, Found) {
+        let found = incoming.find(piece, 0).unwrap();
+        let data = found.spans.iter().flat_map(|span| span.of(piece).to_vec()).collect();
+        (data, found)
+    }
+
+    #[test]
+    fn a_length_is_counted_down_and_surplus_noticed() {
+        let mut incoming = Incoming::new(BodyLength::Length(5));
+        let (data, first) = found(&mut incoming, b"abc");
+        assert_eq!(
+            (data.as_slice(), first.complete, first.surplus),
+            (b"abc".as_slice(), false, false)
+        );
+        let (data, last) = found(&mut incoming, b"defg");
+        assert_eq!((data.as_slice(), last.complete, last.surplus), (b"de".as_slice(), true, true));
+    }
+
+    #[test]
+    fn chunks_of_one_piece_are_found_together() {
+        let mut incoming = Incoming::new(BodyLength::Chunked);
+        let (data, all) = found(&mut incoming, b"3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n");
+        assert_eq!((data.as_slice(), all.bytes), (b"abcde".as_slice(), 5));
+        assert!(all.complete && !all.surplus && incoming.is_complete());
+    }
+
+    #[test]
+    fn no_more_spans_than_fit_are_found_at_once() {
+        let mut incoming = Incoming::new(BodyLength::Chunked);
+        let piece = b"1\r\nx\r\n".repeat(SPANS + 3);
+        let (data, first) = found(&mut incoming, &piece);
+        assert_eq!(data.len(), SPANS);
+        assert!(first.consumed < piece.len());
+        let rest = incoming.find(&piece, first.consumed).unwrap();
+        assert_eq!((rest.bytes, rest.consumed), (3, piece.len()));
+    }
+}
