@@ -136,7 +136,7 @@ mod tests {
 
     #[test]
     fn the_nearest_value_wins() {
-        let mut inner = Setting::unset();
+        let mut inner: Setting<i32> = Setting::unset();
         inner.inherit(&Setting::of(1));
         assert_eq!(*inner, 1);
         let mut inner = Setting::of(2);
