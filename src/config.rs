@@ -1,5 +1,6 @@
 //! Configuration text to checked, applied settings. Knows no module and no socket.
 
+pub mod address;
 pub mod apply;
 pub mod check;
 pub mod diagnostic;

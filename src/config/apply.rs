@@ -1,10 +1,9 @@
 //! Walks the tree through the rows: each statement is checked, then does what its row says.
 
 use super::check::check;
-use super::diagnostic::{Diagnostic, Place};
+use super::diagnostic::{Diagnostic, Fault, Outcome, Place};
 use super::directive::{Action, Contexts, Directive, Module, Support};
-use super::lexer::{Item, Lexer, Source};
-use super::tree::{Block, Node, Statement};
+use super::tree::{Block, Node, Statement, Tree};
 use super::value::Args;
 use crate::error_log::Level;
 
@@ -30,27 +29,25 @@ pub fn apply_defaults<S>(
     state: &mut S,
     context: Contexts,
 ) -> Result<(), Diagnostic> {
-    for row in modules.iter().flat_map(|module| module.directives) {
-        if !row.contexts.meets(context) {
-            continue;
-        }
-        if let (Some(default), Action::Set(set)) = (row.default, row.action) {
-            let statement = default_statement(row.name, default);
-            set(state, &Args::new(&statement)).map_err(|fault| fault.located(&statement.place))?;
+    for row in modules.iter().flat_map(Module::rows) {
+        let Some(default) = row.default.filter(|_| row.contexts.meets(context)) else { continue };
+        match row.action {
+            Action::Set(set) => {
+                let nodes = Tree::parameter(&format!("{} {default};", row.name)).nodes;
+                entries(state, &nodes, set)?;
+            }
+            Action::Table { open, entry, close } => {
+                let here = Place::CommandLine;
+                let words = vec![row.name.to_owned()];
+                let opening = Statement { words, place: here.clone(), block: None };
+                open(state, &Args::new(&opening)).map_err(|fault| fault.located(&here))?;
+                entries(state, &Tree::parameter(default).nodes, entry)?;
+                close(state, &here).map_err(|fault| fault.located(&here))?;
+            }
+            Action::Pass | Action::Block { .. } => {}
         }
     }
     Ok(())
-}
-
-/// A row's default as the statement it stands for.
-fn default_statement(name: &str, default: &str) -> Statement {
-    let text = format!("{name} {default};");
-    let words = match Lexer::new(&text, Source::Parameter).next_item() {
-        Ok(Item::Statement { words, .. }) => words,
-        // A test reads every default, so this is never taken.
-        _ => vec![name.to_owned()],
-    };
-    Statement { words, place: Place::CommandLine, block: None }
 }
 
 struct Walk<'a, S: 'static> {
@@ -122,13 +119,12 @@ impl<S: State> Walk<'_, S> {
 fn entries<S>(
     state: &mut S,
     nodes: &[Node],
-    entry: fn(&mut S, &Args<'_>) -> super::diagnostic::Outcome,
+    entry: fn(&mut S, &Args<'_>) -> Outcome,
 ) -> Result<(), Diagnostic> {
     for node in nodes {
         match node {
             Node::Statement(Statement { block: Some(_), place, .. }) => {
-                let fault = super::diagnostic::Fault::new("unexpected \"{\"");
-                return Err(fault.located(place));
+                return Err(Fault::new("unexpected \"{\"").located(place));
             }
             Node::Statement(statement) => entry(state, &Args::new(statement))
                 .map_err(|fault| fault.located(&statement.place))?,

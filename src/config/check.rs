@@ -12,8 +12,7 @@ pub fn check<S>(
     context: Contexts,
 ) -> Outcome<&'static Directive<S>> {
     let name = statement.name();
-    let mut rows =
-        modules.iter().flat_map(|module| module.directives).filter(|row| row.name == name);
+    let mut rows = modules.iter().flat_map(Module::rows).filter(|row| row.name == name);
     let Some(first) = rows.clone().next() else {
         return fault!("unknown directive \"{name}\"");
     };

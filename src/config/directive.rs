@@ -141,7 +141,14 @@ impl<S> Copy for Directive<S> {}
 /// The rows of one nginx module, in manual order.
 pub struct Module<S: 'static> {
     pub name: &'static str,
-    pub directives: &'static [Directive<S>],
+    /// In several tables, because `proxy_` and `uwsgi_` share one.
+    pub tables: &'static [&'static [Directive<S>]],
+}
+
+impl<S> Module<S> {
+    pub fn rows(&self) -> impl Iterator<Item = &'static Directive<S>> + Clone + use<S> {
+        self.tables.iter().copied().flatten()
+    }
 }
 
 impl<S> Directive<S> {

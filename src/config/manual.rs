@@ -9,8 +9,7 @@ pub fn render<S>(modules: &[Module<S>]) -> String {
     let mut text = String::from(INTRODUCTION);
     for module in modules {
         let (have, rest): (Vec<_>, Vec<_>) = module
-            .directives
-            .iter()
+            .rows()
             .partition(|row| matches!(row.support, Support::Full | Support::Differs(_)));
         _ = write!(text, "\n## {}\n", module.name);
         for row in have {
