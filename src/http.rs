@@ -1,5 +1,6 @@
 //! The road of a request.
 
+pub mod draft;
 pub mod location;
 pub mod modules;
 pub mod server;

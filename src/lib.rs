@@ -2,6 +2,8 @@
 //!
 //! Reading order is calling order: a module uses only what stands below it.
 
+pub mod modules;
+
 pub mod http;
 
 pub mod config;
