@@ -94,7 +94,8 @@ impl OpenInbox {
                 return command;
             }
             self.buffer.clear();
-            let (received, buffer) = self.bell.recv_unlimited(std::mem::take(&mut self.buffer)).await;
+            let (received, buffer) =
+                self.bell.recv_unlimited(std::mem::take(&mut self.buffer)).await;
             self.buffer = buffer;
             if !matches!(received, Ok(n) if n > 0) {
                 return Command::Exit;

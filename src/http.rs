@@ -23,6 +23,7 @@ pub mod request;
 
 pub mod modules;
 
+pub mod draft;
 pub mod location;
 pub mod server;
 

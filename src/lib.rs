@@ -5,12 +5,24 @@
 pub mod demo;
 pub mod options;
 
+pub mod modules;
+
+pub mod shard;
+
+pub mod channel;
+
 pub mod http;
 
-pub mod clock;
 pub mod config;
-pub mod error_log;
+
 pub mod http1;
+pub mod uwsgi;
+
+pub mod clock;
+pub mod error_log;
 pub mod io;
 pub mod local_time;
-pub mod uwsgi;
+pub mod os;
+
+/// What `-v`, `Server:` and the built-in pages say.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");

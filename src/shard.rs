@@ -2,7 +2,6 @@
 //! pools, the logs. All of it is `Rc`: sharing with another shard does not compile.
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -77,25 +76,24 @@ impl Generation {
     ) -> Result<Self, crate::error_log::OpenError> {
         let main_log = Log::open(&config.process.error_log, files)?;
         let mut logs = Vec::new();
-        let mut known: HashMap<Vec<crate::error_log::Target>, u16> = HashMap::new();
+        let mut known: Vec<Vec<crate::error_log::Target>> = Vec::new();
         let mut log_of_location = Vec::new();
         if let Some(http) = &config.http {
             for location in &http.locations {
                 let targets = location.settings.core.error_log.to_vec();
-                let index = match known.get(&targets) {
-                    Some(index) => *index,
+                let index = match known.iter().position(|other| *other == targets) {
+                    Some(index) => index,
                     None => {
                         logs.push(if targets.is_empty() {
                             main_log.clone()
                         } else {
                             Log::open(&targets, files)?
                         });
-                        let index = (logs.len() - 1) as u16;
-                        known.insert(targets, index);
-                        index
+                        known.push(targets);
+                        known.len() - 1
                     }
                 };
-                log_of_location.push(index);
+                log_of_location.push(index as u16);
             }
         }
         let access_logs = access_logs.open(config.http.as_ref(), files)?;
@@ -160,7 +158,7 @@ impl Shard {
 
     /// Whether another connection fits under `worker_connections`.
     pub fn has_room(&self) -> bool {
-        self.counters.connections.get() < self.generation.borrow().config.events.worker_connections
+        self.counters.connections.get() < *self.generation.borrow().config.events.worker_connections
     }
 
     /// Counts a connection until the guard is dropped.
@@ -187,8 +185,7 @@ impl Shard {
     /// ones start, those no longer there stop.
     fn listen(self: &Rc<Self>, generation: &Rc<Generation>, listening: Vec<channel::Listening>) {
         for entry in listening {
-            let known =
-                self.listeners.borrow().iter().find(|l| l.name() == &*entry.name).cloned();
+            let known = self.listeners.borrow().iter().find(|l| l.name() == &*entry.name).cloned();
             match known {
                 Some(listener) => listener.bind(generation, entry.address),
                 None => match Listener::new(&entry.name, entry.socket, generation, entry.address) {
@@ -255,8 +252,7 @@ pub fn run(start: Start) {
 async fn live(start: Start) -> Result<(), String> {
     let Start { id, shards, config, listening, files, inbox, events, .. } = start;
     let access_logs = LogWriters::default();
-    let generation =
-        Generation::new(config, &files, &access_logs).map_err(|e| e.to_string())?;
+    let generation = Generation::new(config, &files, &access_logs).map_err(|e| e.to_string())?;
     let generation = Rc::new(generation);
     let shard = Rc::new(Shard {
         id,

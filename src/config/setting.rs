@@ -74,6 +74,10 @@ impl<T> List<T> {
     pub fn is_set(&self) -> bool {
         self.0.is_some()
     }
+
+    pub fn entries_mut(&mut self) -> &mut [T] {
+        self.0.as_deref_mut().unwrap_or_default()
+    }
 }
 
 impl<T: Clone> List<T> {

@@ -20,8 +20,8 @@ use crate::error_log::{Context, Level};
 use crate::http1::header::Known;
 use crate::http1::host::parse_host;
 use crate::http1::refusal::{Quoted, Refusal};
-use crate::http1::request::{Limits, Progress, Version};
-use crate::http1::{request, uri};
+use crate::http1::request::{Limits, Version};
+use crate::http1::{Progress, request, uri};
 use crate::io::stream::Failure;
 use crate::io::timer::{self, Wait};
 use crate::io::{Buffer, Stream};
@@ -191,7 +191,7 @@ async fn answer_requests(c: &Connection, r: &mut Request) -> Close {
 /// Receives until a whole head is there, then finds its server and its normalised URI.
 async fn read_head(c: &Connection, r: &mut Request) -> Result<(), NoHead> {
     let generation = Rc::clone(&r.generation);
-    let core = &c.settings(r).core;
+    let core = &generation.http().location(r.location).settings.core;
     let buffers = *core.large_client_header_buffers;
     let limits = Limits {
         line_max: buffers.size,

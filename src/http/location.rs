@@ -12,12 +12,12 @@ use super::variable::Regex;
 pub struct Location {
     /// As written: the prefix, the regex, `@name`; empty for a server level or an `if`.
     pub name: Arc<str>,
+    /// The part of the URI that the location stands for: its name, if that is a prefix; of an `if`,
+    /// that of the location around it.
+    pub prefix: Option<Arc<str>>,
     pub settings: Settings,
     pub handler: Option<Handler>,
     pub nested: LocationTree,
-    /// This is a prefix that ends in `/` and has a proxying handler: a request for the name without
-    /// the slash is answered with a redirect.
-    pub auto_redirect: bool,
 }
 
 /// Who answers in the content phase when it is not the static file module.

@@ -7,6 +7,7 @@ pub mod exchange;
 pub mod headers;
 pub mod proxy;
 pub mod rewrite;
+pub mod static_files;
 pub mod upstream;
 pub mod uwsgi;
 
@@ -25,7 +26,7 @@ impl Settings {
     /// Takes from the outer level what this one does not set.
     pub fn inherit(&mut self, outer: &Self) {
         self.core.inherit(&outer.core);
-        self.rewrite.log.inherit(&outer.rewrite.log);
+        self.rewrite.inherit(&outer.rewrite);
         self.headers.inherit(&outer.headers);
         self.proxy.inherit(&outer.proxy);
         self.uwsgi.inherit(&outer.uwsgi);

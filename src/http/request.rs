@@ -9,9 +9,9 @@ use super::upstream::Attempt;
 use super::upstream::protocol::Message;
 use super::variable::Captures;
 use crate::clock;
-use crate::http1::Span;
-use crate::http1::request::{ConnectionOption, Method, RequestHead, Version};
+use crate::http1::request::{Method, RequestHead, Version};
 use crate::http1::response::ResponseHead;
+use crate::http1::{ConnectionOption, Span};
 use crate::io::Buffer;
 use crate::shard::Generation;
 

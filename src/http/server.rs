@@ -1,6 +1,7 @@
 //! The frozen http configuration: listening addresses, servers and how one is chosen by name.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -8,6 +9,10 @@ use std::sync::Arc;
 use super::location::{Location, LocationTree};
 use super::modules::upstream::Upstream;
 use super::variable::Regex;
+use crate::config::address::{self, Form, Host};
+use crate::config::diagnostic::{Fault, Outcome, fault};
+use crate::config::value::{self, Args};
+use crate::modules::Build;
 
 /// Indexes into the tables of [`Http`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -154,6 +159,373 @@ impl ServerNames {
         }
         None
     }
+}
+
+/// A `server` block while it is read.
+#[derive(Debug)]
+pub struct ServerDraft {
+    pub level: LocationId,
+    /// Indexes into the table of addresses.
+    listens: Vec<usize>,
+    names: Vec<ServerName>,
+}
+
+#[derive(Debug, Clone)]
+struct ServerName {
+    /// As written, lower case; without the `~` of a regex.
+    text: String,
+    regex: Option<Arc<Regex>>,
+}
+
+/// An address with the servers that listen on it, while they are read.
+#[derive(Debug)]
+pub struct AddressDraft {
+    listen: Listen,
+    /// Socket options were given: may happen once.
+    has_options: bool,
+    default_server: Option<ServerId>,
+    servers: Vec<ServerId>,
+}
+
+/// How many connections wait to be accepted when `backlog` is not given.
+const BACKLOG: i32 = 511;
+
+impl ServerDraft {
+    pub fn new(level: LocationId) -> Self {
+        ServerDraft { level, listens: Vec::new(), names: Vec::new() }
+    }
+
+    /// `$server_name`.
+    pub fn first_name(&self) -> Arc<str> {
+        match self.names.first() {
+            Some(ServerName { regex: Some(regex), .. }) => format!("~{}", regex.pattern).into(),
+            Some(name) => name.text.strip_prefix('.').unwrap_or(&name.text).into(),
+            None => "".into(),
+        }
+    }
+}
+
+/// `listen address [parameter ...];`
+pub fn listen(b: &mut Build, args: &Args<'_>) -> Outcome {
+    let text = args.at(0);
+    let failed = |error: address::AddressError| {
+        Fault::new(format!("{error} in \"{text}\" of the \"listen\" directive"))
+    };
+    let address = address::Address::parse(text, Form::Listen).map_err(failed)?;
+    let parameters = ListenParameters::read(args)?;
+    let mut addresses = Vec::new();
+    if let Host::Unix(path) = &address.host {
+        addresses.push(ListenAddress::Unix(path.clone()));
+    } else {
+        for port in address.ports.clone().unwrap_or(80..=80) {
+            let found = address.resolve(port).map_err(failed)?;
+            addresses.extend(found.into_iter().map(ListenAddress::Inet));
+        }
+    }
+    for address in addresses {
+        add_listen(b, &parameters.of(address), parameters.is_default, parameters.has_options)?;
+    }
+    Ok(())
+}
+
+/// Joins the server being read to an address.
+fn add_listen(b: &mut Build, listen: &Listen, is_default: bool, has_options: bool) -> Outcome {
+    let name = &listen.name;
+    let known = b.http.addresses.iter().position(|known| known.listen.address == listen.address);
+    let at = known.unwrap_or(b.http.addresses.len());
+    let Some((id, server)) = b.http.server() else { return Ok(()) };
+    if server.listens.contains(&at) {
+        return fault!("a duplicate listen {name}");
+    }
+    server.listens.push(at);
+    if known.is_none() {
+        b.http.addresses.push(AddressDraft {
+            listen: listen.clone(),
+            has_options: false,
+            default_server: None,
+            servers: Vec::new(),
+        });
+    }
+    let Some(address) = b.http.addresses.get_mut(at) else { return Ok(()) };
+    if has_options {
+        if address.has_options {
+            return fault!("duplicate listen options for {name}");
+        }
+        address.has_options = true;
+        address.listen = listen.clone();
+    }
+    if is_default && address.default_server.replace(id).is_some() {
+        return fault!("a duplicate default server for {name}");
+    }
+    address.servers.push(id);
+    Ok(())
+}
+
+/// What may follow the address of a `listen`.
+struct ListenParameters {
+    is_default: bool,
+    /// Something that is set on the socket.
+    has_options: bool,
+    backlog: i32,
+    ipv6only: bool,
+    rcvbuf: Option<usize>,
+    sndbuf: Option<usize>,
+    so_keepalive: Option<SoKeepalive>,
+    fastopen: Option<i32>,
+    deferred: bool,
+}
+
+impl Default for ListenParameters {
+    fn default() -> Self {
+        ListenParameters {
+            is_default: false,
+            has_options: false,
+            backlog: BACKLOG,
+            ipv6only: true,
+            rcvbuf: None,
+            sndbuf: None,
+            so_keepalive: None,
+            fastopen: None,
+            deferred: false,
+        }
+    }
+}
+
+impl ListenParameters {
+    fn read(args: &Args<'_>) -> Outcome<Self> {
+        let mut parameters = ListenParameters::default();
+        for parameter in args.from(1) {
+            parameters.one(parameter)?;
+        }
+        Ok(parameters)
+    }
+
+    fn one(&mut self, parameter: &str) -> Outcome {
+        let (name, value) = parameter.split_once('=').unwrap_or((parameter, ""));
+        let has_value = name.len() < parameter.len();
+        let invalid = || fault!("invalid {name} \"{parameter}\"");
+        let count = || value::number(value).and_then(|n| i32::try_from(n).ok());
+        match (name, has_value) {
+            ("default_server" | "default", false) => {
+                self.is_default = true;
+                return Ok(());
+            }
+            ("ssl" | "http2" | "quic" | "proxy_protocol", false) => {
+                return fault!(
+                    "the \"{name}\" parameter of the \"listen\" directive is not supported"
+                );
+            }
+            // Every address is bound by itself, and by every shard.
+            ("bind" | "reuseport" | "multipath", false) => {}
+            ("deferred", false) => self.deferred = true,
+            ("backlog", true) => match count().filter(|backlog| *backlog > 0) {
+                Some(backlog) => self.backlog = backlog,
+                None => return invalid(),
+            },
+            ("fastopen", true) => match count() {
+                Some(queue) => self.fastopen = Some(queue),
+                None => return invalid(),
+            },
+            ("rcvbuf", true) => match value::size(value) {
+                Some(size) => self.rcvbuf = Some(size),
+                None => return invalid(),
+            },
+            ("sndbuf", true) => match value::size(value) {
+                Some(size) => self.sndbuf = Some(size),
+                None => return invalid(),
+            },
+            ("ipv6only", true) => match value::flag(value) {
+                Some(only) => self.ipv6only = only,
+                None => return fault!("invalid parameter \"{parameter}\""),
+            },
+            ("so_keepalive", true) => match so_keepalive(value) {
+                Some(keepalive) => self.so_keepalive = Some(keepalive),
+                None => return fault!("invalid so_keepalive value: \"{value}\""),
+            },
+            _ => return fault!("invalid parameter \"{parameter}\""),
+        }
+        self.has_options = true;
+        Ok(())
+    }
+
+    fn of(&self, address: ListenAddress) -> Listen {
+        let name = match &address {
+            ListenAddress::Inet(address) => address.to_string().into(),
+            ListenAddress::Unix(path) => format!("unix:{}", path.display()).into(),
+        };
+        Listen {
+            address,
+            name,
+            backlog: self.backlog,
+            ipv6only: self.ipv6only,
+            rcvbuf: self.rcvbuf,
+            sndbuf: self.sndbuf,
+            so_keepalive: self.so_keepalive,
+            fastopen: self.fastopen,
+            deferred: self.deferred,
+        }
+    }
+}
+
+/// `on`, `off`, or `[idle]:[interval]:[count]` with at least one of them.
+fn so_keepalive(text: &str) -> Option<SoKeepalive> {
+    let mut keepalive = SoKeepalive { on: true, idle_s: None, interval_s: None, count: None };
+    match text {
+        "on" => return Some(keepalive),
+        "off" => return Some(SoKeepalive { on: false, ..keepalive }),
+        _ => {}
+    }
+    let mut parts = text.split(':');
+    let seconds = |part: Option<&str>| match part {
+        None | Some("") => Some(None),
+        Some(text) => value::seconds(text).map(|time| Some(time.as_secs())),
+    };
+    keepalive.idle_s = seconds(parts.next())?;
+    keepalive.interval_s = seconds(parts.next())?;
+    keepalive.count = match parts.next() {
+        None | Some("") => None,
+        Some(text) => Some(value::number(text).and_then(|count| u32::try_from(count).ok())?),
+    };
+    let is_empty =
+        keepalive.idle_s.is_none() && keepalive.interval_s.is_none() && keepalive.count.is_none();
+    (parts.next().is_none() && !is_empty).then_some(keepalive)
+}
+
+/// `server_name name ...;`
+pub fn server_name(b: &mut Build, args: &Args<'_>) -> Outcome {
+    for text in args.all() {
+        let name = if let Some(pattern) = text.strip_prefix('~') {
+            if pattern.is_empty() {
+                return fault!("empty regex in server name \"{text}\"");
+            }
+            // Hosts are matched in lower case, so an upper-case letter would never match.
+            let caseless = pattern.bytes().any(|b| b.is_ascii_uppercase());
+            let regex = b.http.names.regex(pattern, caseless)?;
+            ServerName { text: pattern.to_owned(), regex: Some(Arc::new(regex)) }
+        } else {
+            let is_invalid = (text.starts_with('*') && (text.len() < 3 || !text.starts_with("*.")))
+                || text == ".";
+            if is_invalid {
+                return fault!("server name \"{text}\" is invalid");
+            }
+            if text.contains('/') {
+                let warning = format!("server name \"{text}\" has suspicious symbols");
+                b.warn(Some(args.place()), warning);
+            }
+            let text = if text.eq_ignore_ascii_case("$hostname") {
+                rustix::system::uname().nodename().to_string_lossy().into_owned()
+            } else {
+                text.clone()
+            };
+            ServerName { text: text.to_ascii_lowercase(), regex: None }
+        };
+        if let Some((_, server)) = b.http.server() {
+            server.names.push(name);
+        }
+    }
+    Ok(())
+}
+
+/// Ends a server: one without `listen` listens on port 80, or 8000 when not started by root, and
+/// one without `server_name` answers requests without a host.
+pub fn finish_server(b: &mut Build) -> Outcome {
+    let Some((_, server)) = b.http.server() else { return Ok(()) };
+    if server.names.is_empty() {
+        server.names.push(ServerName { text: String::new(), regex: None });
+    }
+    if !server.listens.is_empty() {
+        return Ok(());
+    }
+    let port = if rustix::process::geteuid().is_root() { 80 } else { 8000 };
+    let address = ListenAddress::Inet((std::net::Ipv4Addr::UNSPECIFIED, port).into());
+    add_listen(b, &ListenParameters::default().of(address), false, false)
+}
+
+impl AddressDraft {
+    /// Builds the table of names. With one server no name matters, except to a regex that fills
+    /// variables.
+    pub fn freeze(self, servers: &[ServerDraft], warnings: &mut Vec<String>) -> Outcome<Address> {
+        let default_server =
+            self.default_server.or(self.servers.first().copied()).unwrap_or(ServerId(0));
+        let captures = |id: &ServerId| {
+            let server = servers.get(id.0 as usize);
+            server.is_some_and(|server| {
+                let mut regexes = server.names.iter().filter_map(|name| name.regex.as_ref());
+                regexes.any(|regex| regex.compiled.captures_len() > 1)
+            })
+        };
+        let mut names = ServerNames::default();
+        if self.servers.len() > 1 || captures(&default_server) {
+            for id in &self.servers {
+                let Some(server) = servers.get(id.0 as usize) else { continue };
+                for name in &server.names {
+                    match names.add(name, *id) {
+                        NameAdded::Yes => {}
+                        NameAdded::Conflict => warnings.push(format!(
+                            "conflicting server name \"{}\" on {}, ignored",
+                            name.text, self.listen.name
+                        )),
+                        NameAdded::Invalid => {
+                            return Err(Fault::nowhere(format!(
+                                "invalid server name or wildcard \"{}\" on {}",
+                                name.text, self.listen.name
+                            )));
+                        }
+                    }
+                }
+            }
+        }
+        Ok(Address { listen: self.listen, default_server, names })
+    }
+}
+
+enum NameAdded {
+    Yes,
+    /// An earlier server has the name.
+    Conflict,
+    Invalid,
+}
+
+impl ServerNames {
+    fn add(&mut self, name: &ServerName, id: ServerId) -> NameAdded {
+        if let Some(regex) = &name.regex {
+            self.regex.push((regex.clone(), id));
+            return NameAdded::Yes;
+        }
+        let text = name.text.as_str();
+        if text.contains("..") || text.matches('*').count() > 1 {
+            return NameAdded::Invalid;
+        }
+        if let Some(bare) = text.strip_prefix('.').filter(|bare| !bare.is_empty()) {
+            let exact = insert(&mut self.exact, bare, id);
+            let wildcard = insert(&mut self.leading, text, id);
+            if exact && wildcard { NameAdded::Yes } else { NameAdded::Conflict }
+        } else if let Some(suffix) = text.strip_prefix('*').filter(|suffix| suffix.len() > 1) {
+            inserted(insert(&mut self.leading, suffix, id))
+        } else if let Some(prefix) =
+            text.strip_suffix('*').filter(|p| p.len() > 1 && p.ends_with('.'))
+        {
+            inserted(insert(&mut self.trailing, prefix, id))
+        } else if text.contains('*') {
+            NameAdded::Invalid
+        } else {
+            inserted(insert(&mut self.exact, text, id))
+        }
+    }
+}
+
+fn insert(table: &mut HashMap<Box<[u8]>, ServerId>, name: &str, id: ServerId) -> bool {
+    match table.entry(name.as_bytes().into()) {
+        Entry::Vacant(entry) => {
+            entry.insert(id);
+            true
+        }
+        Entry::Occupied(_) => false,
+    }
+}
+
+fn inserted(is_new: bool) -> NameAdded {
+    if is_new { NameAdded::Yes } else { NameAdded::Conflict }
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 //! to the next peer or relay the response.
 
 pub mod balance;
+pub mod dynamic;
 pub mod exchange;
 pub mod peer;
 pub mod pool;

@@ -449,7 +449,7 @@ pub fn file_for(uri: &[u8], c: &Connection, r: &Request, out: &mut Vec<u8>) {
     expand(&root.path, c, r, out);
     if !root.is_alias {
         out.extend_from_slice(uri);
-    } else if let Some(prefix) = location.alias_prefix() {
+    } else if let Some(prefix) = &location.prefix {
         out.extend_from_slice(uri.get(prefix.len()..).unwrap_or_default());
     }
 }

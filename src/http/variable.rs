@@ -4,6 +4,10 @@
 
 use std::sync::Arc;
 
+use fancy_regex::{BytesMode, CompileError, ParseError, RegexBuilder};
+
+use crate::config::diagnostic::{Fault, Outcome, fault};
+
 /// A slot of a request's own variables (`set`, named captures).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct VariableSlot(pub u16);
@@ -213,3 +217,492 @@ impl Captures {
 }
 
 pub type SharedRegex = Arc<Regex>;
+
+impl Regex {
+    /// Compiles a pattern as PCRE without UTF reads it: over bytes, with ASCII classes.
+    ///
+    /// Named groups are not bound to slots yet: [`Names::regex`] does that.
+    pub fn compile(pattern: &str, caseless: bool) -> Outcome<Regex> {
+        // A character outside ASCII is its bytes, in a class too.
+        let mut bytes = String::with_capacity(pattern.len());
+        for c in pattern.chars() {
+            if c.is_ascii() {
+                bytes.push(c);
+            } else {
+                let mut utf8 = [0; 4];
+                for byte in c.encode_utf8(&mut utf8).bytes() {
+                    bytes += &format!("\\x{byte:02x}");
+                }
+            }
+        }
+        let compiled = RegexBuilder::new(&bytes)
+            .bytes_mode(BytesMode::Ascii)
+            .case_insensitive(caseless)
+            .build()
+            .map_err(|error| Fault::new(compile_failed(pattern, &error)))?;
+        Ok(Regex { pattern: pattern.into(), compiled, named: Vec::new() })
+    }
+
+    /// Whether the subject matches; if so, `captures` holds the subject and its groups. A match
+    /// that is given up for its cost counts as none.
+    pub fn matches(&self, subject: &[u8], captures: &mut Captures) -> bool {
+        let Ok(Some(found)) = self.compiled.captures(subject) else { return false };
+        captures.subject.clear();
+        captures.subject.extend_from_slice(subject);
+        captures.groups.clear();
+        captures.groups.extend(
+            found.iter().map(|group| group.map(|group| (group.start() as u32, group.end() as u32))),
+        );
+        true
+    }
+}
+
+/// `pcre2_compile() failed: missing closing parenthesis in "("`
+fn compile_failed(pattern: &str, error: &fancy_regex::Error) -> String {
+    use fancy_regex::Error;
+    let (text, at) = match error {
+        Error::ParseError(at, error) => {
+            let text = match error {
+                ParseError::UnclosedOpenParen => return closing_parenthesis(pattern),
+                ParseError::InvalidRepeat | ParseError::TargetNotRepeatable => {
+                    "quantifier does not follow a repeatable item".to_owned()
+                }
+                ParseError::TrailingBackslash => "\\ at end of pattern".to_owned(),
+                ParseError::InvalidClass => "missing terminating ] for character class".to_owned(),
+                ParseError::InvalidGroupName => "subpattern name expected".to_owned(),
+                ParseError::InvalidBackref => "reference to non-existent subpattern".to_owned(),
+                ParseError::GeneralParseError(_) if has_stray_closing(pattern) => {
+                    "unmatched closing parenthesis".to_owned()
+                }
+                other => lower_first(&other.to_string()),
+            };
+            (text, Some(*at))
+        }
+        Error::CompileError(error) => match &**error {
+            CompileError::LookBehindNotConst => {
+                ("lookbehind assertion is not fixed length".to_owned(), None)
+            }
+            other => (lower_first(&other.to_string()), None),
+        },
+        other => (lower_first(&other.to_string()), None),
+    };
+    // Offsets are those of the escaped pattern: the same as long as the pattern is ASCII.
+    match at.filter(|_| pattern.is_ascii()).and_then(|at| pattern.get(at..)) {
+        Some(rest) if !rest.is_empty() => {
+            format!("pcre2_compile() failed: {text} in \"{pattern}\" at \"{rest}\"")
+        }
+        _ => format!("pcre2_compile() failed: {text} in \"{pattern}\""),
+    }
+}
+
+fn closing_parenthesis(pattern: &str) -> String {
+    format!("pcre2_compile() failed: missing closing parenthesis in \"{pattern}\"")
+}
+
+/// Whether a `)` closes nothing, outside of escapes and classes.
+fn has_stray_closing(pattern: &str) -> bool {
+    let mut depth = 0_usize;
+    let mut in_class = false;
+    let mut bytes = pattern.bytes();
+    while let Some(byte) = bytes.next() {
+        match byte {
+            b'\\' => drop(bytes.next()),
+            b'[' => in_class = true,
+            b']' => in_class = false,
+            b'(' if !in_class => depth += 1,
+            b')' if !in_class => match depth.checked_sub(1) {
+                Some(outer) => depth = outer,
+                None => return true,
+            },
+            _ => {}
+        }
+    }
+    false
+}
+
+fn lower_first(text: &str) -> String {
+    let mut chars = text.chars();
+    match chars.next() {
+        Some(first) => first.to_lowercase().chain(chars).collect(),
+        None => String::new(),
+    }
+}
+
+/// The variables a configuration makes and uses: names to slots, and strings to templates.
+///
+/// A name may be used before the `set` or the group that makes it, so a use of an unknown name takes
+/// a slot; whether all of them were made is asked at the end ([`Names::check`]).
+#[derive(Debug, Default)]
+pub struct Names {
+    slots: Vec<SlotName>,
+}
+
+#[derive(Debug)]
+struct SlotName {
+    name: Box<str>,
+    is_made: bool,
+}
+
+/// What `set` may write to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Settable {
+    Slot(VariableSlot),
+    Args,
+}
+
+impl Names {
+    /// Compiles a string with variables.
+    pub fn template(&mut self, text: &str) -> Outcome<Template> {
+        let mut parts = Vec::new();
+        let mut rest = text;
+        while let Some(dollar) = rest.find('$') {
+            push_literal(&mut parts, &rest[..dollar]);
+            let after = &rest[dollar + 1..];
+            if let Some(digit @ b'1'..=b'9') = after.as_bytes().first() {
+                parts.push(Part::Variable(Variable::Capture(digit - b'0')));
+                rest = &after[1..];
+                continue;
+            }
+            let (in_brackets, after) = match after.strip_prefix('{') {
+                Some(after) => (true, after),
+                None => (false, after),
+            };
+            let length = after.bytes().take_while(|b| is_name_byte(*b)).count();
+            let (name, tail) = after.split_at(length);
+            if in_brackets && !tail.starts_with('}') {
+                return fault!("the closing bracket in \"{name}\" variable is missing");
+            }
+            if name.is_empty() {
+                return fault!("invalid variable name");
+            }
+            parts.push(Part::Variable(self.variable(name)?));
+            rest = if in_brackets { &tail[1..] } else { tail };
+        }
+        push_literal(&mut parts, rest);
+        Ok(Template { parts })
+    }
+
+    /// The variable of this name, known already or to be made somewhere.
+    pub fn variable(&mut self, name: &str) -> Outcome<Variable> {
+        let name = name.to_ascii_lowercase();
+        if let Some(variable) = fixed(&name) {
+            return Ok(variable.clone());
+        }
+        if let Some(variable) = of_family(&name) {
+            return Ok(variable);
+        }
+        if is_not_supported(&name) {
+            return fault!("the \"{name}\" variable is not supported");
+        }
+        self.slot(&name).map(Variable::Slot)
+    }
+
+    /// Compiles a regex and binds its named groups.
+    pub fn regex(&mut self, pattern: &str, caseless: bool) -> Outcome<Regex> {
+        let mut regex = Regex::compile(pattern, caseless)?;
+        let named: Vec<(usize, String)> = regex
+            .compiled
+            .capture_names()
+            .enumerate()
+            .filter_map(|(group, name)| Some((group, name?.to_owned())))
+            .collect();
+        for (group, name) in named {
+            match self.make(&name)? {
+                Settable::Slot(slot) => regex.named.push((group, slot)),
+                Settable::Args => return fault!("a group cannot set the \"{name}\" variable"),
+            }
+        }
+        Ok(regex)
+    }
+
+    /// The variable that a `set $name` or a named group writes to.
+    pub fn make(&mut self, name: &str) -> Outcome<Settable> {
+        let name = name.to_ascii_lowercase();
+        match fixed(&name) {
+            Some(Variable::Args) => return Ok(Settable::Args),
+            Some(_) => return fault!("the duplicate \"{name}\" variable"),
+            None => {}
+        }
+        if of_family(&name).is_some() || is_not_supported(&name) {
+            return fault!("setting the \"{name}\" variable is not supported");
+        }
+        let slot = self.slot(&name)?;
+        if let Some(made) = self.slots.get_mut(usize::from(slot.0)) {
+            made.is_made = true;
+        }
+        Ok(Settable::Slot(slot))
+    }
+
+    fn slot(&mut self, name: &str) -> Outcome<VariableSlot> {
+        let known = self.slots.iter().position(|slot| *slot.name == *name);
+        let at = known.unwrap_or(self.slots.len());
+        let Ok(slot) = u16::try_from(at) else { return fault!("too many variables") };
+        if known.is_none() {
+            self.slots.push(SlotName { name: name.into(), is_made: false });
+        }
+        Ok(VariableSlot(slot))
+    }
+
+    /// Fails when a name is used that nothing makes.
+    pub fn check(&self) -> Outcome {
+        match self.slots.iter().find(|slot| !slot.is_made) {
+            Some(slot) => Err(Fault::nowhere(format!("unknown \"{}\" variable", slot.name))),
+            None => Ok(()),
+        }
+    }
+
+    /// The names in the order of their slots.
+    pub fn into_names(self) -> Vec<Box<str>> {
+        self.slots.into_iter().map(|slot| slot.name).collect()
+    }
+}
+
+/// Variables of nginx that ringx does not have.
+fn is_not_supported(name: &str) -> bool {
+    NOT_SUPPORTED.contains(&name)
+        || NOT_SUPPORTED_FAMILIES.iter().any(|prefix| name.starts_with(prefix))
+}
+
+const NOT_SUPPORTED: &[&str] = &[
+    "ancient_browser",
+    "connections_active",
+    "connections_reading",
+    "connections_waiting",
+    "connections_writing",
+    "date_gmt",
+    "date_local",
+    "fastcgi_path_info",
+    "fastcgi_script_name",
+    "gzip_ratio",
+    "http2",
+    "http3",
+    "invalid_referer",
+    "limit_conn_status",
+    "limit_rate",
+    "limit_req_status",
+    "modern_browser",
+    "msie",
+    "proxy_internal_body_length",
+    "proxy_internal_chunked",
+    "proxy_protocol_addr",
+    "proxy_protocol_port",
+    "proxy_protocol_server_addr",
+    "proxy_protocol_server_port",
+    "quic",
+    "realip_remote_addr",
+    "realip_remote_port",
+    "secure_link",
+    "secure_link_expires",
+    "slice_range",
+    "ssl_cipher",
+    "ssl_ciphers",
+    "ssl_client_cert",
+    "ssl_client_escaped_cert",
+    "ssl_client_fingerprint",
+    "ssl_client_i_dn",
+    "ssl_client_s_dn",
+    "ssl_client_serial",
+    "ssl_client_verify",
+    "ssl_curve",
+    "ssl_curves",
+    "ssl_protocol",
+    "ssl_server_name",
+    "ssl_session_id",
+    "ssl_session_reused",
+    "uid_got",
+    "uid_reset",
+    "uid_set",
+    "upstream_cache_status",
+];
+
+const NOT_SUPPORTED_FAMILIES: &[&str] =
+    &["proxy_protocol_tlv_", "sent_trailer_", "upstream_trailer_"];
+
+fn fixed(name: &str) -> Option<&'static Variable> {
+    let at = FIXED.binary_search_by(|(fixed, _)| (*fixed).cmp(name)).ok()?;
+    FIXED.get(at).map(|(_, variable)| variable)
+}
+
+/// A variable of a family: its name says what to look up.
+fn of_family(name: &str) -> Option<Variable> {
+    let header = |name: &str| HeaderName(name.as_bytes().into());
+    if let Some(name) = name.strip_prefix("arg_") {
+        Some(Variable::Arg(name.into()))
+    } else if let Some(name) = name.strip_prefix("cookie_") {
+        Some(Variable::Cookie(name.into()))
+    } else if let Some(name) = name.strip_prefix("http_") {
+        Some(Variable::Http(header(name)))
+    } else if let Some(name) = name.strip_prefix("sent_http_") {
+        Some(Variable::SentHttp(header(name)))
+    } else if let Some(name) = name.strip_prefix("upstream_http_") {
+        Some(Variable::UpstreamHttp(header(name)))
+    } else {
+        name.strip_prefix("upstream_cookie_").map(|name| Variable::UpstreamCookie(name.into()))
+    }
+}
+
+fn is_name_byte(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || byte == b'_'
+}
+
+fn push_literal(parts: &mut Vec<Part>, text: &str) {
+    if !text.is_empty() {
+        parts.push(Part::Literal(text.as_bytes().into()));
+    }
+}
+
+impl Template {
+    /// Whether a variable is in it.
+    pub fn uses(&self, variable: &Variable) -> bool {
+        self.parts.iter().any(|part| matches!(part, Part::Variable(used) if used == variable))
+    }
+
+    pub fn has_variables(&self) -> bool {
+        self.as_literal().is_none()
+    }
+}
+
+/// Any text: a template holds its literal bytes in order, and a regex search stays in its subject.
+pub fn fuzz_template(data: &[u8]) {
+    let text = String::from_utf8_lossy(data);
+    let mut names = Names::default();
+    if let Ok(template) = names.template(&text) {
+        let mut rest: &[u8] = text.as_bytes();
+        for part in &template.parts {
+            if let Part::Literal(literal) = part {
+                assert!(!literal.is_empty());
+                let at = memchr::memmem::find(rest, literal).expect("literals are of the text");
+                rest = &rest[at + literal.len()..];
+            }
+        }
+    }
+    let (pattern, subject) = data.split_at(data.len() / 2);
+    if let Ok(regex) = Regex::compile(&String::from_utf8_lossy(pattern), true) {
+        let mut captures = Captures::default();
+        if regex.matches(subject, &mut captures) {
+            assert_eq!(captures.subject, subject);
+            for n in 0..captures.groups.len() {
+                assert_eq!(captures.group(n).is_some(), captures.groups[n].is_some());
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn text_of(error: Fault) -> String {
+        error.text
+    }
+
+    #[test]
+    fn fixed_names_are_sorted() {
+        assert!(FIXED.is_sorted_by(|a, b| a.0 < b.0));
+    }
+
+    #[test]
+    fn templates() {
+        let mut names = Names::default();
+        let template = names.template("a$URI${args}b$1$21$http_x_y$own.$own").unwrap();
+        assert_eq!(
+            template.parts,
+            [
+                Part::Literal(b"a".as_slice().into()),
+                Part::Variable(Variable::Uri),
+                Part::Variable(Variable::Args),
+                Part::Literal(b"b".as_slice().into()),
+                Part::Variable(Variable::Capture(1)),
+                Part::Variable(Variable::Capture(2)),
+                Part::Literal(b"1".as_slice().into()),
+                Part::Variable(Variable::Http(HeaderName(b"x_y".as_slice().into()))),
+                Part::Variable(Variable::Slot(VariableSlot(0))),
+                Part::Literal(b".".as_slice().into()),
+                Part::Variable(Variable::Slot(VariableSlot(0))),
+            ]
+        );
+        assert_eq!(names.check().map_err(text_of), Err("unknown \"own\" variable".into()));
+        assert_eq!(names.make("OWN"), Ok(Settable::Slot(VariableSlot(0))));
+        assert_eq!(names.check(), Ok(()));
+        assert_eq!(names.make("args"), Ok(Settable::Args));
+        assert_eq!(
+            names.make("uri").map_err(text_of),
+            Err("the duplicate \"uri\" variable".into())
+        );
+        assert_eq!(&*names.into_names()[0], "own");
+    }
+
+    #[test]
+    fn broken_templates() {
+        let mut names = Names::default();
+        for (text, error) in [
+            ("$", "invalid variable name"),
+            ("a$-", "invalid variable name"),
+            ("${}", "invalid variable name"),
+            ("${a", "the closing bracket in \"a\" variable is missing"),
+            ("${a-b}", "the closing bracket in \"a\" variable is missing"),
+            ("$ssl_protocol", "the \"ssl_protocol\" variable is not supported"),
+        ] {
+            assert_eq!(names.template(text).map_err(text_of), Err(error.into()), "{text}");
+        }
+    }
+
+    #[test]
+    fn regexes_run_on_bytes() {
+        let found = |pattern, caseless, subject: &[u8]| {
+            let mut captures = Captures::default();
+            let regex = Regex::compile(pattern, caseless).unwrap();
+            regex.matches(subject, &mut captures).then(|| captures.group(0).unwrap().to_vec())
+        };
+        assert_eq!(found("^/a.c$", false, b"/a\xffc"), Some(b"/a\xffc".to_vec()));
+        assert_eq!(found("é", false, "/é".as_bytes()), Some("é".as_bytes().to_vec()));
+        assert_eq!(found("[é]$", false, "/é".as_bytes()), Some(b"\xa9".to_vec()));
+        assert_eq!(found("\\w+", false, "é_1".as_bytes()), Some(b"_1".to_vec()));
+        assert_eq!(found("[^/]+", false, b"/\xc3"), Some(b"\xc3".to_vec()));
+        assert_eq!(found("B", true, b"abc"), Some(b"b".to_vec()));
+        assert_eq!(found("a(?!b)", false, b"abac\xff"), Some(b"a".to_vec()));
+        assert_eq!(found("(a)\\1\\xff", false, b"aa\xff"), Some(b"aa\xff".to_vec()));
+        assert_eq!(found("(x+x+)+y", false, &[b'x'; 60]), None);
+    }
+
+    #[test]
+    fn named_groups_have_slots() {
+        let mut names = Names::default();
+        let regex = names.regex("^/(?<a>x)(y)?(?P<b>z)", false).unwrap();
+        assert_eq!(regex.named, [(1, VariableSlot(0)), (3, VariableSlot(1))]);
+        let mut captures = Captures::default();
+        assert!(regex.matches(b"/xz", &mut captures));
+        assert_eq!(captures.group(1), Some(b"x".as_slice()));
+        assert_eq!(captures.group(2), None);
+        assert_eq!(captures.group(3), Some(b"z".as_slice()));
+        assert_eq!(captures.group(4), None);
+    }
+
+    #[test]
+    fn broken_regexes_read_like_pcre() {
+        for (pattern, error) in [
+            ("(", "missing closing parenthesis in \"(\""),
+            ("a(b", "missing closing parenthesis in \"a(b\""),
+            ("[a", "missing terminating ] for character class in \"[a\""),
+            ("a)", "unmatched closing parenthesis in \"a)\" at \")\""),
+            ("*a", "quantifier does not follow a repeatable item in \"*a\" at \"*a\""),
+        ] {
+            let text = Regex::compile(pattern, false).map_err(text_of).unwrap_err();
+            assert_eq!(text, format!("pcre2_compile() failed: {error}"), "{pattern}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_template(text in "[a${}1-3_ é]{0,20}") {
+            fuzz_template(text.as_bytes());
+        }
+
+        #[test]
+        fn any_bytes(data in proptest::collection::vec(any::<u8>(), 0..40)) {
+            fuzz_template(&data);
+        }
+    }
+}

@@ -7,8 +7,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::config::diagnostic::{Outcome, Place, fault};
+use crate::config::directive::{Contexts, Count, Directive};
 use crate::config::setting::{List, Own, Setting};
-use crate::http::variable::Template;
+use crate::config::value::{self, Args};
+use crate::http::draft::Kind;
+use crate::http::server;
+use crate::http::variable::{Part, Template, Variable};
+use crate::modules::{Build, process};
 pub use content_type::content_type;
 
 /// The core module's settings of one level.
@@ -176,4 +182,602 @@ impl Settings {
             log_not_found, error_page, recursive_error_pages, server_tokens, chunked_transfer_encoding,
             absolute_redirect, server_name_in_redirect, port_in_redirect, msie_padding, internal, error_log);
     }
+}
+
+impl Settings {
+    /// `internal` has no argument: not saying it is saying no.
+    pub fn fill_absent(&mut self) {
+        self.internal = Setting::of(false);
+    }
+}
+
+const HTTP_SERVER: Contexts = Contexts::HTTP_SERVER;
+const HTTP_SERVER_LOCATION: Contexts = Contexts::HTTP_SERVER_LOCATION;
+const LEVELS: Contexts = Contexts::LEVELS;
+const SERVER: Contexts = Contexts::SERVER;
+const LOCATION: Contexts = Contexts::LOCATION;
+const ONE: Count = Count::Exactly(1);
+
+pub const DIRECTIVES: &[Directive<Build>] = &[
+    Directive::new("absolute_redirect", HTTP_SERVER_LOCATION, ONE)
+        .syntax("on | off")
+        .default("on")
+        .doc("Whether redirects that ringx makes hold scheme and host.")
+        .set(|b, args| args.fill(&mut b.level().core.absolute_redirect, Args::flag)),
+    Directive::new("alias", LOCATION, ONE)
+        .syntax("path")
+        .doc("The path that stands for the matched part of the URI.")
+        .set(|b, args| root(b, args, true)),
+    Directive::new("chunked_transfer_encoding", HTTP_SERVER_LOCATION, ONE)
+        .syntax("on | off")
+        .default("on")
+        .doc("Whether a response of unknown length is sent in chunks.")
+        .set(|b, args| args.fill(&mut b.level().core.chunked_transfer_encoding, Args::flag)),
+    Directive::new("client_body_buffer_size", HTTP_SERVER_LOCATION, ONE)
+        .syntax("size")
+        .default("8k")
+        .doc("How much of a request body is kept in memory; more goes to a temporary file.")
+        .set(|b, args| args.fill(&mut b.level().core.client_body_buffer_size, Args::size)),
+    Directive::new("client_body_temp_path", HTTP_SERVER_LOCATION, Count::Between(1, 4))
+        .syntax("path [level1 [level2 [level3]]]")
+        .default("client_body_temp")
+        .doc("Where temporary files with request bodies are made.")
+        .set(|b, args| {
+            let path = temp_path(b, args)?;
+            args.fill(&mut b.level().core.client_body_temp_path, |_| Ok(path))
+        }),
+    Directive::new("client_body_timeout", HTTP_SERVER_LOCATION, ONE)
+        .syntax("time")
+        .default("60s")
+        .doc("How long to wait between two reads of a request body.")
+        .set(|b, args| args.fill(&mut b.level().core.client_body_timeout, Args::time)),
+    Directive::new("client_header_buffer_size", HTTP_SERVER, ONE)
+        .syntax("size")
+        .default("1k")
+        .doc("The buffer a request head is first read into.")
+        .set(|b, args| args.fill(&mut b.level().core.client_header_buffer_size, Args::size)),
+    Directive::new("client_header_timeout", HTTP_SERVER, ONE)
+        .syntax("time")
+        .default("60s")
+        .doc("How long a whole request head may take.")
+        .set(|b, args| args.fill(&mut b.level().core.client_header_timeout, Args::time)),
+    Directive::new("client_max_body_size", HTTP_SERVER_LOCATION, ONE)
+        .syntax("size")
+        .default("1m")
+        .doc("The largest request body; larger ones get 413, 0 is no limit.")
+        .set(|b, args| args.fill(&mut b.level().core.client_max_body_size, Args::offset)),
+    Directive::new("default_type", HTTP_SERVER_LOCATION, ONE)
+        .syntax("type")
+        .default("text/plain")
+        .doc("The type of a response whose file extension is not known.")
+        .set(|b, args| args.fill(&mut b.level().core.default_type, |args| Ok(args.at(0).into()))),
+    Directive::new("error_log", HTTP_SERVER_LOCATION, Count::Between(1, 2))
+        .syntax("file | stderr [level]")
+        .doc("As outside of `http`, for this level; replaces what outer levels say.")
+        .differs("syslog is not supported.")
+        .set(|b, args| {
+            let target = process::error_log(b, args)?;
+            b.level().core.error_log.add(target)
+        }),
+    Directive::new("error_page", LEVELS, Count::AtLeast(2))
+        .syntax("code ... [=[response]] uri")
+        .doc("What to answer in place of the given statuses.")
+        .set(|b, args| {
+            let page = error_page(b, args)?;
+            b.level().core.error_page.add(page)
+        }),
+    Directive::new("etag", HTTP_SERVER_LOCATION, ONE)
+        .syntax("on | off")
+        .default("on")
+        .doc("Whether files are sent with an `ETag`.")
+        .set(|b, args| args.fill(&mut b.level().core.etag, Args::flag)),
+    Directive::new("http", Contexts::MAIN, Count::Exactly(0))
+        .doc("The block of everything about HTTP.")
+        .block(
+            Contexts::HTTP,
+            |b, args| {
+                if std::mem::replace(&mut b.blocks.http, true) {
+                    return Err(args.duplicate());
+                }
+                Ok(())
+            },
+            |b, _| b.freeze_http(),
+        ),
+    Directive::new("if_modified_since", HTTP_SERVER_LOCATION, ONE)
+        .syntax("off | exact | before")
+        .default("exact")
+        .doc("How the time of a file is compared with `If-Modified-Since`.")
+        .set(|b, args| {
+            args.fill(&mut b.level().core.if_modified_since, |args| {
+                args.choice(&[
+                    ("off", IfModifiedSince::Off),
+                    ("exact", IfModifiedSince::Exact),
+                    ("before", IfModifiedSince::Before),
+                ])
+            })
+        }),
+    Directive::new("ignore_invalid_headers", HTTP_SERVER, ONE)
+        .syntax("on | off")
+        .default("on")
+        .doc("Whether request header lines with strange names are dropped.")
+        .set(|b, args| args.fill(&mut b.level().core.ignore_invalid_headers, Args::flag)),
+    Directive::new("index", HTTP_SERVER_LOCATION, Count::AtLeast(1))
+        .syntax("file ...")
+        .default("index.html")
+        .doc("The files that stand for a directory, in the order they are looked for.")
+        .set(index),
+    Directive::new("internal", LOCATION, Count::Exactly(0))
+        .doc("The location is for internal redirects only; clients get 404.")
+        .set(|b, args| args.fill(&mut b.level().core.internal, |_| Ok(true))),
+    Directive::new("keepalive_min_timeout", HTTP_SERVER_LOCATION, ONE)
+        .syntax("time")
+        .default("0")
+        .doc("How long an idle connection is not closed for reuse or shutdown.")
+        .set(|b, args| args.fill(&mut b.level().core.keepalive_min_timeout, Args::time)),
+    Directive::new("keepalive_requests", HTTP_SERVER_LOCATION, ONE)
+        .syntax("number")
+        .default("1000")
+        .doc("How many requests one connection may carry.")
+        .set(|b, args| args.fill(&mut b.level().core.keepalive_requests, Args::number64)),
+    Directive::new("keepalive_time", HTTP_SERVER_LOCATION, ONE)
+        .syntax("time")
+        .default("1h")
+        .doc("How old a connection may become.")
+        .set(|b, args| args.fill(&mut b.level().core.keepalive_time, Args::time)),
+    Directive::new("keepalive_timeout", HTTP_SERVER_LOCATION, Count::Between(1, 2))
+        .syntax("timeout [header_timeout]")
+        .default("75s")
+        .doc("How long an idle connection stays open, and what a `Keep-Alive` header says.")
+        .set(|b, args| args.fill(&mut b.level().core.keepalive_timeout, keepalive_timeout)),
+    Directive::new("large_client_header_buffers", HTTP_SERVER, Count::Exactly(2))
+        .syntax("number size")
+        .default("4 8k")
+        .doc(
+            "Buffers for request heads that outgrow the first one; no line may be longer than one.",
+        )
+        .set(|b, args| args.fill(&mut b.level().core.large_client_header_buffers, buffers)),
+    Directive::new("lingering_close", HTTP_SERVER_LOCATION, ONE)
+        .syntax("off | on | always")
+        .default("on")
+        .doc("Whether a connection with unread data is read on for a while before it is closed.")
+        .set(|b, args| {
+            args.fill(&mut b.level().core.lingering_close, |args| {
+                args.choice(&[
+                    ("off", LingeringClose::Off),
+                    ("on", LingeringClose::On),
+                    ("always", LingeringClose::Always),
+                ])
+            })
+        }),
+    Directive::new("lingering_time", HTTP_SERVER_LOCATION, ONE)
+        .syntax("time")
+        .default("30s")
+        .doc("How long a closing connection is read at most.")
+        .set(|b, args| args.fill(&mut b.level().core.lingering_time, Args::time)),
+    Directive::new("lingering_timeout", HTTP_SERVER_LOCATION, ONE)
+        .syntax("time")
+        .default("5s")
+        .doc("How long a closing connection is waited for between two reads.")
+        .set(|b, args| args.fill(&mut b.level().core.lingering_timeout, Args::time)),
+    Directive::refused("limit_except", "a location is the same for all methods"),
+    Directive::new("listen", SERVER, Count::AtLeast(1))
+        .syntax("address[:port] | port | unix:path [default_server] [parameter ...]")
+        .default("*:80 | *:8000")
+        .doc("Where the server is reached; port 8000 when not started by root.")
+        .differs(
+            "every address is listened on by itself, also beside a wildcard of the same port; each \
+             shard has a socket of its own as with `reuseport`; `ssl`, `http2`, `quic` and \
+             `proxy_protocol` are not supported.",
+        )
+        .set(server::listen),
+    Directive::new("location", Contexts::SERVER.or(LOCATION), Count::Between(1, 2))
+        .syntax("[= | ~ | ~* | ^~] uri | @name")
+        .doc("What holds for the requests whose URI matches.")
+        .block(Contexts::LOCATION, open_location, |b, _| {
+            b.http.close();
+            Ok(())
+        }),
+    Directive::new("log_not_found", HTTP_SERVER_LOCATION, ONE)
+        .syntax("on | off")
+        .default("on")
+        .doc("Whether files that are not found are mentioned in the error log.")
+        .set(|b, args| args.fill(&mut b.level().core.log_not_found, Args::flag)),
+    Directive::new("max_headers", HTTP_SERVER, ONE)
+        .syntax("number")
+        .default("1000")
+        .doc("How many header lines a request may have.")
+        .set(|b, args| args.fill(&mut b.level().core.max_headers, Args::number)),
+    Directive::new("max_ranges", HTTP_SERVER_LOCATION, ONE)
+        .syntax("number")
+        .default("2147483647")
+        .doc("How many ranges a request may ask for; 0 turns ranges off.")
+        .set(|b, args| args.fill(&mut b.level().core.max_ranges, Args::number64)),
+    Directive::new("merge_slashes", HTTP_SERVER, ONE)
+        .syntax("on | off")
+        .default("on")
+        .doc("Whether slashes in a row become one.")
+        .set(|b, args| args.fill(&mut b.level().core.merge_slashes, Args::flag)),
+    Directive::new("msie_padding", HTTP_SERVER_LOCATION, ONE)
+        .syntax("on | off")
+        .default("on")
+        .doc("Whether error pages for MSIE and Chrome are padded to 512 bytes.")
+        .set(|b, args| args.fill(&mut b.level().core.msie_padding, Args::flag)),
+    Directive::new("port_in_redirect", HTTP_SERVER_LOCATION, ONE)
+        .syntax("on | off")
+        .default("on")
+        .doc("Whether absolute redirects hold the port.")
+        .set(|b, args| args.fill(&mut b.level().core.port_in_redirect, Args::flag)),
+    Directive::new("recursive_error_pages", HTTP_SERVER_LOCATION, ONE)
+        .syntax("on | off")
+        .default("off")
+        .doc("Whether an error in an error page has an error page of its own.")
+        .set(|b, args| args.fill(&mut b.level().core.recursive_error_pages, Args::flag)),
+    Directive::new("reset_timedout_connection", HTTP_SERVER_LOCATION, ONE)
+        .syntax("on | off")
+        .default("off")
+        .doc("Whether a connection that timed out is reset.")
+        .set(|b, args| args.fill(&mut b.level().core.reset_timedout_connection, Args::flag)),
+    Directive::new("root", LEVELS, ONE)
+        .syntax("path")
+        .default("html")
+        .doc("The directory that URIs are looked up in, relative to the prefix.")
+        .set(|b, args| root(b, args, false)),
+    Directive::new("send_timeout", HTTP_SERVER_LOCATION, ONE)
+        .syntax("time")
+        .default("60s")
+        .doc("How long to wait between two writes to the client.")
+        .set(|b, args| args.fill(&mut b.level().core.send_timeout, Args::time)),
+    Directive::new("server", Contexts::HTTP, Count::Exactly(0)).doc("A virtual server.").block(
+        Contexts::SERVER,
+        |b, args| {
+            b.http.open_server(args.place());
+            Ok(())
+        },
+        close_server,
+    ),
+    Directive::new("server_name", SERVER, Count::AtLeast(1))
+        .syntax("name ...")
+        .default("\"\"")
+        .doc("The hosts the server answers for: names, `*.` and `.*` wildcards, `~` regexes.")
+        .set(server::server_name),
+    Directive::new("server_name_in_redirect", HTTP_SERVER_LOCATION, ONE)
+        .syntax("on | off")
+        .default("off")
+        .doc("Whether absolute redirects hold the server's first name, not the requested host.")
+        .set(|b, args| args.fill(&mut b.level().core.server_name_in_redirect, Args::flag)),
+    Directive::new("server_tokens", HTTP_SERVER_LOCATION, ONE)
+        .syntax("on | off | build")
+        .default("on")
+        .doc("How much the `Server` header and error pages tell.")
+        .set(|b, args| {
+            args.fill(&mut b.level().core.server_tokens, |args| {
+                args.choice(&[
+                    ("off", ServerTokens::Off),
+                    ("on", ServerTokens::On),
+                    ("build", ServerTokens::Build),
+                ])
+            })
+        }),
+    Directive::new("tcp_nodelay", HTTP_SERVER_LOCATION, ONE)
+        .syntax("on | off")
+        .default("on")
+        .doc("Whether small writes are sent at once.")
+        .set(|b, args| args.fill(&mut b.level().core.tcp_nodelay, Args::flag)),
+    Directive::new("try_files", Contexts::SERVER.or(LOCATION), Count::AtLeast(2))
+        .syntax("file ... uri | @name | =code")
+        .doc("The first of the files that exists is sent, else the last argument is taken.")
+        .set(|b, args| {
+            b.level().core.try_files.expect_unset(args)?;
+            let files = try_files(b, args)?;
+            b.level().core.try_files.set(files);
+            Ok(())
+        }),
+    Directive::new("types", HTTP_SERVER_LOCATION, Count::Exactly(0))
+        .default("text/html html; image/gif gif; image/jpeg jpg;")
+        .doc("Types and the file extensions that have them.")
+        .table(
+            |b, _| {
+                b.http.types =
+                    b.level().core.types.get().map(|t| (**t).clone()).unwrap_or_default();
+                Ok(())
+            },
+            types_entry,
+            |b, _| {
+                let types = Arc::new(std::mem::take(&mut b.http.types));
+                b.level().core.types.set(types);
+                Ok(())
+            },
+        ),
+    Directive::new("underscores_in_headers", HTTP_SERVER, ONE)
+        .syntax("on | off")
+        .default("off")
+        .doc("Whether `_` may stand in the name of a request header.")
+        .set(|b, args| args.fill(&mut b.level().core.underscores_in_headers, Args::flag)),
+    Directive::no_effect("aio", HTTP_SERVER_LOCATION, ONE, FILES),
+    Directive::no_effect("aio_write", HTTP_SERVER_LOCATION, ONE, FILES),
+    Directive::no_effect("directio", HTTP_SERVER_LOCATION, ONE, FILES),
+    Directive::no_effect("directio_alignment", HTTP_SERVER_LOCATION, ONE, FILES),
+    Directive::no_effect("open_file_cache", HTTP_SERVER_LOCATION, Count::Between(1, 2), FILES),
+    Directive::no_effect("open_file_cache_errors", HTTP_SERVER_LOCATION, ONE, FILES),
+    Directive::no_effect("open_file_cache_min_uses", HTTP_SERVER_LOCATION, ONE, FILES),
+    Directive::no_effect("open_file_cache_valid", HTTP_SERVER_LOCATION, ONE, FILES),
+    Directive::no_effect("output_buffers", HTTP_SERVER_LOCATION, Count::Exactly(2), FILES),
+    Directive::no_effect("read_ahead", HTTP_SERVER_LOCATION, ONE, FILES),
+    Directive::no_effect("sendfile", LEVELS, ONE, FILES),
+    Directive::no_effect("sendfile_max_chunk", HTTP_SERVER_LOCATION, ONE, FILES),
+    Directive::no_effect("tcp_nopush", HTTP_SERVER_LOCATION, ONE, FILES),
+    Directive::no_effect("subrequest_output_buffer_size", HTTP_SERVER_LOCATION, ONE, MEMORY),
+    Directive::no_effect("connection_pool_size", HTTP_SERVER, ONE, MEMORY),
+    Directive::no_effect("request_pool_size", HTTP_SERVER, ONE, MEMORY),
+    Directive::no_effect("postpone_output", HTTP_SERVER_LOCATION, ONE, MEMORY),
+    Directive::no_effect("send_lowat", HTTP_SERVER_LOCATION, ONE, "Linux has no such limit"),
+    Directive::no_effect("server_names_hash_bucket_size", Contexts::HTTP, ONE, HASHES),
+    Directive::no_effect("server_names_hash_max_size", Contexts::HTTP, ONE, HASHES),
+    Directive::no_effect("types_hash_bucket_size", HTTP_SERVER_LOCATION, ONE, HASHES),
+    Directive::no_effect("types_hash_max_size", HTTP_SERVER_LOCATION, ONE, HASHES),
+    Directive::no_effect("variables_hash_bucket_size", Contexts::HTTP, ONE, HASHES),
+    Directive::no_effect("variables_hash_max_size", Contexts::HTTP, ONE, HASHES),
+    Directive::no_effect(
+        "keepalive_disable",
+        HTTP_SERVER_LOCATION,
+        Count::AtLeast(1),
+        "the browsers it is for are gone",
+    ),
+    Directive::no_effect("log_subrequest", HTTP_SERVER_LOCATION, ONE, "there are no subrequests"),
+    Directive::no_effect(
+        "client_body_in_single_buffer",
+        HTTP_SERVER_LOCATION,
+        ONE,
+        "a body in memory always is in one buffer",
+    ),
+    Directive::refused("client_body_in_file_only", "a body goes to a file only for its size")
+        .unless("off"),
+    Directive::refused("client_body_early_read", "a body is read when it is sent on"),
+    Directive::refused("disable_symlinks", "symbolic links are always followed").unless("off"),
+    Directive::refused("early_hints", "early hints are not passed on"),
+    Directive::refused("msie_refresh", "the browsers it is for are gone").unless("off"),
+    Directive::refused("post_action", "there are no subrequests"),
+    Directive::refused("resolver", "names are resolved when the configuration is loaded"),
+    Directive::refused("resolver_timeout", "names are resolved when the configuration is loaded"),
+];
+
+const FILES: &str = "how files are read and sent is not tuned";
+const HASHES: &str = "tables size themselves";
+const MEMORY: &str = "buffers are managed by the shard";
+
+/// `path [level1 [level2 [level3]]]`
+pub fn temp_path(b: &Build, args: &Args<'_>) -> Outcome<TempPath> {
+    let mut levels = [0; 3];
+    for (level, text) in levels.iter_mut().zip(args.from(1)) {
+        *level = value::number(text)
+            .and_then(|digits| u8::try_from(digits).ok())
+            .filter(|digits| *digits > 0)
+            .ok_or_else(|| args.invalid_value())?;
+    }
+    Ok(TempPath { path: b.path(args.at(0)), levels })
+}
+
+/// `number size`
+pub fn buffers(args: &Args<'_>) -> Outcome<Buffers> {
+    let number = value::number(args.at(0)).filter(|number| *number > 0);
+    let size = value::size(args.at(1)).filter(|size| *size > 0);
+    match (number, size) {
+        (Some(number), Some(size)) => Ok(Buffers { number, size }),
+        _ => Err(args.invalid_value()),
+    }
+}
+
+fn keepalive_timeout(args: &Args<'_>) -> Outcome<KeepaliveTimeout> {
+    let header = match args.all().get(1) {
+        Some(text) => {
+            let time = value::seconds(text).ok_or_else(|| args.invalid_value())?;
+            Some(time.as_secs()).filter(|seconds| *seconds > 0)
+        }
+        None => None,
+    };
+    Ok(KeepaliveTimeout { idle: args.time()?, header })
+}
+
+/// `root` and `alias`.
+fn root(b: &mut Build, args: &Args<'_>, is_alias: bool) -> Outcome {
+    let (name, other) = if is_alias { ("alias", "root") } else { ("root", "alias") };
+    if let Some(earlier) = b.level().core.root.get() {
+        return if earlier.is_alias == is_alias {
+            Err(args.duplicate())
+        } else {
+            fault!("\"{name}\" directive is duplicate, \"{other}\" directive was specified earlier")
+        };
+    }
+    if is_alias && matches!(b.http.current().map(|level| &level.kind), Some(Kind::Named)) {
+        return fault!("the \"alias\" directive cannot be used inside the named location");
+    }
+    let mut path = args.at(0);
+    if !is_alias {
+        path = path.strip_suffix('/').unwrap_or(path);
+    }
+    let mut template = b.http.names.template(path)?;
+    for (variable, name) in
+        [(Variable::DocumentRoot, "document_root"), (Variable::RealpathRoot, "realpath_root")]
+    {
+        if template.uses(&variable) {
+            return fault!(
+                "the ${name} variable cannot be used in the \"{}\" directive",
+                args.name()
+            );
+        }
+    }
+    match template.parts.first_mut() {
+        Some(Part::Literal(start)) if start.first() != Some(&b'/') => {
+            let mut absolute = b.path("").into_os_string().into_encoded_bytes();
+            if absolute.last() != Some(&b'/') {
+                absolute.push(b'/');
+            }
+            absolute.extend_from_slice(start);
+            *start = absolute.into();
+        }
+        Some(_) => {}
+        // An empty path is the prefix.
+        None if args.at(0).is_empty() => {
+            template = Template::literal(b.path("").as_os_str().as_encoded_bytes());
+        }
+        None => {}
+    }
+    b.level().core.root.set(Root { path: template, is_alias });
+    Ok(())
+}
+
+fn index(b: &mut Build, args: &Args<'_>) -> Outcome {
+    for (at, name) in args.all().iter().enumerate() {
+        if name.is_empty() {
+            return fault!("index \"\" in \"index\" directive is invalid");
+        }
+        if name.starts_with('/') && at + 1 < args.len() {
+            let text = "only the last index in \"index\" directive should be absolute";
+            b.warn(Some(args.place()), text);
+        }
+        let template = b.http.names.template(name)?;
+        b.level().core.index.push(template);
+    }
+    Ok(())
+}
+
+fn error_page(b: &mut Build, args: &Args<'_>) -> Outcome<ErrorPage> {
+    let Some((uri, rest)) = args.all().split_last() else { return Err(args.invalid_value()) };
+    let (answer, codes) = match rest.split_last() {
+        Some((answer, codes)) if answer.starts_with('=') => {
+            if codes.is_empty() {
+                return fault!("invalid value \"{answer}\"");
+            }
+            let code = answer.get(1..).unwrap_or_default();
+            let status = if code.is_empty() {
+                ErrorPageStatus::OfTarget
+            } else {
+                let code = value::number(code).and_then(|code| u16::try_from(code).ok());
+                match code {
+                    // `=0` is read as `=`.
+                    Some(0) => ErrorPageStatus::OfTarget,
+                    Some(code) => ErrorPageStatus::Code(code),
+                    None => return fault!("invalid value \"{answer}\""),
+                }
+            };
+            (status, codes)
+        }
+        _ => (ErrorPageStatus::Original, rest),
+    };
+    let codes: Vec<u16> = codes
+        .iter()
+        .map(|text| match value::number(text) {
+            None | Some(499) => fault!("invalid value \"{text}\""),
+            Some(code @ 300..=599) => Ok(code as u16),
+            Some(_) => fault!("value \"{text}\" must be between 300 and 599"),
+        })
+        .collect::<Outcome<_>>()?;
+    let target = if uri.starts_with('@') {
+        ErrorPageTarget::Named(uri.as_str().into())
+    } else {
+        let template = b.http.names.template(uri)?;
+        if uri.starts_with('/') {
+            ErrorPageTarget::Uri(template)
+        } else {
+            ErrorPageTarget::Url(template)
+        }
+    };
+    Ok(ErrorPage { codes, answer, target })
+}
+
+fn try_files(b: &mut Build, args: &Args<'_>) -> Outcome<TryFiles> {
+    let Some((last, candidates)) = args.all().split_last() else {
+        return Err(args.invalid_value());
+    };
+    let candidates = candidates
+        .iter()
+        .map(|candidate| b.http.names.template(candidate))
+        .collect::<Outcome<_>>()?;
+    let last = if let Some(code) = last.strip_prefix('=') {
+        match value::number(code) {
+            Some(code @ 0..=999) => TryFilesLast::Code(code as u16),
+            _ => return fault!("invalid code \"{last}\""),
+        }
+    } else if last.starts_with('@') {
+        TryFilesLast::Named(last.as_str().into())
+    } else {
+        TryFilesLast::Uri(b.http.names.template(last)?)
+    };
+    Ok(TryFiles { candidates, last })
+}
+
+/// `type extension ...;`
+fn types_entry(b: &mut Build, args: &Args<'_>) -> Outcome {
+    let mime: Arc<str> = args.name().into();
+    for extension in args.all() {
+        let key = extension.to_ascii_lowercase().into_bytes().into();
+        if let Some(previous) = b.http.types.insert(key, mime.clone()) {
+            let text = format!(
+                "duplicate extension \"{extension}\", content type: \"{mime}\", previous content \
+                 type: \"{previous}\""
+            );
+            b.warn(Some(args.place()), text);
+        }
+    }
+    Ok(())
+}
+
+fn close_server(b: &mut Build, _: &Place) -> Outcome {
+    server::finish_server(b)?;
+    b.http.close();
+    Ok(())
+}
+
+fn open_location(b: &mut Build, args: &Args<'_>) -> Outcome {
+    let (modifier, name) = match args.all() {
+        [modifier, name] => match modifier.as_str() {
+            "=" | "^~" | "~" | "~*" => (modifier.as_str(), name.as_str()),
+            other => return fault!("invalid location modifier \"{other}\""),
+        },
+        _ => split_modifier(args.at(0)),
+    };
+    let kind = match modifier {
+        "=" => Kind::Exact,
+        "^~" => Kind::Prefix { no_regex: true },
+        "~" => Kind::Regex(Arc::new(b.http.names.regex(name, false)?)),
+        "~*" => Kind::Regex(Arc::new(b.http.names.regex(name, true)?)),
+        _ if name.starts_with('@') => Kind::Named,
+        _ => Kind::Prefix { no_regex: false },
+    };
+    if let Some(outer) = b.http.current() {
+        let around = &outer.name;
+        match outer.kind {
+            Kind::Exact => {
+                return fault!(
+                    "location \"{name}\" cannot be inside the exact location \"{around}\""
+                );
+            }
+            Kind::Named => {
+                return fault!(
+                    "location \"{name}\" cannot be inside the named location \"{around}\""
+                );
+            }
+            Kind::Server => {}
+            Kind::Prefix { .. } | Kind::Regex(_) | Kind::If => {
+                if matches!(kind, Kind::Named) {
+                    return fault!("named location \"{name}\" can be on the server level only");
+                }
+                if !matches!(kind, Kind::Regex(_)) && !name.starts_with(&**around) {
+                    return fault!("location \"{name}\" is outside location \"{around}\"");
+                }
+            }
+        }
+    }
+    b.http.open(kind, name, args.place());
+    Ok(())
+}
+
+/// `=/a`, `^~/a`, `~a`, `~*a`: a modifier may be glued to the name.
+fn split_modifier(name: &str) -> (&str, &str) {
+    for modifier in ["=", "^~", "~*", "~"] {
+        if let Some(name) = name.strip_prefix(modifier) {
+            return (modifier, name);
+        }
+    }
+    ("", name)
 }

@@ -5,9 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::core::{Buffers, TempPath};
+use crate::config::diagnostic::{Fault, Outcome, fault};
 use crate::config::setting::{List, Setting, inherit};
+use crate::config::value::Args;
 use crate::http::server::UpstreamId;
 use crate::http::variable::Template;
+use crate::modules::Build;
 
 /// The settings of one family (`proxy_` or `uwsgi_`) at one level.
 #[derive(Debug, Clone, Default)]
@@ -105,5 +108,325 @@ impl Settings {
             next_upstream, next_upstream_tries, next_upstream_timeout, ignore_client_abort,
             intercept_errors, pass_request_headers, pass_request_body, socket_keepalive, hide_header,
             pass_header, ignore_headers);
+    }
+}
+
+/// What tells the two families apart when an address is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Protocol {
+    Http,
+    Uwsgi,
+}
+
+impl Protocol {
+    /// The port of an address without one; uwsgi has none.
+    pub const fn default_port(self) -> Option<u16> {
+        match self {
+            Protocol::Http => Some(80),
+            Protocol::Uwsgi => None,
+        }
+    }
+}
+
+/// The rows of a family: `rows!(proxy, "proxy_", "proxy_temp 1 2")`.
+macro_rules! rows {
+    ($module:ident, $prefix:literal, $temp_path:literal) => {{
+        use $crate::config::directive::{Contexts, Count, Directive};
+        use $crate::config::value::Args;
+        use $crate::http::modules::core::{buffers, temp_path};
+        use $crate::http::modules::exchange;
+        const LEVELS: Contexts = Contexts::HTTP_SERVER_LOCATION;
+        const ONE: Count = Count::Exactly(1);
+        const MANY: Count = Count::AtLeast(1);
+        &[
+            Directive::new(concat!($prefix, "buffer_size"), LEVELS, ONE)
+                .syntax("size")
+                .default("4k")
+                .doc("What a response head must fit in; also the buffer of a tunnel.")
+                .set(|b, args| args.fill(&mut b.level().$module.exchange.buffer_size, Args::size)),
+            Directive::new(concat!($prefix, "buffering"), LEVELS, ONE)
+                .syntax("on | off")
+                .default("on")
+                .doc("Whether a response is read ahead of what the client takes.")
+                .set(|b, args| args.fill(&mut b.level().$module.exchange.buffering, Args::flag)),
+            Directive::new(concat!($prefix, "buffers"), LEVELS, Count::Exactly(2))
+                .syntax("number size")
+                .default("8 4k")
+                .doc("Buffers for the response of one request.")
+                .set(|b, args| args.fill(&mut b.level().$module.exchange.buffers, buffers)),
+            Directive::new(concat!($prefix, "busy_buffers_size"), LEVELS, ONE)
+                .syntax("size")
+                .doc(
+                    "How much of the buffers may be on its way to the client; two of them when \
+                      absent.",
+                )
+                .set(|b, args| {
+                    args.fill(&mut b.level().$module.exchange.busy_buffers_size, |args| {
+                        args.size().map(Some)
+                    })
+                }),
+            Directive::new(concat!($prefix, "connect_timeout"), LEVELS, ONE)
+                .syntax("time")
+                .default("60s")
+                .doc("How long to wait for a connection.")
+                .set(|b, args| {
+                    args.fill(&mut b.level().$module.exchange.connect_timeout, Args::time)
+                }),
+            Directive::new(concat!($prefix, "hide_header"), LEVELS, ONE)
+                .syntax("field")
+                .doc("A response header that is not passed on.")
+                .set(|b, args| {
+                    b.level().$module.exchange.hide_header.add(exchange::header_name(args))
+                }),
+            Directive::new(concat!($prefix, "ignore_client_abort"), LEVELS, ONE)
+                .syntax("on | off")
+                .default("off")
+                .doc("Whether an exchange goes on when the client has gone.")
+                .set(|b, args| {
+                    args.fill(&mut b.level().$module.exchange.ignore_client_abort, Args::flag)
+                }),
+            Directive::new(concat!($prefix, "ignore_headers"), LEVELS, MANY)
+                .syntax("field ...")
+                .doc("Response headers that are not acted on.")
+                .set(|b, args| {
+                    if b.level().$module.exchange.ignore_headers.is_set() {
+                        return Err(args.duplicate());
+                    }
+                    let headers = exchange::ignore_headers(b, args)?;
+                    b.level().$module.exchange.ignore_headers.set(headers);
+                    Ok(())
+                }),
+            Directive::new(concat!($prefix, "intercept_errors"), LEVELS, ONE)
+                .syntax("on | off")
+                .default("off")
+                .doc("Whether `error_page` applies to responses from 300 on.")
+                .set(|b, args| {
+                    args.fill(&mut b.level().$module.exchange.intercept_errors, Args::flag)
+                }),
+            Directive::new(concat!($prefix, "max_temp_file_size"), LEVELS, ONE)
+                .syntax("size")
+                .default("1024m")
+                .doc("How much of a response may go to a temporary file; 0 is none.")
+                .set(|b, args| {
+                    args.fill(&mut b.level().$module.exchange.max_temp_file_size, |args| {
+                        args.size().map(|size| size as u64)
+                    })
+                }),
+            Directive::new(concat!($prefix, "next_upstream"), LEVELS, MANY)
+                .syntax(
+                    "error | timeout | invalid_header | http_500 | http_502 | http_503 | http_504 \
+                     | http_403 | http_404 | http_429 | non_idempotent | off ...",
+                )
+                .default("error timeout")
+                .doc("When a request is passed to the next server.")
+                .set(|b, args| {
+                    if b.level().$module.exchange.next_upstream.is_set() {
+                        return Err(args.duplicate());
+                    }
+                    let conditions = exchange::next_upstream(b, args)?;
+                    b.level().$module.exchange.next_upstream.set(conditions);
+                    Ok(())
+                }),
+            Directive::new(concat!($prefix, "next_upstream_timeout"), LEVELS, ONE)
+                .syntax("time")
+                .default("0")
+                .doc("How long servers are tried; 0 is no limit.")
+                .set(|b, args| {
+                    args.fill(&mut b.level().$module.exchange.next_upstream_timeout, Args::time)
+                }),
+            Directive::new(concat!($prefix, "next_upstream_tries"), LEVELS, ONE)
+                .syntax("number")
+                .default("0")
+                .doc("How many servers are tried; 0 is all.")
+                .set(|b, args| {
+                    args.fill(&mut b.level().$module.exchange.next_upstream_tries, Args::number)
+                }),
+            Directive::new(concat!($prefix, "pass_header"), LEVELS, ONE)
+                .syntax("field")
+                .doc("A response header that is passed on although it is hidden by default.")
+                .set(|b, args| {
+                    b.level().$module.exchange.pass_header.add(exchange::header_name(args))
+                }),
+            Directive::new(concat!($prefix, "pass_request_body"), LEVELS, ONE)
+                .syntax("on | off")
+                .default("on")
+                .doc("Whether the request's body is sent on.")
+                .set(|b, args| {
+                    args.fill(&mut b.level().$module.exchange.pass_request_body, Args::flag)
+                }),
+            Directive::new(concat!($prefix, "pass_request_headers"), LEVELS, ONE)
+                .syntax("on | off")
+                .default("on")
+                .doc("Whether the request's headers are sent on.")
+                .set(|b, args| {
+                    args.fill(&mut b.level().$module.exchange.pass_request_headers, Args::flag)
+                }),
+            Directive::new(concat!($prefix, "read_timeout"), LEVELS, ONE)
+                .syntax("time")
+                .default("60s")
+                .doc("How long to wait for a response head, and between two reads.")
+                .set(|b, args| args.fill(&mut b.level().$module.exchange.read_timeout, Args::time)),
+            Directive::new(concat!($prefix, "request_buffering"), LEVELS, ONE)
+                .syntax("on | off")
+                .default("on")
+                .doc("Whether a request body is read whole before a server is contacted.")
+                .set(|b, args| {
+                    args.fill(&mut b.level().$module.exchange.request_buffering, Args::flag)
+                }),
+            Directive::new(concat!($prefix, "send_timeout"), LEVELS, ONE)
+                .syntax("time")
+                .default("60s")
+                .doc("How long to wait between two writes.")
+                .set(|b, args| args.fill(&mut b.level().$module.exchange.send_timeout, Args::time)),
+            Directive::new(concat!($prefix, "socket_keepalive"), LEVELS, ONE)
+                .syntax("on | off")
+                .default("off")
+                .doc("Whether TCP probes idle connections.")
+                .set(|b, args| {
+                    args.fill(&mut b.level().$module.exchange.socket_keepalive, Args::flag)
+                }),
+            Directive::new(concat!($prefix, "temp_file_write_size"), LEVELS, ONE)
+                .syntax("size")
+                .doc("How much is written to a temporary file at once; two buffers when absent.")
+                .set(|b, args| {
+                    args.fill(&mut b.level().$module.exchange.temp_file_write_size, |args| {
+                        args.size().map(Some)
+                    })
+                }),
+            Directive::new(concat!($prefix, "temp_path"), LEVELS, Count::Between(1, 4))
+                .syntax("path [level1 [level2 [level3]]]")
+                .default($temp_path)
+                .doc("Where temporary files with responses are made.")
+                .set(|b, args| {
+                    let path = temp_path(b, args)?;
+                    args.fill(&mut b.level().$module.exchange.temp_path, |_| Ok(path))
+                }),
+            Directive::refused(
+                concat!($prefix, "bind"),
+                "connections leave from the system's choice of address",
+            )
+            .unless("off"),
+            Directive::refused(
+                concat!($prefix, "force_ranges"),
+                "ranges are the server's to answer",
+            )
+            .unless("off"),
+            Directive::refused(concat!($prefix, "limit_rate"), "reading is not slowed down")
+                .unless("0"),
+            Directive::refused(
+                concat!($prefix, "socket_rcvbuf"),
+                "socket buffers are sized by the system",
+            ),
+            Directive::refused(
+                concat!($prefix, "socket_sndbuf"),
+                "socket buffers are sized by the system",
+            ),
+        ]
+    }};
+}
+pub(crate) use rows;
+
+pub fn header_name(args: &Args<'_>) -> Box<[u8]> {
+    args.at(0).to_ascii_lowercase().into_bytes().into()
+}
+
+const NEXT_UPSTREAM: [(&str, NextUpstream); 12] = [
+    ("error", NextUpstream::ERROR),
+    ("timeout", NextUpstream::TIMEOUT),
+    ("invalid_header", NextUpstream::INVALID_HEADER),
+    ("non_idempotent", NextUpstream::NON_IDEMPOTENT),
+    ("http_500", NextUpstream::HTTP_500),
+    ("http_502", NextUpstream::HTTP_502),
+    ("http_503", NextUpstream::HTTP_503),
+    ("http_504", NextUpstream::HTTP_504),
+    ("http_403", NextUpstream::HTTP_403),
+    ("http_404", NextUpstream::HTTP_404),
+    ("http_429", NextUpstream::HTTP_429),
+    ("off", NextUpstream::OFF),
+];
+
+const IGNORE_HEADERS: [(&str, IgnoreHeaders); 9] = [
+    ("X-Accel-Redirect", IgnoreHeaders::X_ACCEL_REDIRECT),
+    ("X-Accel-Expires", IgnoreHeaders::X_ACCEL_EXPIRES),
+    ("X-Accel-Limit-Rate", IgnoreHeaders::X_ACCEL_LIMIT_RATE),
+    ("X-Accel-Buffering", IgnoreHeaders::X_ACCEL_BUFFERING),
+    ("X-Accel-Charset", IgnoreHeaders::X_ACCEL_CHARSET),
+    ("Expires", IgnoreHeaders::EXPIRES),
+    ("Cache-Control", IgnoreHeaders::CACHE_CONTROL),
+    ("Set-Cookie", IgnoreHeaders::SET_COOKIE),
+    ("Vary", IgnoreHeaders::VARY),
+];
+
+pub fn next_upstream(b: &mut Build, args: &Args<'_>) -> Outcome<NextUpstream> {
+    let words = NEXT_UPSTREAM.map(|(word, bit)| (word, bit.0));
+    bits(b, args, &words).map(NextUpstream)
+}
+
+pub fn ignore_headers(b: &mut Build, args: &Args<'_>) -> Outcome<IgnoreHeaders> {
+    let words = IGNORE_HEADERS.map(|(word, bit)| (word, bit.0));
+    bits(b, args, &words).map(IgnoreHeaders)
+}
+
+/// A set of words; one that is repeated gets a warning.
+fn bits(b: &mut Build, args: &Args<'_>, words: &[(&str, u16)]) -> Outcome<u16> {
+    let mut bits = 0;
+    for word in args.all() {
+        let bit = crate::config::value::choice(word, words)?;
+        if bits & bit != 0 {
+            b.warn(Some(args.place()), format!("duplicate value \"{word}\""));
+        }
+        bits |= bit;
+    }
+    Ok(bits)
+}
+
+impl Settings {
+    /// Sizes that follow from others when absent, and sets that are empty then.
+    pub fn fill_absent(&mut self) {
+        self.busy_buffers_size = Setting::of(None);
+        self.temp_file_write_size = Setting::of(None);
+        self.ignore_headers = Setting::of(IgnoreHeaders::default());
+    }
+
+    /// Checks the sizes of a complete level against each other, and makes the list of hidden
+    /// headers out of the family's own (lower case) and the level's.
+    pub fn finish(&mut self, family: &str, hidden: &[&str]) -> Outcome {
+        let buffers = *self.buffers;
+        if buffers.number < 2 {
+            return fault!("there must be at least 2 \"{family}_buffers\"");
+        }
+        let largest = buffers.size.max(*self.buffer_size);
+        let at_least = format!(
+            "must be equal to or greater than the maximum of the value of \"{family}_buffer_size\" \
+             and one of the \"{family}_buffers\""
+        );
+        let busy = self.busy_buffers_size.unwrap_or(largest.saturating_mul(2));
+        if busy < largest {
+            return fault!("\"{family}_busy_buffers_size\" {at_least}");
+        }
+        if busy > (buffers.number - 1).saturating_mul(buffers.size) {
+            return fault!(
+                "\"{family}_busy_buffers_size\" must be less than the size of all \
+                 \"{family}_buffers\" minus one buffer"
+            );
+        }
+        let write = self.temp_file_write_size.unwrap_or(largest.saturating_mul(2));
+        if write < largest {
+            return fault!("\"{family}_temp_file_write_size\" {at_least}");
+        }
+        let max = *self.max_temp_file_size;
+        if max != 0 && max < largest as u64 {
+            return Err(Fault::new(format!(
+                "\"{family}_max_temp_file_size\" must be equal to zero to disable temporary files \
+                 usage or {at_least}"
+            )));
+        }
+        let mut names: Vec<Box<[u8]>> = hidden.iter().map(|name| name.as_bytes().into()).collect();
+        names.extend(self.hide_header.iter().cloned());
+        names.retain(|name| !self.pass_header.contains(name));
+        names.sort();
+        names.dedup();
+        self.hidden = names.into();
+        Ok(())
     }
 }

@@ -2,9 +2,16 @@
 
 use std::sync::Arc;
 
-use super::exchange::{self, Pass};
+use super::exchange::{self, Pass, Protocol};
+use crate::config::address::{Address, Form, Host};
+use crate::config::diagnostic::{Fault, Outcome, fault};
+use crate::config::directive::{Contexts, Count, Directive};
 use crate::config::setting::{List, Own, Setting, inherit};
+use crate::config::value::Args;
+use crate::http::draft::Kind;
+use crate::http::location::Handler;
 use crate::http::variable::Template;
+use crate::modules::Build;
 
 #[derive(Debug, Clone, Default)]
 pub struct Settings {
@@ -74,5 +81,279 @@ impl Settings {
     pub fn inherit(&mut self, outer: &Self) {
         self.exchange.inherit(&outer.exchange);
         inherit!(self, outer: http_version, method, set_header, set_body, redirect);
+    }
+}
+
+const LEVELS: Contexts = Contexts::HTTP_SERVER_LOCATION;
+const ONE: Count = Count::Exactly(1);
+const COOKIES: &str = "cookies are passed on as they are";
+
+pub const EXCHANGE: &[Directive<Build>] = exchange::rows!(proxy, "proxy_", "proxy_temp 1 2");
+
+pub const DIRECTIVES: &[Directive<Build>] = &[
+    Directive::new("proxy_http_version", LEVELS, ONE)
+        .syntax("1.0 | 1.1")
+        .default("1.1")
+        .doc("The version spoken to servers.")
+        .differs("`2` is not supported.")
+        .set(|b, args| {
+            args.fill(&mut b.level().proxy.http_version, |args| {
+                args.choice(&[("1.0", HttpVersion::Http10), ("1.1", HttpVersion::Http11)])
+            })
+        }),
+    Directive::new("proxy_method", LEVELS, ONE)
+        .syntax("method")
+        .doc("The method sent in place of the client's.")
+        .set(|b, args| {
+            let method = b.http.names.template(args.at(0))?;
+            args.fill(&mut b.level().proxy.method, |_| Ok(Some(method)))
+        }),
+    Directive::new("proxy_pass", Contexts::LOCATION.or(Contexts::IF_IN_LOCATION), ONE)
+        .syntax("URL")
+        .doc(
+            "The server or group that answers. A URI in it replaces the location's part of the \
+              request's.",
+        )
+        .differs("`https` is not supported; a name is resolved when the configuration is loaded.")
+        .set(proxy_pass),
+    Directive::new("proxy_redirect", LEVELS, Count::Between(1, 2))
+        .syntax("default | off | from to")
+        .default("default")
+        .doc(
+            "How `Location` and `Refresh` of a response are rewritten; the first prefix that \
+              matches.",
+        )
+        .differs("regular expressions are not supported.")
+        .set(proxy_redirect),
+    Directive::new("proxy_set_body", LEVELS, ONE)
+        .syntax("value")
+        .doc("The body sent in place of the client's.")
+        .set(|b, args| {
+            let body = b.http.names.template(args.at(0))?;
+            args.fill(&mut b.level().proxy.set_body, |_| Ok(Some(body)))
+        }),
+    Directive::new("proxy_set_header", LEVELS, Count::Exactly(2))
+        .syntax("field value")
+        .doc(
+            "A header line to send in place of the client's; nothing is sent when the value is \
+              empty.",
+        )
+        .set(|b, args| {
+            let value = b.http.names.template(args.at(1))?;
+            b.level().proxy.set_header.add(SetHeader { name: args.at(0).into(), value })
+        }),
+    Directive::no_effect("proxy_headers_hash_bucket_size", LEVELS, ONE, "tables size themselves"),
+    Directive::no_effect("proxy_headers_hash_max_size", LEVELS, ONE, "tables size themselves"),
+    Directive::no_effect("proxy_send_lowat", LEVELS, ONE, "Linux has no such limit"),
+    Directive::refused("proxy_cookie_domain", COOKIES).unless("off"),
+    Directive::refused("proxy_cookie_flags", COOKIES).unless("off"),
+    Directive::refused("proxy_cookie_path", COOKIES).unless("off"),
+    Directive::refused("proxy_pass_trailers", "trailers are not passed on").unless("off"),
+];
+
+/// Response headers not passed on unless `proxy_pass_header` says so.
+pub const HIDDEN: &[&str] = &[
+    "date",
+    "server",
+    "x-accel-buffering",
+    "x-accel-charset",
+    "x-accel-expires",
+    "x-accel-limit-rate",
+    "x-accel-redirect",
+    "x-pad",
+];
+
+/// Client headers that are never passed on.
+const SUPPRESSED: &[&str] = &[
+    "connection",
+    "content-length",
+    "expect",
+    "host",
+    "keep-alive",
+    "proxy-connection",
+    "te",
+    "transfer-encoding",
+    "upgrade",
+];
+
+/// `proxy_pass URL;`
+fn proxy_pass(b: &mut Build, args: &Args<'_>) -> Outcome {
+    b.level().proxy.pass.expect_unset(args)?;
+    let text = args.at(0);
+    let template = b.http.names.template(text)?;
+    let pass = if template.has_variables() {
+        let none: Arc<str> = "".into();
+        ProxyPass {
+            target: Pass::Template(template),
+            host: none.clone(),
+            port: none.clone(),
+            uri: None,
+            url: none,
+        }
+    } else {
+        fixed_pass(b, args)?
+    };
+    b.level().proxy.pass.set(pass);
+    b.http.set_handler(Handler::Proxy);
+    Ok(())
+}
+
+fn fixed_pass(b: &mut Build, args: &Args<'_>) -> Outcome<ProxyPass> {
+    let text = args.at(0);
+    let has_scheme = |scheme: &str| {
+        text.get(..scheme.len()).is_some_and(|start| start.eq_ignore_ascii_case(scheme))
+    };
+    if has_scheme("https://") {
+        return fault!("\"https\" in \"proxy_pass\" is not supported");
+    }
+    if !has_scheme("http://") {
+        return fault!("invalid URL prefix");
+    }
+    let rest = text.get("http://".len()..).unwrap_or_default();
+    let address = Address::parse(rest, Form::Url)
+        .map_err(|error| Fault::new(format!("{error} in upstream \"{rest}\"")))?;
+    let target = Pass::Upstream(b.http.upstream(
+        &address,
+        Protocol::Http.default_port(),
+        false,
+        args.place(),
+    )?);
+    let takes_uri = matches!(
+        b.http.current().map(|level| &level.kind),
+        Some(Kind::Prefix { .. } | Kind::Exact)
+    );
+    if !address.uri.is_empty() && !takes_uri {
+        return fault!(
+            "\"proxy_pass\" cannot have URI part in location given by regular expression, or inside \
+             named location, or inside \"if\" statement, or inside \"limit_except\" block"
+        );
+    }
+    let is_unix = matches!(address.host, Host::Unix(_));
+    let host_text = &address.host_text;
+    let port = address.port().filter(|_| !is_unix);
+    let host: Arc<str> = match port {
+        _ if is_unix => "localhost".into(),
+        Some(port) if port != 80 => format!("{host_text}:{port}").into(),
+        _ => host_text.as_str().into(),
+    };
+    let url = match port {
+        _ if is_unix => format!("http://{host_text}:"),
+        Some(port) => format!("http://{host_text}:{port}"),
+        None => format!("http://{host_text}"),
+    };
+    Ok(ProxyPass {
+        target,
+        host,
+        port: if is_unix { "".into() } else { port.unwrap_or(80).to_string().into() },
+        uri: Some(address.uri).filter(|uri| !uri.is_empty()).map(Into::into),
+        url: url.into(),
+    })
+}
+
+/// `proxy_redirect default | off | from to;`
+fn proxy_redirect(b: &mut Build, args: &Args<'_>) -> Outcome {
+    let is_default_of_all = b.reads_defaults();
+    let mut pairs = match b.level().proxy.redirect.get() {
+        Some(Redirect::Off | Redirect::Default) => return Err(args.duplicate()),
+        Some(Redirect::Pairs(pairs)) => pairs.clone(),
+        None => Vec::new(),
+    };
+    let redirect = match args.all() {
+        [off] if off == "off" => {
+            if !pairs.is_empty() {
+                return Err(args.duplicate());
+            }
+            Redirect::Off
+        }
+        [word] if word == "default" && is_default_of_all => Redirect::Default,
+        [word] if word == "default" => {
+            pairs.push(default_redirect(b)?);
+            Redirect::Pairs(pairs)
+        }
+        [from, to] => {
+            if let Some(pattern) = from.strip_prefix('~') {
+                let caseless = pattern.starts_with('*');
+                b.http.names.regex(pattern.strip_prefix('*').unwrap_or(pattern), caseless)?;
+                return fault!("regular expressions in \"proxy_redirect\" are not supported");
+            }
+            let from = b.http.names.template(from)?;
+            pairs.push((from, b.http.names.template(to)?));
+            Redirect::Pairs(pairs)
+        }
+        _ => return fault!("invalid parameter \"{}\"", args.at(0)),
+    };
+    b.level().proxy.redirect.set(redirect);
+    Ok(())
+}
+
+/// `default` written out: the URL of `proxy_pass` becomes the location's name.
+fn default_redirect(b: &mut Build) -> Outcome<(Template, Template)> {
+    let name = b.http.current().map(|level| level.name.clone()).unwrap_or_default();
+    let Some(pass) = b.level().proxy.pass.get() else {
+        return fault!(
+            "\"proxy_redirect default\" should be placed after the \"proxy_pass\" directive"
+        );
+    };
+    if matches!(pass.target, Pass::Template(_)) {
+        return fault!(
+            "\"proxy_redirect default\" cannot be used with \"proxy_pass\" directive with variables"
+        );
+    }
+    let (from, to) = match &pass.uri {
+        Some(uri) => (format!("{}{uri}", pass.url), &*name),
+        None => (format!("{}/", pass.url), "/"),
+    };
+    Ok((Template::literal(from.as_bytes()), Template::literal(to.as_bytes())))
+}
+
+impl Settings {
+    pub fn fill_absent(&mut self) {
+        self.exchange.fill_absent();
+        self.method = Setting::of(None);
+        self.set_body = Setting::of(None);
+    }
+
+    /// What a request of this level sends after its first line (proxy, section 2).
+    pub fn head_plan(&self) -> HeadPlan {
+        let mut plan = HeadPlan::default();
+        plan.suppressed = SUPPRESSED.iter().map(|name| name.as_bytes().into()).collect();
+        for header in self.set_header.iter() {
+            let name = header.name.to_ascii_lowercase();
+            plan.overrides_length |= matches!(&*name, "content-length" | "transfer-encoding");
+            // The last Host is the one that is sent, first of all lines.
+            if name == "host" {
+                plan.host = Some(header.value.clone());
+            } else if header.value.as_literal() != Some(b"") {
+                plan.lines.push(header.clone());
+            }
+            plan.suppressed.push(name.into_bytes().into());
+        }
+        plan.suppressed.sort();
+        plan.suppressed.dedup();
+        plan
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_plan_of_a_websocket_location() {
+        let mut settings = Settings::default();
+        for (name, value) in
+            [("Connection", "upgrade"), ("Host", "a"), ("X-Gone", ""), ("HOST", "b")]
+        {
+            let value = Template::literal(value.as_bytes());
+            settings.set_header.push(SetHeader { name: name.into(), value });
+        }
+        let plan = settings.head_plan();
+        assert_eq!(plan.host, Some(Template::literal(b"b")));
+        let lines: Vec<_> = plan.lines.iter().map(|line| &*line.name).collect();
+        assert_eq!(lines, ["Connection"]);
+        assert!(!plan.overrides_length);
+        assert!(plan.suppressed.is_sorted());
+        let has = |name: &str| plan.suppressed.iter().any(|known| **known == *name.as_bytes());
+        assert!(has("x-gone") && has("upgrade") && has("host") && !has("cookie"));
     }
 }

@@ -2,18 +2,25 @@
 
 mod run;
 
-use crate::config::setting::Setting;
-use crate::http::server::LocationId;
-use crate::http::variable::Template;
-use crate::http::variable::VariableSlot;
-pub use run::{Answer, Rewritten, run};
 use std::sync::Arc;
+
+use crate::config::diagnostic::{Outcome, Place, fault};
+use crate::config::directive::{Contexts, Count, Directive};
+use crate::config::setting::{Setting, inherit};
+use crate::config::value::{Args, number};
+use crate::http::draft::Kind;
+use crate::http::server::LocationId;
+use crate::http::variable::{Part, Settable, Template, VariableSlot};
+use crate::modules::Build;
+pub use run::{Answer, Rewritten, run};
 
 #[derive(Debug, Clone, Default)]
 pub struct Settings {
     /// The level's own steps, in the order written. Not inherited.
     pub steps: Vec<Step>,
     pub log: Setting<bool>,
+    /// Whether the use of a variable before its `set` is mentioned in the log.
+    pub uninitialized_variable_warn: Setting<bool>,
 }
 
 #[derive(Debug, Clone)]
@@ -21,6 +28,10 @@ pub enum Step {
     Return(Return),
     Set {
         slot: VariableSlot,
+        value: Template,
+    },
+    /// `set $args value;`
+    SetArgs {
         value: Template,
     },
     Rewrite(Arc<Rewrite>),
@@ -73,4 +84,196 @@ pub enum FileTest {
     Directory,
     Exists,
     Executable,
+}
+
+impl Settings {
+    pub fn inherit(&mut self, outer: &Self) {
+        inherit!(self, outer: log, uninitialized_variable_warn);
+    }
+}
+
+const STEPS: Contexts =
+    Contexts::SERVER.or(Contexts::LOCATION).or(Contexts::IF_IN_SERVER).or(Contexts::IF_IN_LOCATION);
+
+const SWITCHES: Contexts = Contexts::HTTP.or(STEPS);
+
+pub const DIRECTIVES: &[Directive<Build>] = &[
+    Directive::new("break", STEPS, Count::Exactly(0))
+        .doc("Ends the steps of this module for the current location.")
+        .set(|b, _| step(b, Step::Break)),
+    Directive::new("if", Contexts::SERVER, Count::AtLeast(1))
+        .syntax("(condition)")
+        .doc("Steps that are taken when the condition holds.")
+        .block(Contexts::IF_IN_SERVER, open_if, close_if),
+    Directive::new("if", Contexts::LOCATION, Count::AtLeast(1))
+        .syntax("(condition)")
+        .doc("A part of the location that replaces it when the condition holds.")
+        .block(Contexts::IF_IN_LOCATION, open_if, close_if),
+    Directive::new("return", STEPS, Count::Between(1, 2))
+        .syntax("code [text | URL] | URL")
+        .doc("Ends the request with a status and a text, or with a redirect.")
+        .set(|b, args| {
+            let answer = return_(b, args)?;
+            step(b, Step::Return(answer))
+        }),
+    Directive::new("rewrite", STEPS, Count::Between(2, 3))
+        .syntax("regex replacement [last | break | redirect | permanent]")
+        .doc("Replaces a URI that matches.")
+        .set(|b, args| {
+            let rewrite = rewrite(b, args)?;
+            step(b, Step::Rewrite(Arc::new(rewrite)))
+        }),
+    Directive::new("rewrite_log", SWITCHES, Count::Exactly(1))
+        .syntax("on | off")
+        .default("off")
+        .doc("Whether the steps taken are mentioned in the error log, at `notice`.")
+        .set(|b, args| args.fill(&mut b.level().rewrite.log, Args::flag)),
+    Directive::new("set", STEPS, Count::Exactly(2))
+        .syntax("$variable value")
+        .doc("Gives a variable a value.")
+        .differs("of the built-in variables only `$args` can be set.")
+        .set(|b, args| {
+            let Some(name) = args.at(0).strip_prefix('$').filter(|name| !name.is_empty()) else {
+                return fault!("invalid variable name \"{}\"", args.at(0));
+            };
+            let variable = b.http.names.make(name)?;
+            let value = b.http.names.template(args.at(1))?;
+            step(
+                b,
+                match variable {
+                    Settable::Slot(slot) => Step::Set { slot, value },
+                    Settable::Args => Step::SetArgs { value },
+                },
+            )
+        }),
+    Directive::new("uninitialized_variable_warn", SWITCHES, Count::Exactly(1))
+        .syntax("on | off")
+        .default("on")
+        .doc("Whether the use of a variable before its `set` is mentioned in the error log.")
+        .set(|b, args| args.fill(&mut b.level().rewrite.uninitialized_variable_warn, Args::flag)),
+];
+
+fn step(b: &mut Build, step: Step) -> Outcome {
+    b.level().rewrite.steps.push(step);
+    Ok(())
+}
+
+/// Whether a redirect goes to this without looking at the status.
+fn is_absolute(url: &str) -> bool {
+    ["http://", "https://", "$scheme"].iter().any(|start| url.starts_with(start))
+}
+
+fn return_(b: &mut Build, args: &Args<'_>) -> Outcome<Return> {
+    let first = args.at(0);
+    let (code, text) = match number(first) {
+        Some(code @ 0..=999) => (code as u16, args.all().get(1)),
+        None if args.len() == 1 && is_absolute(first) => (302, args.all().first()),
+        _ => return fault!("invalid return code \"{first}\""),
+    };
+    let text = text.map(|text| b.http.names.template(text)).transpose()?;
+    Ok(Return { code, text })
+}
+
+fn rewrite(b: &mut Build, args: &Args<'_>) -> Outcome<Rewrite> {
+    let regex = b.http.names.regex(args.at(0), false)?;
+    let replacement = args.at(1);
+    if replacement.is_empty() {
+        return fault!("empty replacement");
+    }
+    let redirects = is_absolute(replacement);
+    let flag = match args.all().get(2).map(String::as_str) {
+        Some("redirect") => RewriteFlag::Redirect,
+        Some("permanent") => RewriteFlag::Permanent,
+        Some("last" | "break") | None if redirects => RewriteFlag::Redirect,
+        Some("last") => RewriteFlag::Last,
+        Some("break") => RewriteFlag::Break,
+        None => RewriteFlag::None,
+        Some(other) => return fault!("invalid parameter \"{other}\""),
+    };
+    let (text, drop_args) = match replacement.strip_suffix('?') {
+        Some(text) => (text, true),
+        None => (replacement, false),
+    };
+    let replacement = b.http.names.template(text)?;
+    Ok(Rewrite { regex, replacement, drop_args, flag })
+}
+
+fn open_if(b: &mut Build, args: &Args<'_>) -> Outcome {
+    let condition = condition(b, args)?;
+    let location = b.http.next_id();
+    step(b, Step::If { condition, location })?;
+    b.http.open(Kind::If, "", args.place());
+    Ok(())
+}
+
+fn close_if(b: &mut Build, _: &Place) -> Outcome {
+    b.http.close();
+    Ok(())
+}
+
+/// `($v)`, `($v = s)`, `($v ~ re)`, `(-f path)`: the words between the parentheses.
+fn condition(b: &mut Build, args: &Args<'_>) -> Outcome<Condition> {
+    let words = condition_words(args)?;
+    let invalid = || fault!("invalid condition \"{}\"", words.first().copied().unwrap_or_default());
+    let negated = |word: &str| word.starts_with('!');
+    match words.as_slice() {
+        [variable, rest @ ..] if variable.len() > 1 && variable.starts_with('$') => {
+            let value = Part::Variable(b.http.names.variable(&variable[1..])?);
+            let value = Template { parts: vec![value] };
+            match rest {
+                [] => Ok(Condition::True(value)),
+                [operator @ ("=" | "!="), right] => Ok(Condition::Equal {
+                    left: value,
+                    right: b.http.names.template(right)?,
+                    negate: negated(operator),
+                }),
+                [operator @ ("~" | "~*" | "!~" | "!~*"), pattern] => Ok(Condition::Match {
+                    value,
+                    regex: Arc::new(b.http.names.regex(pattern, operator.ends_with('*'))?),
+                    negate: negated(operator),
+                }),
+                [operator, _] => fault!("unexpected \"{operator}\" in condition"),
+                _ => invalid(),
+            }
+        }
+        [operator, path] => {
+            let test = match operator.strip_prefix('!').unwrap_or(operator) {
+                "-f" => FileTest::File,
+                "-d" => FileTest::Directory,
+                "-e" => FileTest::Exists,
+                "-x" => FileTest::Executable,
+                _ => return invalid(),
+            };
+            let path = b.http.names.template(path)?;
+            Ok(Condition::File { path, test, negate: negated(operator) })
+        }
+        _ => invalid(),
+    }
+}
+
+/// Takes off the parentheses, which may be glued to the first and the last word.
+fn condition_words<'a>(args: &Args<'a>) -> Outcome<Vec<&'a str>> {
+    let mut words: Vec<&str> = args.all().iter().map(String::as_str).collect();
+    let Some(first) = words.first_mut().filter(|first| first.starts_with('(')) else {
+        return fault!("invalid condition \"{}\"", args.at(0));
+    };
+    *first = &first[1..];
+    let Some(last) = words.last_mut().filter(|last| last.ends_with(')')) else {
+        let shown = words.last().copied().unwrap_or_default();
+        return fault!("invalid condition \"{shown}\"");
+    };
+    *last = &last[..last.len() - 1];
+    // A parenthesis that stood alone leaves an empty word; a quoted empty string elsewhere stays.
+    if words.last().is_some_and(|last| last.is_empty())
+        && args.all().last().is_some_and(|w| w == ")")
+    {
+        words.pop();
+    }
+    if words.first().is_some_and(|first| first.is_empty()) {
+        words.remove(0);
+    }
+    if words.is_empty() {
+        return fault!("invalid condition \")\"");
+    }
+    Ok(words)
 }

@@ -2,9 +2,15 @@
 
 use std::sync::Arc;
 
-use super::exchange::{self, Pass};
+use super::exchange::{self, Pass, Protocol};
+use crate::config::address::{Address, Form, Host};
+use crate::config::diagnostic::{Fault, Outcome, fault};
+use crate::config::directive::{Contexts, Count, Directive};
 use crate::config::setting::{List, Own, Setting, inherit};
+use crate::config::value::Args;
+use crate::http::location::Handler;
 use crate::http::variable::Template;
+use crate::modules::Build;
 
 #[derive(Debug, Clone, Default)]
 pub struct Settings {
@@ -62,5 +68,191 @@ impl Settings {
     pub fn inherit(&mut self, outer: &Self) {
         self.exchange.inherit(&outer.exchange);
         inherit!(self, outer: param, modifier1, modifier2, string);
+    }
+}
+
+const LEVELS: Contexts = Contexts::HTTP_SERVER_LOCATION;
+const ONE: Count = Count::Exactly(1);
+
+pub const EXCHANGE: &[Directive<Build>] = exchange::rows!(uwsgi, "uwsgi_", "uwsgi_temp 1 2");
+
+pub const DIRECTIVES: &[Directive<Build>] = &[
+    Directive::new("uwsgi_modifier1", LEVELS, ONE)
+        .syntax("number")
+        .default("0")
+        .doc("The first modifier of the packet: 0 is WSGI.")
+        .set(|b, args| args.fill(&mut b.level().uwsgi.modifier1, modifier)),
+    Directive::new("uwsgi_modifier2", LEVELS, ONE)
+        .syntax("number")
+        .default("0")
+        .doc("The second modifier of the packet.")
+        .set(|b, args| args.fill(&mut b.level().uwsgi.modifier2, modifier)),
+    Directive::new("uwsgi_param", LEVELS, Count::Between(2, 3))
+        .syntax("key value [if_not_empty]")
+        .doc("A variable of the packet; `HTTP_X` stands for the client's header X.")
+        .set(uwsgi_param),
+    Directive::new("uwsgi_pass", Contexts::LOCATION.or(Contexts::IF_IN_LOCATION), ONE)
+        .syntax("address")
+        .doc("The uwsgi server or group that answers: `host:port`, `unix:path`, a group's name.")
+        .differs("`suwsgi` is not supported; a name is resolved when the configuration is loaded.")
+        .set(uwsgi_pass),
+    Directive::new("uwsgi_string", LEVELS, ONE)
+        .syntax("string")
+        .default("\"\"")
+        .doc("Bytes appended to the variables of the packet.")
+        .set(|b, args| args.fill(&mut b.level().uwsgi.string, |args| Ok(args.at(0).into()))),
+];
+
+/// Response headers not passed on unless `uwsgi_pass_header` says so.
+pub const HIDDEN: &[&str] = &[
+    "x-accel-buffering",
+    "x-accel-charset",
+    "x-accel-expires",
+    "x-accel-limit-rate",
+    "x-accel-redirect",
+];
+
+fn modifier(args: &Args<'_>) -> Outcome<u8> {
+    args.number_between(0, 255).map(|number| number as u8)
+}
+
+fn uwsgi_param(b: &mut Build, args: &Args<'_>) -> Outcome {
+    let if_not_empty = match args.all().get(2).map(String::as_str) {
+        None => false,
+        Some("if_not_empty") => true,
+        Some(other) => return fault!("invalid parameter \"{other}\""),
+    };
+    let value = b.http.names.template(args.at(1))?;
+    b.level().uwsgi.param.add(Param { key: args.at(0).into(), value, if_not_empty })
+}
+
+fn uwsgi_pass(b: &mut Build, args: &Args<'_>) -> Outcome {
+    b.level().uwsgi.pass.expect_unset(args)?;
+    let text = args.at(0);
+    let template = b.http.names.template(text)?;
+    let pass = if template.has_variables() {
+        UwsgiPass { target: Pass::Template(template), url: "".into() }
+    } else {
+        if text.starts_with("suwsgi://") {
+            return fault!("\"suwsgi\" in \"uwsgi_pass\" is not supported");
+        }
+        let rest = text.strip_prefix("uwsgi://").unwrap_or(text);
+        let address = Address::parse(rest, Form::Peer)
+            .map_err(|error| Fault::new(format!("{error} in upstream \"{rest}\"")))?;
+        let default_port = Protocol::Uwsgi.default_port();
+        let target =
+            Pass::Upstream(b.http.upstream(&address, default_port, false, args.place())?);
+        let url = match (&address.host, address.port()) {
+            (Host::Unix(_), _) => format!("uwsgi://{}:", address.host_text),
+            (_, Some(port)) => format!("uwsgi://{}:{port}", address.host_text),
+            (_, None) => format!("uwsgi://{}", address.host_text),
+        };
+        UwsgiPass { target, url: url.into() }
+    };
+    b.level().uwsgi.pass.set(pass);
+    b.http.set_handler(Handler::Uwsgi);
+    Ok(())
+}
+
+impl Settings {
+    pub fn fill_absent(&mut self) {
+        self.exchange.fill_absent();
+    }
+
+    /// The variables of this level with all that is constant encoded (uwsgi, sections 1 and 3).
+    pub fn block_plan(&self) -> BlockPlan {
+        let mut plan = BlockPlan { default_host: true, ..BlockPlan::default() };
+        let mut constant: Vec<u8> = Vec::new();
+        for Param { key, value, if_not_empty } in self.param.iter() {
+            let literal = value.as_literal();
+            if key.starts_with("HTTP_") {
+                plan.default_host &= &**key != "HTTP_HOST";
+                plan.suppressed
+                    .push(key.to_ascii_uppercase().replace('-', "_").into_bytes().into());
+                // A header that is given no value is not sent.
+                if literal == Some(b"") {
+                    continue;
+                }
+            }
+            match literal {
+                Some(b"") if *if_not_empty => {}
+                Some(value) => {
+                    push_string(&mut constant, key.as_bytes());
+                    push_string(&mut constant, value);
+                }
+                None => {
+                    if !constant.is_empty() {
+                        plan.pieces.push(Piece::Constant(std::mem::take(&mut constant).into()));
+                    }
+                    let mut encoded_key = Vec::with_capacity(2 + key.len());
+                    push_string(&mut encoded_key, key.as_bytes());
+                    plan.pieces.push(Piece::Dynamic {
+                        encoded_key: encoded_key.into(),
+                        value: value.clone(),
+                        if_not_empty: *if_not_empty,
+                    });
+                }
+            }
+        }
+        if !constant.is_empty() {
+            plan.pieces.push(Piece::Constant(constant.into()));
+        }
+        plan.suppressed.sort();
+        plan.suppressed.dedup();
+        plan
+    }
+}
+
+/// Two bytes of length, low one first, and the bytes. Words of a configuration are far shorter than
+/// the 65535 bytes that the length can tell.
+fn push_string(block: &mut Vec<u8>, text: &[u8]) {
+    block.extend_from_slice(&(text.len() as u16).to_le_bytes());
+    block.extend_from_slice(text);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http::variable::{Part, Variable};
+
+    #[test]
+    fn constant_runs_are_encoded() {
+        let mut settings = Settings::default();
+        let uri = Template { parts: vec![Part::Variable(Variable::Uri)] };
+        let literal = |text: &str| Template::literal(text.as_bytes());
+        for (key, value, if_not_empty) in [
+            ("A", literal("b"), false),
+            ("HTTP_PROXY", literal(""), false),
+            ("C", literal(""), false),
+            ("D", literal(""), true),
+            ("PATH_INFO", uri, false),
+            ("HTTP_HOST", literal("h"), false),
+        ] {
+            settings.param.push(Param { key: key.into(), value, if_not_empty });
+        }
+        let plan = settings.block_plan();
+        assert!(!plan.default_host);
+        assert_eq!(
+            *plan.suppressed,
+            [b"HTTP_HOST".as_slice().into(), b"HTTP_PROXY".as_slice().into()]
+        );
+        let shown: Vec<String> = plan
+            .pieces
+            .iter()
+            .map(|piece| match piece {
+                Piece::Constant(bytes) => bytes.escape_ascii().to_string(),
+                Piece::Dynamic { encoded_key, .. } => {
+                    format!("{}=?", encoded_key.escape_ascii())
+                }
+            })
+            .collect();
+        assert_eq!(
+            shown,
+            [
+                "\\x01\\x00A\\x01\\x00b\\x01\\x00C\\x00\\x00",
+                "\\t\\x00PATH_INFO=?",
+                "\\t\\x00HTTP_HOST\\x01\\x00h"
+            ]
+        );
     }
 }

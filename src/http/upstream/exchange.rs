@@ -8,9 +8,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::balance::{self, Tried};
+use super::dynamic::{self, Target};
 use super::peer::PeerState;
 use super::pool::UpstreamConnection;
-use super::protocol::{self, BodyForm};
+use super::protocol::{self, BodyForm, Destination};
 use super::{Attempt, Group, relay};
 use crate::clock;
 use crate::error_log::Level;
@@ -107,6 +108,8 @@ struct Exchange<'a> {
     settings: &'a Settings,
     upstream: &'a Upstream,
     group: &'a Group,
+    /// Of a proxied request.
+    destination: Option<Destination<'a>>,
     body: BodyForm,
     /// The body goes out as it comes in, to the first server only.
     streams: bool,
@@ -122,19 +125,23 @@ async fn run(c: &Connection, r: &mut Request, family: Family) -> Result<Outcome,
         Family::Uwsgi => location.settings.uwsgi.pass.get().map(|pass| &pass.target),
     };
     let Some(pass) = pass else { return Ok(Outcome::Status(500)) };
-    let dynamic;
-    let (upstream, group) = match pass {
-        Pass::Upstream(id) => (http.upstream(*id), generation.upstreams.group(*id)),
-        Pass::Template(template) => match super::dynamic::resolve(c, r, http, template, family) {
-            Ok(super::dynamic::Resolved::Group(id)) => {
-                (http.upstream(id), generation.upstreams.group(id))
-            }
-            Ok(super::dynamic::Resolved::Literal(upstream)) => {
-                dynamic = (Group::new(&upstream), upstream);
-                (&dynamic.1, &dynamic.0)
-            }
-            Err(status) => return Ok(Outcome::Status(status)),
-        },
+    let resolved;
+    let (upstream, group, destination) = match pass {
+        Pass::Upstream(id) => {
+            let destination = location.settings.proxy.pass.get().map(Destination::from);
+            (http.upstream(*id), generation.upstreams.group(*id), destination)
+        }
+        Pass::Template(template) => {
+            resolved = match dynamic::resolve(c, r, http, template, family) {
+                Ok(resolved) => resolved,
+                Err(status) => return Ok(Outcome::Status(status)),
+            };
+            let (upstream, group) = match &resolved.target {
+                Target::Group(id) => (http.upstream(*id), generation.upstreams.group(*id)),
+                Target::Literal(upstream, group) => (&**upstream, &**group),
+            };
+            (upstream, group, Some(resolved.destination()))
+        }
     };
 
     let mut exchange = Exchange {
@@ -144,6 +151,7 @@ async fn run(c: &Connection, r: &mut Request, family: Family) -> Result<Outcome,
         settings,
         upstream,
         group,
+        destination,
         body: BodyForm::None,
         streams: false,
     };
@@ -234,8 +242,15 @@ impl Exchange<'_> {
         let settings = &self.location.settings;
         let form = match self.family {
             Family::Proxy => {
-                let Some(pass) = settings.proxy.pass.get() else { return Err(500) };
-                Ok(protocol::http(self.c, r, self.location, pass, self.streams, &mut message))
+                let Some(destination) = self.destination else { return Err(500) };
+                Ok(protocol::http(
+                    self.c,
+                    r,
+                    self.location,
+                    destination,
+                    self.streams,
+                    &mut message,
+                ))
             }
             Family::Uwsgi => protocol::uwsgi(self.c, r, &settings.uwsgi, &mut message),
         };

@@ -62,6 +62,35 @@ impl Message {
     }
 }
 
+/// Where a proxied request goes, as far as its head says so.
+#[derive(Debug, Clone, Copy)]
+pub struct Destination<'a> {
+    /// `$proxy_host`
+    pub host: &'a [u8],
+    pub uri: DestinationUri<'a>,
+}
+
+/// The URI part of `proxy_pass`.
+#[derive(Debug, Clone, Copy)]
+pub enum DestinationUri<'a> {
+    /// None: the client's own.
+    Request,
+    /// Stands for the location's name.
+    Replaces(&'a [u8]),
+    /// Out of variables: sent as it is.
+    Whole(&'a [u8]),
+}
+
+impl<'a> From<&'a ProxyPass> for Destination<'a> {
+    fn from(pass: &'a ProxyPass) -> Self {
+        let uri = match &pass.uri {
+            None => DestinationUri::Request,
+            Some(uri) => DestinationUri::Replaces(uri.as_bytes()),
+        };
+        Destination { host: pass.host.as_bytes(), uri }
+    }
+}
+
 /// How the body follows the head.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BodyForm {
@@ -77,7 +106,7 @@ pub fn http(
     c: &Connection,
     r: &Request,
     location: &Location,
-    pass: &ProxyPass,
+    destination: Destination<'_>,
     streams: bool,
     message: &mut Message,
 ) -> BodyForm {
@@ -89,14 +118,14 @@ pub fn http(
     }
     out.push(b' ');
     let uri_start = out.len();
-    put_uri(r, location, pass, out);
+    put_uri(r, location, destination.uri, out);
     message.uri = Span::new(uri_start, out.len());
     out.extend_from_slice(match *settings.http_version {
         HttpVersion::Http10 => b" HTTP/1.0\r\n",
         HttpVersion::Http11 => b" HTTP/1.1\r\n",
     });
 
-    put_host(c, r, settings, pass, out);
+    put_host(c, r, settings, destination.host, out);
     for line in &settings.head.lines {
         put_line(c, r, line, out);
     }
@@ -117,11 +146,12 @@ pub fn http(
 }
 
 /// The URI to send (proxy, section 1).
-fn put_uri(r: &Request, location: &Location, pass: &ProxyPass, out: &mut Vec<u8>) {
-    let replaced = match &pass.uri {
-        None if r.uri_is_original => return r.put_request_uri(out),
-        Some(uri) if !r.rewritten_in_place => {
-            out.extend_from_slice(uri.as_bytes());
+fn put_uri(r: &Request, location: &Location, uri: DestinationUri<'_>, out: &mut Vec<u8>) {
+    let replaced = match uri {
+        DestinationUri::Whole(uri) => return out.extend_from_slice(uri),
+        DestinationUri::Request if r.uri_is_original => return r.put_request_uri(out),
+        DestinationUri::Replaces(uri) if !r.rewritten_in_place => {
+            out.extend_from_slice(uri);
             location.name.len().min(r.uri.len())
         }
         _ => 0,
@@ -144,7 +174,7 @@ fn put_host(
     c: &Connection,
     r: &Request,
     settings: &proxy::Settings,
-    pass: &ProxyPass,
+    proxy_host: &[u8],
     out: &mut Vec<u8>,
 ) {
     let start = out.len();
@@ -152,12 +182,12 @@ fn put_host(
     let value_start = out.len();
     match &settings.head.host {
         Some(host) => value::expand(host, c, r, out),
-        None => out.extend_from_slice(pass.host.as_bytes()),
+        None => out.extend_from_slice(proxy_host),
     }
     if out.len() == value_start {
         match *settings.http_version {
             HttpVersion::Http10 => return out.truncate(start),
-            HttpVersion::Http11 => out.extend_from_slice(pass.host.as_bytes()),
+            HttpVersion::Http11 => out.extend_from_slice(proxy_host),
         }
     }
     out.extend_from_slice(b"\r\n");

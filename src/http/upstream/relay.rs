@@ -396,6 +396,7 @@ impl Relay<'_> {
         found: &Found,
         complete: bool,
     ) -> Result<(), Close> {
+        let head;
         let mut chunk_head = [0; 18];
         let mut slices: SmallVec<[IoSlice<'_>; SPANS + 4]> = SmallVec::new();
         let has_data = found.bytes > 0;
@@ -414,17 +415,17 @@ impl Relay<'_> {
             };
             slices.push(IoSlice::new(end));
         }
+        // The head is taken out for the time that it is borrowed by the call.
+        head = std::mem::take(&mut r.response.head);
         if !r.response.head_sent {
             r.response.head_sent = true;
-            r.response.head_bytes += r.response.head.len() as u64;
-            let head = std::mem::take(&mut r.response.head);
+            r.response.head_bytes += head.len() as u64;
             slices.insert(0, IoSlice::new(&head));
-            let sent = self.send(r, &mut slices).await;
-            drop(slices);
-            r.response.head = head;
-            return sent;
         }
-        self.send(r, &mut slices).await
+        let sent = self.send(r, &mut slices).await;
+        drop(slices);
+        r.response.head = head;
+        sent
     }
 
     /// Sends in order. What the client does not take at once is queued while buffering allows it;

@@ -2,17 +2,18 @@
 
 use std::sync::Arc;
 
-use super::Settings;
+use super::{Settings, Types};
 
 /// `types`, else `default_type`; `None` when that is empty.
 pub fn content_type(core: &Settings, uri: &[u8]) -> Option<Arc<str>> {
     let segment = uri.rsplit(|&b| b == b'/').next().unwrap_or_default();
     let extension = memchr::memrchr(b'.', segment).map(|at| &segment[at + 1..]);
+    let types: &Types = &core.types;
     let known = extension.filter(|e| !e.is_empty()).and_then(|extension| {
         if extension.iter().any(u8::is_ascii_uppercase) {
-            core.types.get(extension.to_ascii_lowercase().as_slice())
+            types.get(extension.to_ascii_lowercase().as_slice())
         } else {
-            core.types.get(extension)
+            types.get(extension)
         }
     });
     let found = known.unwrap_or(&core.default_type);

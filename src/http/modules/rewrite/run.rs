@@ -70,6 +70,11 @@ fn run_steps(
                 r.set_slot(*slot, &value);
                 Next::Step
             }
+            Step::SetArgs { value } => {
+                r.args = value::expanded(value, c, r);
+                r.uri_is_original = false;
+                Next::Step
+            }
             Step::Rewrite(rewrite) => apply(rewrite, c, r, changed),
             Step::If { condition, location } => {
                 if holds(condition, c, r) {
