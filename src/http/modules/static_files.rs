@@ -1,9 +1,546 @@
-//! Files.
+//! Files: the content phase of a location without a handler. `index` for a directory, the file
+//! itself otherwise (http-core, section 10).
+
+mod conditional;
+mod content;
+mod range;
+
+use std::fs::File;
+use std::hash::{BuildHasher as _, Hasher as _, RandomState};
+use std::io::{self, IoSlice};
+use std::rc::Rc;
+use std::sync::Arc;
+
+use rustix::fs::{FileType, Mode, OFlags};
+use rustix::io::Errno;
+
+use self::conditional::{Conditions, Validators, Verdict};
+use self::content::{Content, ReadError};
+use self::range::{Layout, Selection};
+use super::core;
+use crate::error_log::{Level, escape};
+use crate::http::action::Action;
 use crate::http::close::Close;
 use crate::http::connection::Connection;
 use crate::http::phase::Outcome;
 use crate::http::request::Request;
+use crate::http::response::{self, Head, Length};
+use crate::http::{special_response, value};
+use crate::http1::encode;
+use crate::http1::header::Known;
+use crate::http1::request::{Method, Version};
+use crate::http1::uri::escape_uri;
+use crate::io::select::yield_now;
 
-pub async fn serve(_c: &Connection, _r: &mut Request) -> Result<Outcome, Close> {
-    Ok(Outcome::Status(404))
+pub use conditional::fuzz_conditional;
+pub use range::fuzz_range;
+
+/// Answers with the file that the current URI names.
+pub async fn serve(c: &Connection, r: &mut Request) -> Result<Outcome, Close> {
+    if !matches!(r.method, Method::Get | Method::Head | Method::Post) {
+        return Ok(Outcome::Status(405));
+    }
+    let mut path = Vec::new();
+    value::file_for(&r.uri, c, r, &mut path);
+    if r.uri.ends_with(b"/") {
+        return Ok(index(c, r, &path));
+    }
+    let file = match open(&path) {
+        Ok(Opened::File(file)) => file,
+        Ok(Opened::Directory) => {
+            r.response.location = Some(directory_location(&r.uri, &r.args));
+            return Ok(Outcome::Status(301));
+        }
+        Ok(Opened::Special) => {
+            let path = escape(&path);
+            c.log(r, Level::Crit, format_args!("\"{path}\" is not a regular file"));
+            return Ok(Outcome::Status(404));
+        }
+        Err(failed) => return Ok(Outcome::Status(refuse(c, r, &path, &failed))),
+    };
+    if r.method == Method::Post {
+        return Ok(Outcome::Status(405));
+    }
+    send(c, r, &file, &path).await
+}
+
+/// The first index file of a directory, by an internal redirect. `directory` ends in `/`, but for
+/// an alias without one.
+fn index(c: &Connection, r: &Request, directory: &[u8]) -> Outcome {
+    let generation = Rc::clone(&r.generation);
+    let core = &generation.http().location(r.location).settings.core;
+    let mut is_directory_tested = false;
+    for name in core.index.iter() {
+        let name = value::expanded(name, c, r);
+        if name.starts_with(b"/") {
+            return Outcome::Internal { uri: name, args: r.args.clone() };
+        }
+        let path = [directory, &name].concat();
+        let Err(error) = rustix::fs::stat(path.as_slice()) else {
+            return Outcome::Internal {
+                uri: [r.uri.as_slice(), &name].concat(),
+                args: r.args.clone(),
+            };
+        };
+        match error {
+            Errno::LOOP => return Outcome::Status(403),
+            Errno::NOTDIR | Errno::NAMETOOLONG | Errno::ACCESS => {
+                return Outcome::Status(refuse_index(c, r, &path, error));
+            }
+            _ => {}
+        }
+        // A missing index file is looked past only in a directory that is there.
+        if !is_directory_tested {
+            if let Some(status) = test_directory(c, r, directory, &path) {
+                return Outcome::Status(status);
+            }
+            is_directory_tested = true;
+        }
+        if error != Errno::NOENT {
+            let text = format_args!("stat() \"{}\" failed", escape(&path));
+            c.log_errno(r, Level::Crit, text, &error.into());
+            return Outcome::Status(500);
+        }
+    }
+    let text = format_args!("directory index of \"{}\" is forbidden", escape(directory));
+    c.log(r, Level::Error, text);
+    Outcome::Status(403)
+}
+
+/// The status that ends the search for an index when `directory` is none.
+fn test_directory(c: &Connection, r: &Request, directory: &[u8], index: &[u8]) -> Option<u16> {
+    let directory = match directory.strip_suffix(b"/") {
+        Some(stripped) if !stripped.is_empty() => stripped,
+        _ => directory,
+    };
+    match rustix::fs::stat(directory) {
+        Ok(stat) if FileType::from_raw_mode(stat.st_mode).is_dir() => None,
+        Ok(_) => {
+            let text = format_args!("\"{}\" is not a directory", escape(directory));
+            c.log(r, Level::Alert, text);
+            Some(500)
+        }
+        Err(Errno::LOOP) => Some(403),
+        Err(error @ Errno::NOENT) => Some(refuse_index(c, r, index, error)),
+        Err(error) => {
+            let text = format_args!("stat() \"{}\" failed", escape(directory));
+            c.log_errno(r, Level::Crit, text, &error.into());
+            Some(500)
+        }
+    }
+}
+
+fn refuse_index(c: &Connection, r: &Request, path: &[u8], error: Errno) -> u16 {
+    let (path, is_forbidden) = (escape(path), error == Errno::ACCESS);
+    let error = io::Error::from(error);
+    if is_forbidden {
+        c.log_errno(r, Level::Error, format_args!("\"{path}\" is forbidden"), &error);
+        return 403;
+    }
+    if *c.settings(r).core.log_not_found {
+        c.log_errno(r, Level::Error, format_args!("\"{path}\" is not found"), &error);
+    }
+    404
+}
+
+/// What a path led to.
+#[derive(Debug)]
+enum Opened {
+    File(OpenFile),
+    Directory,
+    /// A FIFO, a device.
+    Special,
+}
+
+#[derive(Debug)]
+struct OpenFile {
+    file: File,
+    /// Bytes.
+    length: u64,
+    /// Seconds since 1970.
+    modified: i64,
+}
+
+#[derive(Debug)]
+struct OpenError {
+    /// The system call.
+    call: &'static str,
+    error: Errno,
+}
+
+/// Opens without blocking: a FIFO would hold the ring thread until somebody writes to it. The
+/// descriptor is asked what it is, so that nothing can be exchanged in between.
+fn open(path: &[u8]) -> Result<Opened, OpenError> {
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = rustix::fs::open(path, flags, Mode::empty())
+        .map_err(|error| OpenError { call: "open()", error })?;
+    let stat = rustix::fs::fstat(&file).map_err(|error| OpenError { call: "fstat()", error })?;
+    Ok(match FileType::from_raw_mode(stat.st_mode) {
+        FileType::RegularFile => Opened::File(OpenFile {
+            file: file.into(),
+            length: u64::try_from(stat.st_size).unwrap_or_default(),
+            modified: stat.st_mtime,
+        }),
+        FileType::Directory => Opened::Directory,
+        _ => Opened::Special,
+    })
+}
+
+/// The status for a file that cannot be opened; the log says why.
+fn refuse(c: &Connection, r: &Request, path: &[u8], failed: &OpenError) -> u16 {
+    let (status, level) = match failed.error {
+        Errno::NOENT | Errno::NOTDIR | Errno::NAMETOOLONG => (404, Level::Error),
+        Errno::ACCESS | Errno::MLINK | Errno::LOOP => (403, Level::Error),
+        _ => (500, Level::Crit),
+    };
+    if status != 404 || *c.settings(r).core.log_not_found {
+        let text = format_args!("{} \"{}\" failed", failed.call, escape(path));
+        c.log_errno(r, level, text, &failed.error.into());
+    }
+    status
+}
+
+/// Where a directory's URI without its last slash leads: `ESCAPED-URI/?ARGS`.
+fn directory_location(uri: &[u8], args: &[u8]) -> Vec<u8> {
+    let mut location = Vec::with_capacity(uri.len() + 2 + args.len());
+    escape_uri(uri, &mut location);
+    location.push(b'/');
+    if !args.is_empty() {
+        location.push(b'?');
+        location.extend_from_slice(args);
+    }
+    location
+}
+
+/// `"MTIME-SIZE"`, lower hex.
+fn etag(file: &OpenFile) -> String {
+    format!("\"{:x}-{:x}\"", file.modified, file.length)
+}
+
+async fn send(
+    c: &Connection,
+    r: &mut Request,
+    file: &OpenFile,
+    path: &[u8],
+) -> Result<Outcome, Close> {
+    c.action.set(Action::SendingResponse);
+    let etag = c.settings(r).core.etag.then(|| etag(file));
+    let current = Validators {
+        last_modified: u64::try_from(file.modified).ok(),
+        etag: etag.as_deref().map(str::as_bytes),
+    };
+    let plan = match decide(r, &c.settings(r).core, file.length, &current) {
+        Decision::Send(plan) => plan,
+        Decision::PreconditionFailed => return Ok(Outcome::Status(412)),
+        Decision::NotSatisfiable => return send_not_satisfiable(c, r, file.length).await,
+    };
+    // An override that has been looked at: 200 may have become 206 or 304.
+    r.response.status_override = None;
+    write_head(c, r, &plan, &current);
+    let layout = match plan.layout {
+        Some(layout) if !r.is_head() => layout,
+        _ => {
+            response::send_head(c, r, &mut []).await?;
+            r.response.complete = true;
+            return Ok(Outcome::Done);
+        }
+    };
+    let mut content = Content::new(&file.file, layout);
+    loop {
+        match content.next_piece() {
+            Ok([]) if r.response.head_sent => break,
+            Ok(first) if !r.response.head_sent => {
+                response::send_head(c, r, &mut [IoSlice::new(first)]).await?;
+            }
+            Ok(piece) => {
+                // A fast client's socket never fills: others get their turn all the same.
+                yield_now().await;
+                response::send_body(c, r, &mut [IoSlice::new(piece)]).await?;
+            }
+            Err(error) => {
+                let path = escape(path);
+                match &error {
+                    ReadError::Io(e) => {
+                        c.log_errno(r, Level::Crit, format_args!("pread() \"{path}\" failed"), e);
+                    }
+                    ReadError::Short { .. } => {
+                        c.log(r, Level::Alert, format_args!("{error} from \"{path}\""));
+                    }
+                }
+                return Err(Close::Truncated);
+            }
+        }
+    }
+    r.response.complete = true;
+    Ok(Outcome::Done)
+}
+
+#[derive(Debug)]
+enum Decision {
+    Send(Plan),
+    /// 412
+    PreconditionFailed,
+    /// 416
+    NotSatisfiable,
+}
+
+/// A file's response before its head is written.
+#[derive(Debug)]
+struct Plan {
+    status: u16,
+    content_type: Option<Arc<str>>,
+    last_modified: Option<u64>,
+    /// `None`: no body, and nothing is said of its length.
+    layout: Option<Layout>,
+    range_line: Option<RangeLine>,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum RangeLine {
+    AcceptRanges,
+    /// With its value.
+    ContentRange(String),
+}
+
+/// What the status and the request's headers make of a file of `length` bytes. Only a 200, also
+/// that of `error_page … =200`, can become 206, 304, 412 or 416.
+fn decide(r: &Request, core: &core::Settings, length: u64, current: &Validators<'_>) -> Decision {
+    let header = |known| r.head.headers.find(known).map(|field| r.text(field.value));
+    let whole = Plan {
+        status: r.response.status_override.unwrap_or(200),
+        content_type: core::content_type(core, &r.uri),
+        last_modified: current.last_modified,
+        layout: Some(Layout::plain(0..length)),
+        range_line: None,
+    };
+    match whole.status {
+        200 => {}
+        204 => {
+            let empty = Plan { content_type: None, last_modified: None, layout: None, ..whole };
+            return Decision::Send(empty);
+        }
+        206 => return Decision::Send(whole),
+        304 => return Decision::Send(Plan { content_type: None, layout: None, ..whole }),
+        _ => return Decision::Send(Plan { last_modified: None, ..whole }),
+    }
+
+    let conditions = Conditions {
+        matches: header(Known::IfMatch),
+        none_match: header(Known::IfNoneMatch),
+        modified_since: header(Known::IfModifiedSince),
+        unmodified_since: header(Known::IfUnmodifiedSince),
+    };
+    match conditional::evaluate(&conditions, current, *core.if_modified_since) {
+        Verdict::Proceed => {}
+        Verdict::PreconditionFailed => return Decision::PreconditionFailed,
+        Verdict::NotModified => {
+            let unchanged = Plan { status: 304, content_type: None, layout: None, ..whole };
+            return Decision::Send(unchanged);
+        }
+    }
+
+    if *core.max_ranges == 0 {
+        return Decision::Send(whole);
+    }
+    let selection = match header(Known::Range) {
+        Some(range)
+            if r.version() > Version::Http09
+                && header(Known::IfRange)
+                    .is_none_or(|value| conditional::is_range_allowed(value, current)) =>
+        {
+            range::select(range, length, *core.max_ranges)
+        }
+        _ => Selection::Whole,
+    };
+    Decision::Send(match selection {
+        Selection::NotSatisfiable => return Decision::NotSatisfiable,
+        Selection::Whole => Plan { range_line: Some(RangeLine::AcceptRanges), ..whole },
+        Selection::Ranges(ranges) => {
+            if let [range] = ranges.as_slice() {
+                let content_range = range::content_range(range, length);
+                Plan {
+                    status: 206,
+                    layout: Some(Layout::plain(range.clone())),
+                    range_line: Some(RangeLine::ContentRange(content_range)),
+                    ..whole
+                }
+            } else {
+                let boundary = boundary();
+                let part_type = whole.content_type.as_deref().map(str::as_bytes);
+                let layout = Layout::multipart(ranges, length, part_type, &boundary);
+                let content_type = format!("multipart/byteranges; boundary={boundary}");
+                Plan {
+                    status: 206,
+                    content_type: Some(content_type.into()),
+                    layout: Some(layout),
+                    ..whole
+                }
+            }
+        }
+    })
+}
+
+/// Twenty digits, as nginx's, but none that a file's author could foresee.
+fn boundary() -> String {
+    format!("{:020}", RandomState::new().build_hasher().finish())
+}
+
+fn write_head(c: &Connection, r: &mut Request, plan: &Plan, current: &Validators<'_>) {
+    let location = r.response.location.take();
+    let head = Head {
+        status: plan.status,
+        content_type: plan.content_type.as_deref().map(str::as_bytes),
+        length: plan.layout.as_ref().map_or(Length::None, |layout| Length::Known(layout.length())),
+        last_modified: plan.last_modified,
+        location: location.as_deref(),
+        ..Head::default()
+    };
+    response::begin(c, r, &head);
+    if let Some(etag) = current.etag {
+        encode::header(b"ETag", etag, &mut r.response.head);
+    }
+    match &plan.range_line {
+        None => response::finish(c, r),
+        Some(RangeLine::AcceptRanges) => finish_with(c, r, b"Accept-Ranges", b"bytes"),
+        Some(RangeLine::ContentRange(range)) => {
+            finish_with(c, r, b"Content-Range", range.as_bytes());
+        }
+    }
+}
+
+/// Finishes the head with one line more behind those that the configuration adds: there nginx, too,
+/// speaks of ranges.
+fn finish_with(c: &Connection, r: &mut Request, name: &[u8], value: &[u8]) {
+    response::finish(c, r);
+    let head = &mut r.response.head;
+    head.truncate(head.len().saturating_sub(b"\r\n".len()));
+    encode::header(name, value, head);
+    head.extend_from_slice(b"\r\n");
+}
+
+/// A 416 says how long the file is (RFC 9110 section 15.5.17), so the built-in page is sent from
+/// here. A page that the configuration names is not about ranges and goes without.
+async fn send_not_satisfiable(
+    c: &Connection,
+    r: &mut Request,
+    length: u64,
+) -> Result<Outcome, Close> {
+    const STATUS: u16 = 416;
+    let core = &c.settings(r).core;
+    let may_redirect = !r.in_error_page || *core.recursive_error_pages;
+    if may_redirect && core.error_page.iter().any(|page| page.codes.contains(&STATUS)) {
+        return Ok(Outcome::Status(STATUS));
+    }
+    let padded = *core.msie_padding
+        && r.head.headers.find(Known::UserAgent).is_some_and(|agent| {
+            let minor = (r.version() > Version::Http09).then_some(0);
+            special_response::is_padded_for(r.text(agent.value), minor)
+        });
+    let Some(page) = special_response::page(STATUS, *core.server_tokens, padded) else {
+        return Ok(Outcome::Status(STATUS));
+    };
+    r.response.status_override = None;
+    r.response.location = None;
+    let head = Head {
+        status: STATUS,
+        content_type: Some(special_response::CONTENT_TYPE.as_bytes()),
+        length: Length::Known(page.length() as u64),
+        ..Head::default()
+    };
+    response::begin(c, r, &head);
+    finish_with(c, r, b"Content-Range", range::content_range_of_none(length).as_bytes());
+    let mut slices = page.pieces.map(IoSlice::new);
+    let body = if r.is_head() { &mut [] } else { slices.as_mut_slice() };
+    response::send_head(c, r, body).await?;
+    r.response.complete = true;
+    Ok(Outcome::Done)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::ffi::OsStrExt as _;
+    use std::path::{Path, PathBuf};
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use super::*;
+
+    /// A directory of a test's own, gone with it.
+    pub struct TempDir(PathBuf);
+
+    impl TempDir {
+        pub fn new() -> Self {
+            static NUMBER: AtomicU32 = AtomicU32::new(0);
+            let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+            let name = format!("ringx-static-{}-{number}", std::process::id());
+            let path = std::env::temp_dir().join(name);
+            std::fs::create_dir_all(&path).unwrap();
+            TempDir(path)
+        }
+
+        /// Makes a file and tells its path.
+        pub fn file(&self, name: &str, content: &[u8]) -> PathBuf {
+            let path = self.0.join(name);
+            std::fs::write(&path, content).unwrap();
+            path
+        }
+    }
+
+    impl Drop for TempDir {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_dir_all(&self.0);
+        }
+    }
+
+    fn open_path(path: &Path) -> Result<Opened, OpenError> {
+        open(path.as_os_str().as_bytes())
+    }
+
+    #[test]
+    fn what_a_path_leads_to() {
+        let directory = TempDir::new();
+        let path = directory.file("a", b"hello");
+        let Ok(Opened::File(file)) = open_path(&path) else { panic!("not a file") };
+        assert_eq!(file.length, 5);
+        assert!(file.modified > 1_600_000_000);
+        assert!(matches!(open_path(&directory.0), Ok(Opened::Directory)));
+        assert!(matches!(open(b"/dev/null"), Ok(Opened::Special)));
+
+        let error = |path: PathBuf| open_path(&path).unwrap_err().error;
+        assert_eq!(error(directory.0.join("b")), Errno::NOENT);
+        assert_eq!(error(path.join("b")), Errno::NOTDIR);
+        assert_eq!(error(directory.0.join("n".repeat(300))), Errno::NAMETOOLONG);
+        std::os::unix::fs::symlink("loop", directory.0.join("loop")).unwrap();
+        assert_eq!(error(directory.0.join("loop")), Errno::LOOP);
+    }
+
+    #[test]
+    fn a_fifo_does_not_block() {
+        let directory = TempDir::new();
+        let path = directory.0.join("fifo");
+        rustix::fs::mknodat(rustix::fs::CWD, &path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0)
+            .unwrap();
+        assert!(matches!(open_path(&path), Ok(Opened::Special)));
+    }
+
+    #[test]
+    fn entity_tags() {
+        let directory = TempDir::new();
+        let path = directory.file("a", &[0; 100]);
+        let Ok(Opened::File(file)) = open_path(&path) else { panic!("not a file") };
+        let file = OpenFile { modified: 0x6553_f100, ..file };
+        assert_eq!(etag(&file), "\"6553f100-64\"");
+    }
+
+    #[test]
+    fn the_slash_of_a_directory() {
+        assert_eq!(directory_location(b"/a b", b""), b"/a%20b/");
+        assert_eq!(directory_location(b"/a?b", b"c=d e"), b"/a%3Fb/?c=d e");
+    }
+
+    #[test]
+    fn boundaries_are_twenty_digits() {
+        let (first, second) = (boundary(), boundary());
+        assert!(first.len() == 20 && first.bytes().all(|byte| byte.is_ascii_digit()), "{first}");
+        assert_ne!(first, second);
+    }
 }
