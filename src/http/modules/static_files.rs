@@ -238,7 +238,7 @@ async fn send(
     r.response.status_override = None;
     write_head(c, r, &plan, &current);
     let layout = match plan.layout {
-        Some(layout) if !r.is_head() => layout,
+        Some(layout) if !r.is_head() && plan.status != 304 => layout,
         _ => {
             response::send_head(c, r, &mut []).await?;
             r.response.complete = true;
@@ -319,8 +319,7 @@ fn decide(r: &Request, core: &core::Settings, length: u64, current: &Validators<
             let empty = Plan { content_type: None, last_modified: None, layout: None, ..whole };
             return Decision::Send(empty);
         }
-        206 => return Decision::Send(whole),
-        304 => return Decision::Send(Plan { content_type: None, layout: None, ..whole }),
+        206 | 304 => return Decision::Send(whole),
         _ => return Decision::Send(Plan { last_modified: None, ..whole }),
     }
 
@@ -463,6 +462,13 @@ mod tests {
     use std::sync::atomic::{AtomicU32, Ordering};
 
     use super::*;
+    use crate::error_log::Files;
+    use crate::http::modules::access_log::LogWriters;
+    use crate::http::server::AddressId;
+    use crate::http1::Progress;
+    use crate::http1::request::{self, Limits};
+    use crate::modules::{self, LoadOptions};
+    use crate::shard::Generation;
 
     /// A directory of a test's own, gone with it.
     pub struct TempDir(PathBuf);
@@ -535,6 +541,110 @@ mod tests {
     fn the_slash_of_a_directory() {
         assert_eq!(directory_location(b"/a b", b""), b"/a%20b/");
         assert_eq!(directory_location(b"/a?b", b"c=d e"), b"/a%3Fb/?c=d e");
+    }
+
+    /// What is decided about a file `/a.html` of 100 bytes.
+    fn decide_for(directives: &str, head: &str, status_override: Option<u16>) -> Decision {
+        let directory = TempDir::new();
+        let config = format!(
+            "events {{}} http {{ access_log off; types {{ text/html html; }} {directives} \
+             server {{ listen 127.0.0.1:1; }} }}"
+        );
+        let options = LoadOptions {
+            file: directory.file("conf", config.as_bytes()),
+            prefix: directory.0.clone(),
+            globals: None,
+            error_log: Some("/dev/null".into()),
+        };
+        let config = Arc::new(modules::load(&options).unwrap().config);
+        let logs = LogWriters::default();
+        let generation = Rc::new(Generation::new(config, &Files::default(), &logs).unwrap());
+
+        let mut r = Request::new(Rc::clone(&generation), AddressId(0));
+        r.buffer.extend(format!("GET /a.html HTTP/1.1\r\nHost: h\r\n{head}\r\n").as_bytes());
+        let limits = Limits {
+            line_max: 8 << 10,
+            total_max: 32 << 10,
+            count_max: 100,
+            ignore_invalid_headers: true,
+            underscores_in_headers: false,
+        };
+        let parsed = request::parse(r.buffer.as_slice(), &limits, &mut r.head);
+        assert!(matches!(parsed, Ok(Progress::Complete { .. })));
+        r.uri.extend_from_slice(b"/a.html");
+        r.response.status_override = status_override;
+        let current =
+            Validators { last_modified: Some(1_700_000_000), etag: Some(b"\"6553f100-64\"") };
+        decide(&r, &generation.http().location(r.location).settings.core, 100, &current)
+    }
+
+    fn plan_for(directives: &str, head: &str, status_override: Option<u16>) -> Plan {
+        match decide_for(directives, head, status_override) {
+            Decision::Send(plan) => plan,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_usual_head() {
+        for status_override in [None, Some(200)] {
+            let plan = plan_for("", "", status_override);
+            assert_eq!(plan.status, 200);
+            assert_eq!(plan.content_type.as_deref(), Some("text/html"));
+            assert_eq!(plan.last_modified, Some(1_700_000_000));
+            assert_eq!(plan.layout, Some(Layout::plain(0..100)));
+            assert_eq!(plan.range_line, Some(RangeLine::AcceptRanges));
+        }
+    }
+
+    #[test]
+    fn an_error_page_is_whole_and_unconditional() {
+        let head = "If-None-Match: *\r\nIf-Match: \"x\"\r\nRange: bytes=0-1\r\n";
+        for (status, is_dated) in [(404, false), (500, false), (206, true), (304, true)] {
+            let plan = plan_for("", head, Some(status));
+            assert_eq!(plan.status, status);
+            assert_eq!(plan.last_modified.is_some(), is_dated, "{status}");
+            assert_eq!(plan.layout, Some(Layout::plain(0..100)));
+            assert_eq!(plan.range_line, None);
+        }
+        let plan = plan_for("", head, Some(204));
+        assert_eq!((plan.status, plan.content_type, plan.layout), (204, None, None));
+    }
+
+    #[test]
+    fn a_client_with_the_file_is_told_so() {
+        let plan = plan_for("", "If-None-Match: \"6553f100-64\"\r\nRange: bytes=0-1\r\n", None);
+        assert_eq!(plan.status, 304);
+        assert_eq!(plan.last_modified, Some(1_700_000_000));
+        assert_eq!((plan.content_type, plan.layout, plan.range_line), (None, None, None));
+
+        let decision = decide_for("", "If-Match: \"x\"\r\n", None);
+        assert!(matches!(decision, Decision::PreconditionFailed));
+    }
+
+    #[test]
+    fn ranges_of_a_file() {
+        let plan = plan_for("", "Range: bytes=1-2\r\n", None);
+        assert_eq!(plan.status, 206);
+        assert_eq!(plan.content_type.as_deref(), Some("text/html"));
+        assert_eq!(plan.layout, Some(Layout::plain(1..3)));
+        assert_eq!(plan.range_line, Some(RangeLine::ContentRange("bytes 1-2/100".into())));
+
+        let plan = plan_for("", "Range: bytes=1-2,5-6\r\n", Some(200));
+        assert_eq!(plan.status, 206);
+        let content_type = plan.content_type.unwrap();
+        let boundary = content_type.strip_prefix("multipart/byteranges; boundary=").unwrap();
+        let ranges = [1..3, 5..7].into_iter().collect();
+        let layout = Layout::multipart(ranges, 100, Some(b"text/html"), boundary);
+        assert_eq!(plan.layout, Some(layout));
+        assert_eq!(plan.range_line, None);
+
+        let decision = decide_for("", "Range: bytes=100-\r\n", None);
+        assert!(matches!(decision, Decision::NotSatisfiable));
+        let plan = plan_for("", "Range: bytes=1-2\r\nIf-Range: \"x\"\r\n", None);
+        assert_eq!(plan.range_line, Some(RangeLine::AcceptRanges));
+        let plan = plan_for("max_ranges 0;", "Range: bytes=1-2\r\n", None);
+        assert_eq!((plan.status, plan.range_line), (200, None));
     }
 
     #[test]
