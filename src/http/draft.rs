@@ -171,7 +171,8 @@ impl Draft {
                 known.name = name.as_str().into();
                 return Ok(UpstreamId(at as u32));
             }
-            if !known.explicit && known.port.or(known.default_port) != port.or(default_port) {
+            let ports = (known.port.or(known.default_port), port.or(default_port));
+            if !known.explicit && matches!(ports, (Some(known), Some(port)) if known != port) {
                 continue;
             }
             return Ok(UpstreamId(at as u32));
