@@ -17,60 +17,56 @@ impl<'a> Args<'a> {
         Args { statement }
     }
 
-    pub fn name(&self) -> &'a str {
+    pub fn name(self) -> &'a str {
         self.statement.name()
     }
 
-    pub fn place(&self) -> &'a Place {
+    pub fn place(self) -> &'a Place {
         &self.statement.place
     }
 
     /// Whether a block follows.
-    pub fn has_block(&self) -> bool {
+    pub fn has_block(self) -> bool {
         self.statement.block.is_some()
     }
 
     /// The arguments after the name.
-    pub fn all(&self) -> &'a [String] {
+    pub fn all(self) -> &'a [String] {
         self.statement.words.get(1..).unwrap_or_default()
     }
 
-    pub fn len(&self) -> usize {
+    pub fn len(self) -> usize {
         self.all().len()
     }
 
-    pub fn is_empty(&self) -> bool {
+    pub fn is_empty(self) -> bool {
         self.all().is_empty()
     }
 
     /// The argument at `index`, from 0; empty when there are fewer.
-    pub fn at(&self, index: usize) -> &'a str {
+    pub fn at(self, index: usize) -> &'a str {
         self.all().get(index).map_or("", String::as_str)
     }
 
     /// Every argument from `index` on.
-    pub fn from(&self, index: usize) -> &'a [String] {
+    pub fn from(self, index: usize) -> &'a [String] {
         self.all().get(index..).unwrap_or_default()
     }
 
-    pub fn duplicate(&self) -> Fault {
+    pub fn duplicate(self) -> Fault {
         Fault::new(format!("\"{}\" directive is duplicate", self.name()))
     }
 
-    pub fn invalid_value(&self) -> Fault {
+    pub fn invalid_value(self) -> Fault {
         Fault::new(format!("\"{}\" directive invalid value", self.name()))
     }
 
-    pub fn invalid_number(&self) -> Fault {
+    pub fn invalid_number(self) -> Fault {
         Fault::new(format!("\"{}\" directive invalid number", self.name()))
     }
 
     /// Fills a setting of this level, once.
-    pub fn fill<T>(
-        &self,
-        slot: &mut Setting<T>,
-        value: impl FnOnce(&Self) -> Outcome<T>,
-    ) -> Outcome {
+    pub fn fill<T>(self, slot: &mut Setting<T>, value: impl FnOnce(Self) -> Outcome<T>) -> Outcome {
         if slot.is_set() {
             return Err(self.duplicate());
         }
@@ -79,7 +75,7 @@ impl<'a> Args<'a> {
     }
 
     /// `on` or `off`.
-    pub fn flag(&self) -> Outcome<bool> {
+    pub fn flag(self) -> Outcome<bool> {
         flag(self.at(0)).ok_or_else(|| {
             Fault::new(format!(
                 "invalid value \"{}\" in \"{}\" directive, it must be \"on\" or \"off\"",
@@ -90,39 +86,39 @@ impl<'a> Args<'a> {
     }
 
     /// One of a few words.
-    pub fn choice<T: Copy>(&self, words: &[(&str, T)]) -> Outcome<T> {
+    pub fn choice<T: Copy>(self, words: &[(&str, T)]) -> Outcome<T> {
         choice(self.at(0), words)
     }
 
     /// Bytes: the argument at `index` as a size of memory.
-    pub fn size_at(&self, index: usize) -> Outcome<usize> {
+    pub fn size_at(self, index: usize) -> Outcome<usize> {
         size(self.at(index)).ok_or_else(|| self.invalid_value())
     }
 
-    pub fn size(&self) -> Outcome<usize> {
+    pub fn size(self) -> Outcome<usize> {
         self.size_at(0)
     }
 
     /// Bytes of a file or a body.
-    pub fn offset(&self) -> Outcome<u64> {
+    pub fn offset(self) -> Outcome<u64> {
         offset(self.at(0)).ok_or_else(|| self.invalid_value())
     }
 
     /// A time that is kept in milliseconds.
-    pub fn time(&self) -> Outcome<Duration> {
+    pub fn time(self) -> Outcome<Duration> {
         milliseconds(self.at(0)).ok_or_else(|| self.invalid_value())
     }
 
-    pub fn number(&self) -> Outcome<usize> {
+    pub fn number(self) -> Outcome<usize> {
         number(self.at(0)).ok_or_else(|| self.invalid_number())
     }
 
-    pub fn number64(&self) -> Outcome<u64> {
+    pub fn number64(self) -> Outcome<u64> {
         self.number().map(|number| number as u64)
     }
 
     /// A number within bounds.
-    pub fn number_between(&self, low: usize, high: usize) -> Outcome<usize> {
+    pub fn number_between(self, low: usize, high: usize) -> Outcome<usize> {
         let number = self.number()?;
         if (low..=high).contains(&number) {
             Ok(number)
@@ -134,7 +130,7 @@ impl<'a> Args<'a> {
 
 impl<T> Own<T> {
     /// Fails when this level already has one.
-    pub fn expect_unset(&self, args: &Args<'_>) -> Outcome {
+    pub fn expect_unset(&self, args: Args<'_>) -> Outcome {
         if self.is_set() { Err(args.duplicate()) } else { Ok(()) }
     }
 }
@@ -171,7 +167,7 @@ pub fn number(text: &str) -> Option<usize> {
     if text.is_empty() || !text.bytes().all(|b| b.is_ascii_digit()) {
         return None;
     }
-    text.parse().ok().filter(|number| *number <= isize::MAX as usize)
+    text.parse().ok().filter(|number| isize::try_from(*number).is_ok())
 }
 
 /// Digits and `k` or `m`.
@@ -181,7 +177,7 @@ pub fn size(text: &str) -> Option<usize> {
         b'm' | b'M' => (&text[..text.len() - 1], 1 << 20),
         _ => (text, 1),
     };
-    number(digits)?.checked_mul(scale).filter(|size| *size <= isize::MAX as usize)
+    number(digits)?.checked_mul(scale).filter(|size| isize::try_from(*size).is_ok())
 }
 
 /// Digits and `k`, `m` or `g`.
@@ -190,7 +186,7 @@ pub fn offset(text: &str) -> Option<u64> {
         Some(digits) => number(digits)?.checked_mul(1 << 30)?,
         None => size(text)?,
     };
-    u64::try_from(size).ok().filter(|size| *size <= i64::MAX as u64)
+    u64::try_from(size).ok().filter(|size| i64::try_from(*size).is_ok())
 }
 
 /// A time where `ms` makes sense and months do not.
@@ -271,7 +267,7 @@ fn time(text: &str, largest: Unit) -> Option<u64> {
         total = total.checked_add(value.checked_mul(unit.milliseconds())?)?;
         rest = rest.get(length..)?.trim_start_matches(' ');
     }
-    (total <= i64::MAX as u64).then_some(total)
+    i64::try_from(total).is_ok().then_some(total)
 }
 
 /// Any text: no syntax panics, and what one accepts another does not contradict.

@@ -206,7 +206,7 @@ impl ServerDraft {
 }
 
 /// `listen address [parameter ...];`
-pub fn listen(b: &mut Build, args: &Args<'_>) -> Outcome {
+pub fn listen(b: &mut Build, args: Args<'_>) -> Outcome {
     let text = args.at(0);
     let failed = |error: address::AddressError| {
         Fault::new(format!("{error} in \"{text}\" of the \"listen\" directive"))
@@ -292,7 +292,7 @@ impl Default for ListenParameters {
 }
 
 impl ListenParameters {
-    fn read(args: &Args<'_>) -> Outcome<Self> {
+    fn read(args: Args<'_>) -> Outcome<Self> {
         let mut parameters = ListenParameters::default();
         for parameter in args.from(1) {
             parameters.one(parameter)?;
@@ -392,7 +392,7 @@ fn so_keepalive(text: &str) -> Option<SoKeepalive> {
 }
 
 /// `server_name name ...;`
-pub fn server_name(b: &mut Build, args: &Args<'_>) -> Outcome {
+pub fn server_name(b: &mut Build, args: Args<'_>) -> Outcome {
     for text in args.all() {
         let name = if let Some(pattern) = text.strip_prefix('~') {
             if pattern.is_empty() {

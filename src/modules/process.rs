@@ -217,7 +217,7 @@ pub const DIRECTIVES: &[Directive<Build>] = &[
 ];
 
 /// The arguments of `error_log`, on any level.
-pub fn error_log(b: &Build, args: &Args<'_>) -> Outcome<Target> {
+pub fn error_log(b: &Build, args: Args<'_>) -> Outcome<Target> {
     let destination = match args.at(0) {
         "stderr" => Destination::Stderr,
         name if name.starts_with("syslog:") => {
@@ -255,7 +255,7 @@ fn error_log_level(word: &str) -> Outcome<Level> {
     .ok_or_else(|| Fault::new(format!("invalid log level \"{word}\"")))
 }
 
-fn worker_processes(args: &Args<'_>) -> Outcome<usize> {
+fn worker_processes(args: Args<'_>) -> Outcome<usize> {
     if args.at(0) == "auto" {
         return Ok(std::thread::available_parallelism().map_or(1, usize::from));
     }
@@ -263,7 +263,7 @@ fn worker_processes(args: &Args<'_>) -> Outcome<usize> {
     Ok(count.max(1))
 }
 
-fn worker_priority(args: &Args<'_>) -> Outcome<i32> {
+fn worker_priority(args: Args<'_>) -> Outcome<i32> {
     let (sign, digits) = match args.at(0).strip_prefix('-') {
         Some(digits) => (-1, digits),
         None => (1, args.at(0).strip_prefix('+').unwrap_or(args.at(0))),
@@ -272,7 +272,7 @@ fn worker_priority(args: &Args<'_>) -> Outcome<i32> {
     value.map(|value| sign * value).ok_or_else(|| args.invalid_number())
 }
 
-fn cpu_affinity(args: &Args<'_>) -> Outcome<CpuAffinity> {
+fn cpu_affinity(args: Args<'_>) -> Outcome<CpuAffinity> {
     match args.all() {
         [auto] if auto == "auto" => Ok(CpuAffinity::Auto(None)),
         [auto, mask] if auto == "auto" => Ok(CpuAffinity::Auto(Some(cpu_mask(mask)?))),

@@ -8,6 +8,10 @@ use proptest::prelude::*;
 use super::*;
 use crate::config::directive::{Action, Directive, Support};
 use crate::config::tree::memory::Memory;
+use crate::http::location::Found;
+use crate::http::modules::exchange::Pass;
+use crate::http::modules::rewrite::{Condition, Step};
+use crate::http::variable::{Captures, Part, Variable};
 
 fn options() -> LoadOptions {
     LoadOptions { file: "/c/x.conf".into(), prefix: "/p".into(), globals: None, error_log: None }
@@ -496,8 +500,6 @@ fn defaults_fill_every_setting() {
     let config = load_text("events {} http { server { location / { if ($uri) { } } } }").unwrap();
     let shown = format!("{:?}", config.config);
     assert!(!shown.contains("Setting(None)"), "{shown}");
-    let unset: Vec<_> = shown.match_indices("Setting(None)").collect();
-    assert!(unset.is_empty());
 }
 
 /// `UPDATE_MANUAL=1 cargo test --lib the_manual` writes the file anew.
@@ -545,7 +547,6 @@ fn relative_paths_stand_below_the_prefix() {
         .iter()
         .map(|l| l.settings.core.root.path.parts.first().cloned())
         .collect();
-    use crate::http::variable::{Part, Variable};
     let literal = |text: &str| Some(Part::Literal(text.as_bytes().into()));
     assert_eq!(
         roots,
@@ -580,7 +581,7 @@ fn addresses_and_their_servers() {
     assert_eq!(names.find(b"a.org").map(|id| id.0), Some(0));
     assert_eq!(names.find(b"b.a.org").map(|id| id.0), Some(0));
     assert_eq!(names.find(b"other"), None);
-    let mut captures = crate::http::variable::Captures::default();
+    let mut captures = Captures::default();
     assert!(names.regex[0].0.matches(b"xyz", &mut captures));
     assert_eq!(captures.group(1), Some(b"y".as_slice()));
     assert_eq!(*http.variable_names, ["y".into()]);
@@ -590,7 +591,6 @@ fn addresses_and_their_servers() {
 
 #[test]
 fn locations_and_redirects() {
-    use crate::http::location::Found;
     let http = http_of(
         "server { listen 80;
             location / { } location = /x { } location ^~ /img/ { }
@@ -617,7 +617,6 @@ fn locations_and_redirects() {
 
 #[test]
 fn upstreams_explicit_and_implicit() {
-    use crate::http::modules::exchange::Pass;
     let http = http_of(
         "server { location /a { proxy_pass http://127.0.0.1; }
                   location /b { proxy_pass http://127.0.0.1:80/x; }
@@ -668,7 +667,6 @@ fn upstreams_explicit_and_implicit() {
 
 #[test]
 fn steps_in_the_order_written() {
-    use crate::http::modules::rewrite::{Condition, Step};
     let http = http_of(
         "server { set $a $arg_x; if ($a ~* ^(.)) { return 301 /$1; } set $args q;
              location / { rewrite ^/(.*)$ /x/$1? last; if (!-f $uri) { proxy_pass http://127.0.0.1:1; }

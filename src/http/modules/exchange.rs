@@ -326,7 +326,7 @@ macro_rules! rows {
 }
 pub(crate) use rows;
 
-pub fn header_name(args: &Args<'_>) -> Box<[u8]> {
+pub fn header_name(args: Args<'_>) -> Box<[u8]> {
     args.at(0).to_ascii_lowercase().into_bytes().into()
 }
 
@@ -357,18 +357,18 @@ const IGNORE_HEADERS: [(&str, IgnoreHeaders); 9] = [
     ("Vary", IgnoreHeaders::VARY),
 ];
 
-pub fn next_upstream(b: &mut Build, args: &Args<'_>) -> Outcome<NextUpstream> {
+pub fn next_upstream(b: &mut Build, args: Args<'_>) -> Outcome<NextUpstream> {
     let words = NEXT_UPSTREAM.map(|(word, bit)| (word, bit.0));
     bits(b, args, &words).map(NextUpstream)
 }
 
-pub fn ignore_headers(b: &mut Build, args: &Args<'_>) -> Outcome<IgnoreHeaders> {
+pub fn ignore_headers(b: &mut Build, args: Args<'_>) -> Outcome<IgnoreHeaders> {
     let words = IGNORE_HEADERS.map(|(word, bit)| (word, bit.0));
     bits(b, args, &words).map(IgnoreHeaders)
 }
 
 /// A set of words; one that is repeated gets a warning.
-fn bits(b: &mut Build, args: &Args<'_>, words: &[(&str, u16)]) -> Outcome<u16> {
+fn bits(b: &mut Build, args: Args<'_>, words: &[(&str, u16)]) -> Outcome<u16> {
     let mut bits = 0;
     for word in args.all() {
         let bit = crate::config::value::choice(word, words)?;
