@@ -1,5 +1,6 @@
 //! The arguments of a statement, and the value syntaxes they share (http-core, section 1.2).
 
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use super::diagnostic::{Fault, Outcome, Place, fault};
@@ -191,13 +192,12 @@ pub fn offset(text: &str) -> Option<u64> {
 
 /// A time where `ms` makes sense and months do not.
 pub fn milliseconds(text: &str) -> Option<Duration> {
-    time(text, Unit::Week).map(Duration::from_millis)
+    time(text, Unit::Week..=Unit::Millisecond)
 }
 
 /// A time in whole seconds: takes years and months, not `ms`.
 pub fn seconds(text: &str) -> Option<Duration> {
-    let smallest_is_second = !text.contains("ms");
-    time(text, Unit::Year).filter(|_| smallest_is_second).map(Duration::from_millis)
+    time(text, Unit::Year..=Unit::Second)
 }
 
 /// Units in descending order.
@@ -230,44 +230,43 @@ impl Unit {
 }
 
 /// `number[unit]` one or more times, each unit smaller than the one before.
-fn time(text: &str, largest: Unit) -> Option<u64> {
+///
+/// A number followed by a space is seconds, and so is a last one without unit, whatever stands before
+/// it.
+fn time(text: &str, units: RangeInclusive<Unit>) -> Option<Duration> {
     let mut rest = text;
     let mut total: u64 = 0;
     let mut last_unit: Option<Unit> = None;
-    if rest.is_empty() {
-        return None;
-    }
+    let mut has_digits = false;
     while !rest.is_empty() {
         let digits = rest.bytes().take_while(u8::is_ascii_digit).count();
-        let value: u64 = rest.get(..digits)?.parse().ok()?;
-        rest = rest.get(digits..)?;
-        let unit_length = rest.bytes().take_while(u8::is_ascii_alphabetic).take(2).count();
-        let (unit, length) = match rest.get(..unit_length)? {
-            "" => (Unit::Second, 0),
-            "ms" => (Unit::Millisecond, 2),
-            unit => match unit.as_bytes().first()? {
-                b'y' => (Unit::Year, 1),
-                b'M' => (Unit::Month, 1),
-                b'w' => (Unit::Week, 1),
-                b'd' => (Unit::Day, 1),
-                b'h' => (Unit::Hour, 1),
-                b'm' => (Unit::Minute, 1),
-                b's' => (Unit::Second, 1),
-                _ => return None,
-            },
+        has_digits |= digits > 0;
+        let (value, after) = rest.split_at(digits);
+        let value: u64 = if value.is_empty() { 0 } else { value.parse().ok()? };
+        let (unit, length) = match after.as_bytes() {
+            [] => {
+                total = total.checked_add(value.checked_mul(1000)?)?;
+                break;
+            }
+            [b'y', ..] => (Unit::Year, 1),
+            [b'M', ..] => (Unit::Month, 1),
+            [b'w', ..] => (Unit::Week, 1),
+            [b'd', ..] => (Unit::Day, 1),
+            [b'h', ..] => (Unit::Hour, 1),
+            [b'm', b's', ..] => (Unit::Millisecond, 2),
+            [b'm', ..] => (Unit::Minute, 1),
+            [b's' | b' ', ..] => (Unit::Second, 1),
+            _ => return None,
         };
-        if unit < largest || last_unit.is_some_and(|last| unit <= last) {
-            return None;
-        }
-        // A number without a unit is seconds, and ends the value.
-        if length == 0 && !rest.trim_start_matches(' ').is_empty() {
+        if !units.contains(&unit) || last_unit.is_some_and(|last| unit <= last) {
             return None;
         }
         last_unit = Some(unit);
         total = total.checked_add(value.checked_mul(unit.milliseconds())?)?;
-        rest = rest.get(length..)?.trim_start_matches(' ');
+        rest = after.get(length..)?.trim_start_matches(' ');
     }
-    i64::try_from(total).is_ok().then_some(total)
+    let fits = has_digits && i64::try_from(total).is_ok();
+    fits.then_some(Duration::from_millis(total))
 }
 
 /// Any text: no syntax panics, and what one accepts another does not contradict.
@@ -313,7 +312,9 @@ mod tests {
 
         assert_eq!(ms("1h 30"), Some(3_630_000));
         assert_eq!(ms("1w2d3h4m5s6ms"), Some(788_645_006));
-        for bad in ["", "1y", "1M", "x", "1x", "s", "1s1m", "1m1m", "1 1", "1s ms", "-1", "1 m"] {
+        assert_eq!(ms("1 2"), Some(3000));
+        assert_eq!(ms("5ms3"), Some(3005));
+        for bad in ["", "1y", "1M", "x", "1x", "s", "1s1m", "1m1m", "1 1 1", "-1", "1 m", " 1s"] {
             assert_eq!(ms(bad), None, "{bad}");
         }
         assert_eq!(seconds("1y1M"), Some(Duration::from_secs(395 * 86_400)));

@@ -212,7 +212,6 @@ pub fn listen(b: &mut Build, args: Args<'_>) -> Outcome {
         Fault::new(format!("{error} in \"{text}\" of the \"listen\" directive"))
     };
     let address = address::Address::parse(text, Form::Listen).map_err(failed)?;
-    let parameters = ListenParameters::read(args)?;
     let mut addresses = Vec::new();
     if let Host::Unix(path) = &address.host {
         addresses.push(ListenAddress::Unix(path.clone()));
@@ -222,6 +221,7 @@ pub fn listen(b: &mut Build, args: Args<'_>) -> Outcome {
             addresses.extend(found.into_iter().map(ListenAddress::Inet));
         }
     }
+    let parameters = ListenParameters::read(args)?;
     for address in addresses {
         add_listen(b, &parameters.of(address), parameters.is_default, parameters.has_options)?;
     }

@@ -445,6 +445,8 @@ fn the_command_line_comes_first() {
 
 #[test]
 fn defaults_of_the_process() {
+    let config = load_text("events {} env A=b;").unwrap().config;
+    assert_eq!(*config.process.env, ["A=b", "TZ"]);
     let config = load_text("events {}").unwrap().config;
     assert!(config.http.is_none());
     assert!(*config.process.worker_processes >= 1);

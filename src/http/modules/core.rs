@@ -248,7 +248,7 @@ pub const DIRECTIVES: &[Directive<Build>] = &[
         .default("text/plain")
         .doc("The type of a response whose file extension is not known.")
         .set(|b, args| args.fill(&mut b.level().core.default_type, |args| Ok(args.at(0).into()))),
-    Directive::new("error_log", HTTP_SERVER_LOCATION, Count::Between(1, 2))
+    Directive::new("error_log", HTTP_SERVER_LOCATION, Count::AtLeast(1))
         .syntax("file | stderr [level]")
         .doc("As outside of `http`, for this level; replaces what outer levels say.")
         .differs("syslog is not supported.")

@@ -182,11 +182,11 @@ fn return_(b: &mut Build, args: Args<'_>) -> Outcome<Return> {
 }
 
 fn rewrite(b: &mut Build, args: Args<'_>) -> Outcome<Rewrite> {
-    let regex = b.http.names.regex(args.at(0), false)?;
     let replacement = args.at(1);
     if replacement.is_empty() {
         return fault!("empty replacement");
     }
+    let regex = b.http.names.regex(args.at(0), false)?;
     let redirects = is_absolute(replacement);
     let flag = match args.all().get(2).map(String::as_str) {
         Some("redirect") => RewriteFlag::Redirect,
