@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use rustix::process::{Resource, getrlimit};
+
 use crate::config::apply::{State, apply, apply_defaults};
 use crate::config::diagnostic::{Diagnostic, Fault, Outcome, Place};
 use crate::config::directive::{Contexts, Module};
@@ -174,6 +176,7 @@ impl Build {
             self.process.inherit(process);
             self.events.inherit(events);
         }
+        self.process.keep_time_zone();
         if self.process.error_log.is_empty() {
             self.process.error_log.push(self.default_error_log(options));
         }
@@ -205,6 +208,7 @@ impl Build {
 
     fn check_worker_counts(&mut self) {
         if let Some(process::CpuAffinity::Masks(masks)) = self.process.worker_cpu_affinity.get()
+            && masks.len() > 1
             && masks.len() != *self.process.worker_processes
         {
             self.warn(
@@ -214,9 +218,9 @@ impl Build {
             );
         }
         let connections = *self.events.worker_connections;
-        if let Some(limit) = self.process.worker_rlimit_nofile.get()
-            && connections as u64 > *limit
-        {
+        let system = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+        let limit = self.process.worker_rlimit_nofile.get().copied().unwrap_or(system);
+        if connections as u64 > system.max(limit) {
             let text = format!(
                 "{connections} worker_connections exceed open file resource limit: {limit}"
             );

@@ -40,7 +40,7 @@ pub fn apply_defaults<S>(
                 let here = Place::CommandLine;
                 let words = vec![row.name.to_owned()];
                 let opening = Statement { words, place: here.clone(), block: None };
-                open(state, &Args::new(&opening)).map_err(|fault| fault.located(&here))?;
+                open(state, Args::new(&opening)).map_err(|fault| fault.located(&here))?;
                 entries(state, &Tree::parameter(default).nodes, entry)?;
                 close(state, &here).map_err(|fault| fault.located(&here))?;
             }
@@ -83,15 +83,15 @@ impl<S: State> Walk<'_, S> {
         self.note(state, row);
         let args = Args::new(statement);
         match (row.action, &statement.block) {
-            (Action::Set(set), _) => set(state, &args).map_err(|fault| fault.located(place)),
+            (Action::Set(set), _) => set(state, args).map_err(|fault| fault.located(place)),
             (Action::Block { inside, open, close }, Some(block)) => {
-                open(state, &args).map_err(|fault| fault.located(place))?;
+                open(state, args).map_err(|fault| fault.located(place))?;
                 self.nodes(state, &block.nodes, inside)?;
                 let end = end_of(block, place);
                 close(state, end).map_err(|fault| fault.located(end))
             }
             (Action::Table { open, entry, close }, Some(block)) => {
-                open(state, &args).map_err(|fault| fault.located(place))?;
+                open(state, args).map_err(|fault| fault.located(place))?;
                 entries(state, &block.nodes, entry)?;
                 let end = end_of(block, place);
                 close(state, end).map_err(|fault| fault.located(end))
@@ -119,14 +119,14 @@ impl<S: State> Walk<'_, S> {
 fn entries<S>(
     state: &mut S,
     nodes: &[Node],
-    entry: fn(&mut S, &Args<'_>) -> Outcome,
+    entry: fn(&mut S, Args<'_>) -> Outcome,
 ) -> Result<(), Diagnostic> {
     for node in nodes {
         match node {
             Node::Statement(Statement { block: Some(_), place, .. }) => {
                 return Err(Fault::new("unexpected \"{\"").located(place));
             }
-            Node::Statement(statement) => entry(state, &Args::new(statement))
+            Node::Statement(statement) => entry(state, Args::new(statement))
                 .map_err(|fault| fault.located(&statement.place))?,
             Node::Failure(diagnostic) => return Err(diagnostic.clone()),
         }

@@ -19,7 +19,7 @@ pub fn check<S>(
     if let Support::Refused { why, unless } = first.support {
         let arguments = statement.words.get(1..).unwrap_or_default();
         let asks_nothing = unless
-            .is_some_and(|word| arguments.len() == 1 && arguments[0].eq_ignore_ascii_case(word));
+            .is_some_and(|word| matches!(arguments, [only] if only.eq_ignore_ascii_case(word)));
         return if asks_nothing && statement.block.is_none() {
             Ok(first)
         } else {

@@ -91,18 +91,18 @@ pub enum Support {
 pub enum Action<S: 'static> {
     /// Nothing: [`Support::NoEffect`] and [`Support::Refused`].
     Pass,
-    Set(fn(&mut S, &Args<'_>) -> Outcome),
+    Set(fn(&mut S, Args<'_>) -> Outcome),
     /// A block of directives.
     Block {
         inside: Contexts,
-        open: fn(&mut S, &Args<'_>) -> Outcome,
+        open: fn(&mut S, Args<'_>) -> Outcome,
         /// Takes the place of the closing brace.
         close: fn(&mut S, &Place) -> Outcome,
     },
     /// A block whose statements are data: `types`.
     Table {
-        open: fn(&mut S, &Args<'_>) -> Outcome,
-        entry: fn(&mut S, &Args<'_>) -> Outcome,
+        open: fn(&mut S, Args<'_>) -> Outcome,
+        entry: fn(&mut S, Args<'_>) -> Outcome,
         close: fn(&mut S, &Place) -> Outcome,
     },
 }
@@ -219,7 +219,7 @@ impl<S> Directive<S> {
     }
 
     #[must_use]
-    pub const fn set(mut self, set: fn(&mut S, &Args<'_>) -> Outcome) -> Self {
+    pub const fn set(mut self, set: fn(&mut S, Args<'_>) -> Outcome) -> Self {
         self.action = Action::Set(set);
         self
     }
@@ -228,7 +228,7 @@ impl<S> Directive<S> {
     pub const fn block(
         mut self,
         inside: Contexts,
-        open: fn(&mut S, &Args<'_>) -> Outcome,
+        open: fn(&mut S, Args<'_>) -> Outcome,
         close: fn(&mut S, &Place) -> Outcome,
     ) -> Self {
         self.action = Action::Block { inside, open, close };
@@ -238,8 +238,8 @@ impl<S> Directive<S> {
     #[must_use]
     pub const fn table(
         mut self,
-        open: fn(&mut S, &Args<'_>) -> Outcome,
-        entry: fn(&mut S, &Args<'_>) -> Outcome,
+        open: fn(&mut S, Args<'_>) -> Outcome,
+        entry: fn(&mut S, Args<'_>) -> Outcome,
         close: fn(&mut S, &Place) -> Outcome,
     ) -> Self {
         self.action = Action::Table { open, entry, close };

@@ -50,11 +50,14 @@ fn entry<S>(text: &mut String, row: &Directive<S>) {
     }
 }
 
+/// Why, and the argument that is taken all the same.
+type Reason = (&'static str, Option<&'static str>);
+
 fn list<S>(
     text: &mut String,
     title: &str,
     rows: &[&Directive<S>],
-    pick: fn(Support) -> Option<(&'static str, Option<&'static str>)>,
+    pick: fn(Support) -> Option<Reason>,
 ) {
     let mut is_first = true;
     for row in rows {

@@ -312,6 +312,8 @@ pub fn fuzz_tree(data: &[u8]) {
 
 #[cfg(test)]
 mod tests {
+    use std::fmt::Write;
+
     use proptest::prelude::*;
 
     use super::memory::Memory;
@@ -325,11 +327,11 @@ mod tests {
                 Node::Statement(Statement { words, block, .. }) => {
                     text += &words.join(" ");
                     match block {
-                        Some(block) => text += &format!("{{{}}}", shown(&block.nodes)),
+                        Some(block) => _ = write!(text, "{{{}}}", shown(&block.nodes)),
                         None => text.push(';'),
                     }
                 }
-                Node::Failure(diagnostic) => text += &format!("!{diagnostic}"),
+                Node::Failure(diagnostic) => _ = write!(text, "!{diagnostic}"),
             }
         }
         text

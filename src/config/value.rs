@@ -1,5 +1,6 @@
 //! The arguments of a statement, and the value syntaxes they share (http-core, section 1.2).
 
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use super::diagnostic::{Fault, Outcome, Place, fault};
@@ -17,60 +18,56 @@ impl<'a> Args<'a> {
         Args { statement }
     }
 
-    pub fn name(&self) -> &'a str {
+    pub fn name(self) -> &'a str {
         self.statement.name()
     }
 
-    pub fn place(&self) -> &'a Place {
+    pub fn place(self) -> &'a Place {
         &self.statement.place
     }
 
     /// Whether a block follows.
-    pub fn has_block(&self) -> bool {
+    pub fn has_block(self) -> bool {
         self.statement.block.is_some()
     }
 
     /// The arguments after the name.
-    pub fn all(&self) -> &'a [String] {
+    pub fn all(self) -> &'a [String] {
         self.statement.words.get(1..).unwrap_or_default()
     }
 
-    pub fn len(&self) -> usize {
+    pub fn len(self) -> usize {
         self.all().len()
     }
 
-    pub fn is_empty(&self) -> bool {
+    pub fn is_empty(self) -> bool {
         self.all().is_empty()
     }
 
     /// The argument at `index`, from 0; empty when there are fewer.
-    pub fn at(&self, index: usize) -> &'a str {
+    pub fn at(self, index: usize) -> &'a str {
         self.all().get(index).map_or("", String::as_str)
     }
 
     /// Every argument from `index` on.
-    pub fn from(&self, index: usize) -> &'a [String] {
+    pub fn from(self, index: usize) -> &'a [String] {
         self.all().get(index..).unwrap_or_default()
     }
 
-    pub fn duplicate(&self) -> Fault {
+    pub fn duplicate(self) -> Fault {
         Fault::new(format!("\"{}\" directive is duplicate", self.name()))
     }
 
-    pub fn invalid_value(&self) -> Fault {
+    pub fn invalid_value(self) -> Fault {
         Fault::new(format!("\"{}\" directive invalid value", self.name()))
     }
 
-    pub fn invalid_number(&self) -> Fault {
+    pub fn invalid_number(self) -> Fault {
         Fault::new(format!("\"{}\" directive invalid number", self.name()))
     }
 
     /// Fills a setting of this level, once.
-    pub fn fill<T>(
-        &self,
-        slot: &mut Setting<T>,
-        value: impl FnOnce(&Self) -> Outcome<T>,
-    ) -> Outcome {
+    pub fn fill<T>(self, slot: &mut Setting<T>, value: impl FnOnce(Self) -> Outcome<T>) -> Outcome {
         if slot.is_set() {
             return Err(self.duplicate());
         }
@@ -79,7 +76,7 @@ impl<'a> Args<'a> {
     }
 
     /// `on` or `off`.
-    pub fn flag(&self) -> Outcome<bool> {
+    pub fn flag(self) -> Outcome<bool> {
         flag(self.at(0)).ok_or_else(|| {
             Fault::new(format!(
                 "invalid value \"{}\" in \"{}\" directive, it must be \"on\" or \"off\"",
@@ -90,39 +87,39 @@ impl<'a> Args<'a> {
     }
 
     /// One of a few words.
-    pub fn choice<T: Copy>(&self, words: &[(&str, T)]) -> Outcome<T> {
+    pub fn choice<T: Copy>(self, words: &[(&str, T)]) -> Outcome<T> {
         choice(self.at(0), words)
     }
 
     /// Bytes: the argument at `index` as a size of memory.
-    pub fn size_at(&self, index: usize) -> Outcome<usize> {
+    pub fn size_at(self, index: usize) -> Outcome<usize> {
         size(self.at(index)).ok_or_else(|| self.invalid_value())
     }
 
-    pub fn size(&self) -> Outcome<usize> {
+    pub fn size(self) -> Outcome<usize> {
         self.size_at(0)
     }
 
     /// Bytes of a file or a body.
-    pub fn offset(&self) -> Outcome<u64> {
+    pub fn offset(self) -> Outcome<u64> {
         offset(self.at(0)).ok_or_else(|| self.invalid_value())
     }
 
     /// A time that is kept in milliseconds.
-    pub fn time(&self) -> Outcome<Duration> {
+    pub fn time(self) -> Outcome<Duration> {
         milliseconds(self.at(0)).ok_or_else(|| self.invalid_value())
     }
 
-    pub fn number(&self) -> Outcome<usize> {
+    pub fn number(self) -> Outcome<usize> {
         number(self.at(0)).ok_or_else(|| self.invalid_number())
     }
 
-    pub fn number64(&self) -> Outcome<u64> {
+    pub fn number64(self) -> Outcome<u64> {
         self.number().map(|number| number as u64)
     }
 
     /// A number within bounds.
-    pub fn number_between(&self, low: usize, high: usize) -> Outcome<usize> {
+    pub fn number_between(self, low: usize, high: usize) -> Outcome<usize> {
         let number = self.number()?;
         if (low..=high).contains(&number) {
             Ok(number)
@@ -134,7 +131,7 @@ impl<'a> Args<'a> {
 
 impl<T> Own<T> {
     /// Fails when this level already has one.
-    pub fn expect_unset(&self, args: &Args<'_>) -> Outcome {
+    pub fn expect_unset(&self, args: Args<'_>) -> Outcome {
         if self.is_set() { Err(args.duplicate()) } else { Ok(()) }
     }
 }
@@ -171,7 +168,7 @@ pub fn number(text: &str) -> Option<usize> {
     if text.is_empty() || !text.bytes().all(|b| b.is_ascii_digit()) {
         return None;
     }
-    text.parse().ok().filter(|number| *number <= isize::MAX as usize)
+    text.parse().ok().filter(|number| isize::try_from(*number).is_ok())
 }
 
 /// Digits and `k` or `m`.
@@ -181,7 +178,7 @@ pub fn size(text: &str) -> Option<usize> {
         b'm' | b'M' => (&text[..text.len() - 1], 1 << 20),
         _ => (text, 1),
     };
-    number(digits)?.checked_mul(scale).filter(|size| *size <= isize::MAX as usize)
+    number(digits)?.checked_mul(scale).filter(|size| isize::try_from(*size).is_ok())
 }
 
 /// Digits and `k`, `m` or `g`.
@@ -190,18 +187,17 @@ pub fn offset(text: &str) -> Option<u64> {
         Some(digits) => number(digits)?.checked_mul(1 << 30)?,
         None => size(text)?,
     };
-    u64::try_from(size).ok().filter(|size| *size <= i64::MAX as u64)
+    u64::try_from(size).ok().filter(|size| i64::try_from(*size).is_ok())
 }
 
 /// A time where `ms` makes sense and months do not.
 pub fn milliseconds(text: &str) -> Option<Duration> {
-    time(text, Unit::Week).map(Duration::from_millis)
+    time(text, Unit::Week..=Unit::Millisecond)
 }
 
 /// A time in whole seconds: takes years and months, not `ms`.
 pub fn seconds(text: &str) -> Option<Duration> {
-    let smallest_is_second = !text.contains("ms");
-    time(text, Unit::Year).filter(|_| smallest_is_second).map(Duration::from_millis)
+    time(text, Unit::Year..=Unit::Second)
 }
 
 /// Units in descending order.
@@ -234,44 +230,43 @@ impl Unit {
 }
 
 /// `number[unit]` one or more times, each unit smaller than the one before.
-fn time(text: &str, largest: Unit) -> Option<u64> {
+///
+/// A number followed by a space is seconds, and so is a last one without unit, whatever stands before
+/// it.
+fn time(text: &str, units: RangeInclusive<Unit>) -> Option<Duration> {
     let mut rest = text;
     let mut total: u64 = 0;
     let mut last_unit: Option<Unit> = None;
-    if rest.is_empty() {
-        return None;
-    }
+    let mut has_digits = false;
     while !rest.is_empty() {
         let digits = rest.bytes().take_while(u8::is_ascii_digit).count();
-        let value: u64 = rest.get(..digits)?.parse().ok()?;
-        rest = rest.get(digits..)?;
-        let unit_length = rest.bytes().take_while(u8::is_ascii_alphabetic).take(2).count();
-        let (unit, length) = match rest.get(..unit_length)? {
-            "" => (Unit::Second, 0),
-            "ms" => (Unit::Millisecond, 2),
-            unit => match unit.as_bytes().first()? {
-                b'y' => (Unit::Year, 1),
-                b'M' => (Unit::Month, 1),
-                b'w' => (Unit::Week, 1),
-                b'd' => (Unit::Day, 1),
-                b'h' => (Unit::Hour, 1),
-                b'm' => (Unit::Minute, 1),
-                b's' => (Unit::Second, 1),
-                _ => return None,
-            },
+        has_digits |= digits > 0;
+        let (value, after) = rest.split_at(digits);
+        let value: u64 = if value.is_empty() { 0 } else { value.parse().ok()? };
+        let (unit, length) = match after.as_bytes() {
+            [] => {
+                total = total.checked_add(value.checked_mul(1000)?)?;
+                break;
+            }
+            [b'y', ..] => (Unit::Year, 1),
+            [b'M', ..] => (Unit::Month, 1),
+            [b'w', ..] => (Unit::Week, 1),
+            [b'd', ..] => (Unit::Day, 1),
+            [b'h', ..] => (Unit::Hour, 1),
+            [b'm', b's', ..] => (Unit::Millisecond, 2),
+            [b'm', ..] => (Unit::Minute, 1),
+            [b's' | b' ', ..] => (Unit::Second, 1),
+            _ => return None,
         };
-        if unit < largest || last_unit.is_some_and(|last| unit <= last) {
-            return None;
-        }
-        // A number without a unit is seconds, and ends the value.
-        if length == 0 && !rest.trim_start_matches(' ').is_empty() {
+        if !units.contains(&unit) || last_unit.is_some_and(|last| unit <= last) {
             return None;
         }
         last_unit = Some(unit);
         total = total.checked_add(value.checked_mul(unit.milliseconds())?)?;
-        rest = rest.get(length..)?.trim_start_matches(' ');
+        rest = after.get(length..)?.trim_start_matches(' ');
     }
-    (total <= i64::MAX as u64).then_some(total)
+    let fits = has_digits && i64::try_from(total).is_ok();
+    fits.then_some(Duration::from_millis(total))
 }
 
 /// Any text: no syntax panics, and what one accepts another does not contradict.
@@ -317,7 +312,9 @@ mod tests {
 
         assert_eq!(ms("1h 30"), Some(3_630_000));
         assert_eq!(ms("1w2d3h4m5s6ms"), Some(788_645_006));
-        for bad in ["", "1y", "1M", "x", "1x", "s", "1s1m", "1m1m", "1 1", "1s ms", "-1", "1 m"] {
+        assert_eq!(ms("1 2"), Some(3000));
+        assert_eq!(ms("5ms3"), Some(3005));
+        for bad in ["", "1y", "1M", "x", "1x", "s", "1s1m", "1m1m", "1 1 1", "-1", "1 m", " 1s"] {
             assert_eq!(ms(bad), None, "{bad}");
         }
         assert_eq!(seconds("1y1M"), Some(Duration::from_secs(395 * 86_400)));

@@ -171,7 +171,8 @@ impl Draft {
                 known.name = name.as_str().into();
                 return Ok(UpstreamId(at as u32));
             }
-            if !known.explicit && known.port.or(known.default_port) != port.or(default_port) {
+            let ports = (known.port.or(known.default_port), port.or(default_port));
+            if !known.explicit && matches!(ports, (Some(known), Some(port)) if known != port) {
                 continue;
             }
             return Ok(UpstreamId(at as u32));
@@ -334,19 +335,17 @@ impl Draft {
 
 fn add_prefix(tree: &mut LocationTree, id: LocationId, level: &Level) -> Outcome {
     let name: &[u8] = level.name.as_bytes();
-    let at = match tree.prefixes.iter().position(|prefix| *prefix.name == *name) {
-        Some(at) => at,
-        None => {
-            tree.prefixes.push(Prefix {
-                name: name.into(),
-                exact: None,
-                prefix: None,
-                no_regex: false,
-                parent: None,
-            });
-            tree.prefixes.len() - 1
-        }
-    };
+    let known = tree.prefixes.iter().position(|prefix| *prefix.name == *name);
+    let at = known.unwrap_or(tree.prefixes.len());
+    if known.is_none() {
+        tree.prefixes.push(Prefix {
+            name: name.into(),
+            exact: None,
+            prefix: None,
+            no_regex: false,
+            parent: None,
+        });
+    }
     let Some(entry) = tree.prefixes.get_mut(at) else { return Ok(()) };
     let slot = match level.kind {
         Kind::Exact => &mut entry.exact,

@@ -206,13 +206,12 @@ impl ServerDraft {
 }
 
 /// `listen address [parameter ...];`
-pub fn listen(b: &mut Build, args: &Args<'_>) -> Outcome {
+pub fn listen(b: &mut Build, args: Args<'_>) -> Outcome {
     let text = args.at(0);
     let failed = |error: address::AddressError| {
         Fault::new(format!("{error} in \"{text}\" of the \"listen\" directive"))
     };
     let address = address::Address::parse(text, Form::Listen).map_err(failed)?;
-    let parameters = ListenParameters::read(args)?;
     let mut addresses = Vec::new();
     if let Host::Unix(path) = &address.host {
         addresses.push(ListenAddress::Unix(path.clone()));
@@ -222,6 +221,7 @@ pub fn listen(b: &mut Build, args: &Args<'_>) -> Outcome {
             addresses.extend(found.into_iter().map(ListenAddress::Inet));
         }
     }
+    let parameters = ListenParameters::read(args)?;
     for address in addresses {
         add_listen(b, &parameters.of(address), parameters.is_default, parameters.has_options)?;
     }
@@ -292,7 +292,7 @@ impl Default for ListenParameters {
 }
 
 impl ListenParameters {
-    fn read(args: &Args<'_>) -> Outcome<Self> {
+    fn read(args: Args<'_>) -> Outcome<Self> {
         let mut parameters = ListenParameters::default();
         for parameter in args.from(1) {
             parameters.one(parameter)?;
@@ -392,7 +392,7 @@ fn so_keepalive(text: &str) -> Option<SoKeepalive> {
 }
 
 /// `server_name name ...;`
-pub fn server_name(b: &mut Build, args: &Args<'_>) -> Outcome {
+pub fn server_name(b: &mut Build, args: Args<'_>) -> Outcome {
     for text in args.all() {
         let name = if let Some(pattern) = text.strip_prefix('~') {
             if pattern.is_empty() {

@@ -2,6 +2,7 @@
 //!
 //! A [`Template`] is compiled when the configuration is loaded, so a request never looks at a name.
 
+use std::fmt::Write;
 use std::sync::Arc;
 
 use fancy_regex::{BytesMode, CompileError, ParseError, RegexBuilder};
@@ -231,7 +232,7 @@ impl Regex {
             } else {
                 let mut utf8 = [0; 4];
                 for byte in c.encode_utf8(&mut utf8).bytes() {
-                    bytes += &format!("\\x{byte:02x}");
+                    _ = write!(bytes, "\\x{byte:02x}");
                 }
             }
         }

@@ -76,6 +76,13 @@ impl Settings {
         inherit!(self, outer: daemon, master_process, worker_processes, worker_priority, pid, env,
             error_log);
     }
+
+    /// `TZ` is kept without being named, as times are written in it.
+    pub fn keep_time_zone(&mut self) {
+        if !self.env.iter().any(|entry| entry == "TZ" || entry.starts_with("TZ=")) {
+            self.env.push("TZ".to_owned());
+        }
+    }
 }
 
 const MAIN: Contexts = Contexts::MAIN;
@@ -89,9 +96,9 @@ pub const DIRECTIVES: &[Directive<Build>] = &[
     Directive::new("env", MAIN, Count::Exactly(1))
         .syntax("variable[=value]")
         .default("TZ")
-        .doc("A variable of the environment to keep or to set; all others are removed.")
+        .doc("A variable of the environment to keep or to set; all others but `TZ` are removed.")
         .set(|b, args| b.process.env.add(args.at(0).to_owned())),
-    Directive::new("error_log", MAIN, Count::Between(1, 2))
+    Directive::new("error_log", MAIN, Count::AtLeast(1))
         .syntax("file | stderr [level]")
         .doc(
             "Where errors of the given level and above are written; `logs/error.log` and `error` \
@@ -217,7 +224,7 @@ pub const DIRECTIVES: &[Directive<Build>] = &[
 ];
 
 /// The arguments of `error_log`, on any level.
-pub fn error_log(b: &Build, args: &Args<'_>) -> Outcome<Target> {
+pub fn error_log(b: &Build, args: Args<'_>) -> Outcome<Target> {
     let destination = match args.at(0) {
         "stderr" => Destination::Stderr,
         name if name.starts_with("syslog:") => {
@@ -228,11 +235,13 @@ pub fn error_log(b: &Build, args: &Args<'_>) -> Outcome<Target> {
         }
         name => Destination::File(b.path(name)),
     };
-    let level = match args.all().get(1) {
-        Some(word) => error_log_level(word)?,
-        None => Level::Error,
-    };
-    Ok(Target { destination, level })
+    let mut level = None;
+    for word in args.from(1) {
+        if level.replace(error_log_level(word)?).is_some() {
+            return fault!("duplicate log level \"{word}\"");
+        }
+    }
+    Ok(Target { destination, level: level.unwrap_or(Level::Error) })
 }
 
 fn error_log_level(word: &str) -> Outcome<Level> {
@@ -255,7 +264,7 @@ fn error_log_level(word: &str) -> Outcome<Level> {
     .ok_or_else(|| Fault::new(format!("invalid log level \"{word}\"")))
 }
 
-fn worker_processes(args: &Args<'_>) -> Outcome<usize> {
+fn worker_processes(args: Args<'_>) -> Outcome<usize> {
     if args.at(0) == "auto" {
         return Ok(std::thread::available_parallelism().map_or(1, usize::from));
     }
@@ -263,7 +272,7 @@ fn worker_processes(args: &Args<'_>) -> Outcome<usize> {
     Ok(count.max(1))
 }
 
-fn worker_priority(args: &Args<'_>) -> Outcome<i32> {
+fn worker_priority(args: Args<'_>) -> Outcome<i32> {
     let (sign, digits) = match args.at(0).strip_prefix('-') {
         Some(digits) => (-1, digits),
         None => (1, args.at(0).strip_prefix('+').unwrap_or(args.at(0))),
@@ -272,7 +281,7 @@ fn worker_priority(args: &Args<'_>) -> Outcome<i32> {
     value.map(|value| sign * value).ok_or_else(|| args.invalid_number())
 }
 
-fn cpu_affinity(args: &Args<'_>) -> Outcome<CpuAffinity> {
+fn cpu_affinity(args: Args<'_>) -> Outcome<CpuAffinity> {
     match args.all() {
         [auto] if auto == "auto" => Ok(CpuAffinity::Auto(None)),
         [auto, mask] if auto == "auto" => Ok(CpuAffinity::Auto(Some(cpu_mask(mask)?))),
@@ -295,7 +304,7 @@ fn cpu_mask(mask: &str) -> Outcome<Cpus> {
     }
     let mut cpus = Cpus::new();
     let digits = mask.chars().filter(|c| *c != ' ');
-    if let Some(other) = digits.clone().find(|c| !matches!(c, '0' | '1')) {
+    if let Some(other) = digits.clone().rev().find(|c| !matches!(c, '0' | '1')) {
         return fault!("invalid character \"{other}\" in \"worker_cpu_affinity\"");
     }
     for (cpu, digit) in digits.rev().enumerate() {

@@ -84,7 +84,7 @@ pub fn combined(names: &mut Names) -> Outcome<LogFormat> {
     Ok(LogFormat { name: "combined".into(), escape: Escape::Default, line: names.template(line)? })
 }
 
-fn access_log(b: &mut Build, args: &Args<'_>) -> Outcome {
+fn access_log(b: &mut Build, args: Args<'_>) -> Outcome {
     let path = args.at(0);
     if path == "off" {
         return match args.all().get(1) {
@@ -129,17 +129,15 @@ fn access_log(b: &mut Build, args: &Args<'_>) -> Outcome {
         return fault!("no buffer is defined for access_log \"{path}\"");
     }
     let file = b.path(path);
-    log.file = match b.http.log_files.iter().position(|known| *known == file) {
-        Some(at) => at,
-        None => {
-            b.http.log_files.push(file);
-            b.http.log_files.len() - 1
-        }
-    };
+    let known = b.http.log_files.iter().position(|known| *known == file);
+    log.file = known.unwrap_or(b.http.log_files.len());
+    if known.is_none() {
+        b.http.log_files.push(file);
+    }
     b.level().access_log.access_log.add(log)
 }
 
-fn log_format(b: &mut Build, args: &Args<'_>) -> Outcome {
+fn log_format(b: &mut Build, args: Args<'_>) -> Outcome {
     let name = args.at(0);
     if b.http.formats.iter().any(|format| *format.name == *name) {
         return fault!("duplicate \"log_format\" name \"{name}\"");

@@ -251,7 +251,7 @@ pub const DIRECTIVES: &[Directive<Build>] = &[
         .default("text/plain")
         .doc("The type of a response whose file extension is not known.")
         .set(|b, args| args.fill(&mut b.level().core.default_type, |args| Ok(args.at(0).into()))),
-    Directive::new("error_log", HTTP_SERVER_LOCATION, Count::Between(1, 2))
+    Directive::new("error_log", HTTP_SERVER_LOCATION, Count::AtLeast(1))
         .syntax("file | stderr [level]")
         .doc("As outside of `http`, for this level; replaces what outer levels say.")
         .differs("syslog is not supported.")
@@ -481,7 +481,10 @@ pub const DIRECTIVES: &[Directive<Build>] = &[
                     b.level().core.types.get().map(|t| (**t).clone()).unwrap_or_default();
                 Ok(())
             },
-            types_entry,
+            |b, args| {
+                types_entry(b, args);
+                Ok(())
+            },
             |b, _| {
                 let types = Arc::new(std::mem::take(&mut b.http.types));
                 b.level().core.types.set(types);
@@ -546,7 +549,7 @@ const HASHES: &str = "tables size themselves";
 const MEMORY: &str = "buffers are managed by the shard";
 
 /// `path [level1 [level2 [level3]]]`
-pub fn temp_path(b: &Build, args: &Args<'_>) -> Outcome<TempPath> {
+pub fn temp_path(b: &Build, args: Args<'_>) -> Outcome<TempPath> {
     let mut levels = [0; 3];
     for (level, text) in levels.iter_mut().zip(args.from(1)) {
         *level = value::number(text)
@@ -558,7 +561,7 @@ pub fn temp_path(b: &Build, args: &Args<'_>) -> Outcome<TempPath> {
 }
 
 /// `number size`
-pub fn buffers(args: &Args<'_>) -> Outcome<Buffers> {
+pub fn buffers(args: Args<'_>) -> Outcome<Buffers> {
     let number = value::number(args.at(0)).filter(|number| *number > 0);
     let size = value::size(args.at(1)).filter(|size| *size > 0);
     match (number, size) {
@@ -567,7 +570,7 @@ pub fn buffers(args: &Args<'_>) -> Outcome<Buffers> {
     }
 }
 
-fn keepalive_timeout(args: &Args<'_>) -> Outcome<KeepaliveTimeout> {
+fn keepalive_timeout(args: Args<'_>) -> Outcome<KeepaliveTimeout> {
     let header = match args.all().get(1) {
         Some(text) => {
             let time = value::seconds(text).ok_or_else(|| args.invalid_value())?;
@@ -579,7 +582,7 @@ fn keepalive_timeout(args: &Args<'_>) -> Outcome<KeepaliveTimeout> {
 }
 
 /// `root` and `alias`.
-fn root(b: &mut Build, args: &Args<'_>, is_alias: bool) -> Outcome {
+fn root(b: &mut Build, args: Args<'_>, is_alias: bool) -> Outcome {
     let (name, other) = if is_alias { ("alias", "root") } else { ("root", "alias") };
     if let Some(earlier) = b.level().core.root.get() {
         return if earlier.is_alias == is_alias {
@@ -615,18 +618,17 @@ fn root(b: &mut Build, args: &Args<'_>, is_alias: bool) -> Outcome {
             absolute.extend_from_slice(start);
             *start = absolute.into();
         }
-        Some(_) => {}
-        // An empty path is the prefix.
+        // An empty path is the prefix; that of `/` is nothing, to be followed by the URI.
         None if args.at(0).is_empty() => {
             template = Template::literal(b.path("").as_os_str().as_encoded_bytes());
         }
-        None => {}
+        Some(_) | None => {}
     }
     b.level().core.root.set(Root { path: template, is_alias });
     Ok(())
 }
 
-fn index(b: &mut Build, args: &Args<'_>) -> Outcome {
+fn index(b: &mut Build, args: Args<'_>) -> Outcome {
     for (at, name) in args.all().iter().enumerate() {
         if name.is_empty() {
             return fault!("index \"\" in \"index\" directive is invalid");
@@ -641,7 +643,7 @@ fn index(b: &mut Build, args: &Args<'_>) -> Outcome {
     Ok(())
 }
 
-fn error_page(b: &mut Build, args: &Args<'_>) -> Outcome<ErrorPage> {
+fn error_page(b: &mut Build, args: Args<'_>) -> Outcome<ErrorPage> {
     let Some((uri, rest)) = args.all().split_last() else { return Err(args.invalid_value()) };
     let (answer, codes) = match rest.split_last() {
         Some((answer, codes)) if answer.starts_with('=') => {
@@ -685,7 +687,7 @@ fn error_page(b: &mut Build, args: &Args<'_>) -> Outcome<ErrorPage> {
     Ok(ErrorPage { codes, answer, target })
 }
 
-fn try_files(b: &mut Build, args: &Args<'_>) -> Outcome<TryFiles> {
+fn try_files(b: &mut Build, args: Args<'_>) -> Outcome<TryFiles> {
     let Some((last, candidates)) = args.all().split_last() else {
         return Err(args.invalid_value());
     };
@@ -707,7 +709,7 @@ fn try_files(b: &mut Build, args: &Args<'_>) -> Outcome<TryFiles> {
 }
 
 /// `type extension ...;`
-fn types_entry(b: &mut Build, args: &Args<'_>) -> Outcome {
+fn types_entry(b: &mut Build, args: Args<'_>) {
     let mime: Arc<str> = args.name().into();
     for extension in args.all() {
         let key = extension.to_ascii_lowercase().into_bytes().into();
@@ -719,7 +721,6 @@ fn types_entry(b: &mut Build, args: &Args<'_>) -> Outcome {
             b.warn(Some(args.place()), text);
         }
     }
-    Ok(())
 }
 
 fn close_server(b: &mut Build, _: &Place) -> Outcome {
@@ -728,7 +729,7 @@ fn close_server(b: &mut Build, _: &Place) -> Outcome {
     Ok(())
 }
 
-fn open_location(b: &mut Build, args: &Args<'_>) -> Outcome {
+fn open_location(b: &mut Build, args: Args<'_>) -> Outcome {
     let (modifier, name) = match args.all() {
         [modifier, name] => match modifier.as_str() {
             "=" | "^~" | "~" | "~*" => (modifier.as_str(), name.as_str()),

@@ -189,10 +189,8 @@ macro_rules! rows {
                 .syntax("field ...")
                 .doc("Response headers that are not acted on.")
                 .set(|b, args| {
-                    if b.level().$module.exchange.ignore_headers.is_set() {
-                        return Err(args.duplicate());
-                    }
-                    let headers = exchange::ignore_headers(b, args)?;
+                    let before = b.level().$module.exchange.ignore_headers.get().copied();
+                    let headers = exchange::ignore_headers(b, args, before.unwrap_or_default())?;
                     b.level().$module.exchange.ignore_headers.set(headers);
                     Ok(())
                 }),
@@ -220,10 +218,8 @@ macro_rules! rows {
                 .default("error timeout")
                 .doc("When a request is passed to the next server.")
                 .set(|b, args| {
-                    if b.level().$module.exchange.next_upstream.is_set() {
-                        return Err(args.duplicate());
-                    }
-                    let conditions = exchange::next_upstream(b, args)?;
+                    let before = b.level().$module.exchange.next_upstream.get().copied();
+                    let conditions = exchange::next_upstream(b, args, before.unwrap_or_default())?;
                     b.level().$module.exchange.next_upstream.set(conditions);
                     Ok(())
                 }),
@@ -326,7 +322,7 @@ macro_rules! rows {
 }
 pub(crate) use rows;
 
-pub fn header_name(args: &Args<'_>) -> Box<[u8]> {
+pub fn header_name(args: Args<'_>) -> Box<[u8]> {
     args.at(0).to_ascii_lowercase().into_bytes().into()
 }
 
@@ -357,19 +353,23 @@ const IGNORE_HEADERS: [(&str, IgnoreHeaders); 9] = [
     ("Vary", IgnoreHeaders::VARY),
 ];
 
-pub fn next_upstream(b: &mut Build, args: &Args<'_>) -> Outcome<NextUpstream> {
+pub fn next_upstream(b: &mut Build, args: Args<'_>, before: NextUpstream) -> Outcome<NextUpstream> {
     let words = NEXT_UPSTREAM.map(|(word, bit)| (word, bit.0));
-    bits(b, args, &words).map(NextUpstream)
+    bits(b, args, &words, before.0).map(NextUpstream)
 }
 
-pub fn ignore_headers(b: &mut Build, args: &Args<'_>) -> Outcome<IgnoreHeaders> {
+pub fn ignore_headers(
+    b: &mut Build,
+    args: Args<'_>,
+    before: IgnoreHeaders,
+) -> Outcome<IgnoreHeaders> {
     let words = IGNORE_HEADERS.map(|(word, bit)| (word, bit.0));
-    bits(b, args, &words).map(IgnoreHeaders)
+    bits(b, args, &words, before.0).map(IgnoreHeaders)
 }
 
-/// A set of words; one that is repeated gets a warning.
-fn bits(b: &mut Build, args: &Args<'_>, words: &[(&str, u16)]) -> Outcome<u16> {
-    let mut bits = 0;
+/// Adds words to a set, which may be done in several lines; one that is repeated gets a warning.
+fn bits(b: &mut Build, args: Args<'_>, words: &[(&str, u16)], before: u16) -> Outcome<u16> {
+    let mut bits = before;
     for word in args.all() {
         let bit = crate::config::value::choice(word, words)?;
         if bits & bit != 0 {

@@ -38,7 +38,7 @@ pub const DIRECTIVES: &[Directive<Build>] = &[
     Directive::refused("expires", "use add_header").unless("off"),
 ];
 
-fn add_header(b: &mut Build, args: &Args<'_>) -> Outcome {
+fn add_header(b: &mut Build, args: Args<'_>) -> Outcome {
     let always = match args.all().get(2).map(String::as_str) {
         None => false,
         Some("always") => true,

@@ -177,7 +177,7 @@ const SUPPRESSED: &[&str] = &[
 ];
 
 /// `proxy_pass URL;`
-fn proxy_pass(b: &mut Build, args: &Args<'_>) -> Outcome {
+fn proxy_pass(b: &mut Build, args: Args<'_>) -> Outcome {
     b.level().proxy.pass.expect_unset(args)?;
     let text = args.at(0);
     let template = b.http.names.template(text)?;
@@ -198,7 +198,7 @@ fn proxy_pass(b: &mut Build, args: &Args<'_>) -> Outcome {
     Ok(())
 }
 
-fn fixed_pass(b: &mut Build, args: &Args<'_>) -> Outcome<ProxyPass> {
+fn fixed_pass(b: &mut Build, args: Args<'_>) -> Outcome<ProxyPass> {
     let text = args.at(0);
     let has_scheme = |scheme: &str| {
         text.get(..scheme.len()).is_some_and(|start| start.eq_ignore_ascii_case(scheme))
@@ -251,7 +251,7 @@ fn fixed_pass(b: &mut Build, args: &Args<'_>) -> Outcome<ProxyPass> {
 }
 
 /// `proxy_redirect default | off | from to;`
-fn proxy_redirect(b: &mut Build, args: &Args<'_>) -> Outcome {
+fn proxy_redirect(b: &mut Build, args: Args<'_>) -> Outcome {
     let is_default_of_all = b.reads_defaults();
     let mut pairs = match b.level().proxy.redirect.get() {
         Some(Redirect::Off | Redirect::Default) => return Err(args.duplicate()),
@@ -315,8 +315,8 @@ impl Settings {
 
     /// What a request of this level sends after its first line (proxy, section 2).
     pub fn head_plan(&self) -> HeadPlan {
-        let mut plan = HeadPlan::default();
-        plan.suppressed = SUPPRESSED.iter().map(|name| name.as_bytes().into()).collect();
+        let suppressed = SUPPRESSED.iter().map(|name| name.as_bytes().into()).collect();
+        let mut plan = HeadPlan { suppressed, ..HeadPlan::default() };
         for header in self.set_header.iter() {
             let name = header.name.to_ascii_lowercase();
             plan.overrides_length |= matches!(&*name, "content-length" | "transfer-encoding");

@@ -4,7 +4,7 @@ mod run;
 
 use std::sync::Arc;
 
-use crate::config::diagnostic::{Outcome, Place, fault};
+use crate::config::diagnostic::{Outcome, fault};
 use crate::config::directive::{Contexts, Count, Directive};
 use crate::config::setting::{Setting, inherit};
 use crate::config::value::{Args, number};
@@ -100,28 +100,39 @@ const SWITCHES: Contexts = Contexts::HTTP.or(STEPS);
 pub const DIRECTIVES: &[Directive<Build>] = &[
     Directive::new("break", STEPS, Count::Exactly(0))
         .doc("Ends the steps of this module for the current location.")
-        .set(|b, _| step(b, Step::Break)),
+        .set(|b, _| {
+            step(b, Step::Break);
+            Ok(())
+        }),
     Directive::new("if", Contexts::SERVER, Count::AtLeast(1))
         .syntax("(condition)")
         .doc("Steps that are taken when the condition holds.")
-        .block(Contexts::IF_IN_SERVER, open_if, close_if),
+        .block(Contexts::IF_IN_SERVER, open_if, |b, _| {
+            b.http.close();
+            Ok(())
+        }),
     Directive::new("if", Contexts::LOCATION, Count::AtLeast(1))
         .syntax("(condition)")
         .doc("A part of the location that replaces it when the condition holds.")
-        .block(Contexts::IF_IN_LOCATION, open_if, close_if),
+        .block(Contexts::IF_IN_LOCATION, open_if, |b, _| {
+            b.http.close();
+            Ok(())
+        }),
     Directive::new("return", STEPS, Count::Between(1, 2))
         .syntax("code [text | URL] | URL")
         .doc("Ends the request with a status and a text, or with a redirect.")
         .set(|b, args| {
             let answer = return_(b, args)?;
-            step(b, Step::Return(answer))
+            step(b, Step::Return(answer));
+            Ok(())
         }),
     Directive::new("rewrite", STEPS, Count::Between(2, 3))
         .syntax("regex replacement [last | break | redirect | permanent]")
         .doc("Replaces a URI that matches.")
         .set(|b, args| {
             let rewrite = rewrite(b, args)?;
-            step(b, Step::Rewrite(Arc::new(rewrite)))
+            step(b, Step::Rewrite(Arc::new(rewrite)));
+            Ok(())
         }),
     Directive::new("rewrite_log", SWITCHES, Count::Exactly(1))
         .syntax("on | off")
@@ -138,13 +149,12 @@ pub const DIRECTIVES: &[Directive<Build>] = &[
             };
             let variable = b.http.names.make(name)?;
             let value = b.http.names.template(args.at(1))?;
-            step(
-                b,
-                match variable {
-                    Settable::Slot(slot) => Step::Set { slot, value },
-                    Settable::Args => Step::SetArgs { value },
-                },
-            )
+            let set = match variable {
+                Settable::Slot(slot) => Step::Set { slot, value },
+                Settable::Args => Step::SetArgs { value },
+            };
+            step(b, set);
+            Ok(())
         }),
     Directive::new("uninitialized_variable_warn", SWITCHES, Count::Exactly(1))
         .syntax("on | off")
@@ -153,9 +163,9 @@ pub const DIRECTIVES: &[Directive<Build>] = &[
         .set(|b, args| args.fill(&mut b.level().rewrite.uninitialized_variable_warn, Args::flag)),
 ];
 
-fn step(b: &mut Build, step: Step) -> Outcome {
+/// Adds a step to the level being read.
+fn step(b: &mut Build, step: Step) {
     b.level().rewrite.steps.push(step);
-    Ok(())
 }
 
 /// Whether a redirect goes to this without looking at the status.
@@ -163,7 +173,7 @@ fn is_absolute(url: &str) -> bool {
     ["http://", "https://", "$scheme"].iter().any(|start| url.starts_with(start))
 }
 
-fn return_(b: &mut Build, args: &Args<'_>) -> Outcome<Return> {
+fn return_(b: &mut Build, args: Args<'_>) -> Outcome<Return> {
     let first = args.at(0);
     let (code, text) = match number(first) {
         Some(code @ 0..=999) => (code as u16, args.all().get(1)),
@@ -174,12 +184,12 @@ fn return_(b: &mut Build, args: &Args<'_>) -> Outcome<Return> {
     Ok(Return { code, text })
 }
 
-fn rewrite(b: &mut Build, args: &Args<'_>) -> Outcome<Rewrite> {
-    let regex = b.http.names.regex(args.at(0), false)?;
+fn rewrite(b: &mut Build, args: Args<'_>) -> Outcome<Rewrite> {
     let replacement = args.at(1);
     if replacement.is_empty() {
         return fault!("empty replacement");
     }
+    let regex = b.http.names.regex(args.at(0), false)?;
     let redirects = is_absolute(replacement);
     let flag = match args.all().get(2).map(String::as_str) {
         Some("redirect") => RewriteFlag::Redirect,
@@ -198,21 +208,16 @@ fn rewrite(b: &mut Build, args: &Args<'_>) -> Outcome<Rewrite> {
     Ok(Rewrite { regex, replacement, drop_args, flag })
 }
 
-fn open_if(b: &mut Build, args: &Args<'_>) -> Outcome {
+fn open_if(b: &mut Build, args: Args<'_>) -> Outcome {
     let condition = condition(b, args)?;
     let location = b.http.next_id();
-    step(b, Step::If { condition, location })?;
+    step(b, Step::If { condition, location });
     b.http.open(Kind::If, "", args.place());
     Ok(())
 }
 
-fn close_if(b: &mut Build, _: &Place) -> Outcome {
-    b.http.close();
-    Ok(())
-}
-
 /// `($v)`, `($v = s)`, `($v ~ re)`, `(-f path)`: the words between the parentheses.
-fn condition(b: &mut Build, args: &Args<'_>) -> Outcome<Condition> {
+fn condition(b: &mut Build, args: Args<'_>) -> Outcome<Condition> {
     let words = condition_words(args)?;
     let invalid = || fault!("invalid condition \"{}\"", words.first().copied().unwrap_or_default());
     let negated = |word: &str| word.starts_with('!');
@@ -252,7 +257,7 @@ fn condition(b: &mut Build, args: &Args<'_>) -> Outcome<Condition> {
 }
 
 /// Takes off the parentheses, which may be glued to the first and the last word.
-fn condition_words<'a>(args: &Args<'a>) -> Outcome<Vec<&'a str>> {
+fn condition_words(args: Args<'_>) -> Outcome<Vec<&str>> {
     let mut words: Vec<&str> = args.all().iter().map(String::as_str).collect();
     let Some(first) = words.first_mut().filter(|first| first.starts_with('(')) else {
         return fault!("invalid condition \"{}\"", args.at(0));

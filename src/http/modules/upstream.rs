@@ -107,7 +107,7 @@ pub const DIRECTIVES: &[Directive<Build>] = &[
         .default("32")
         .doc("How many idle connections each shard keeps; 0 keeps none.")
         .set(|b, args| {
-            let count = |args: &Args<'_>| match number(args.at(0)) {
+            let count = |args: Args<'_>| match number(args.at(0)) {
                 Some(count) if matches!(args.at(1), "" | "local") => Ok(count),
                 Some(_) => fault!("invalid parameter \"{}\"", args.at(1)),
                 None => {
@@ -154,7 +154,7 @@ fn settings(b: &mut Build) -> &mut Settings {
     }
 }
 
-fn open_upstream(b: &mut Build, args: &Args<'_>) -> Outcome {
+fn open_upstream(b: &mut Build, args: Args<'_>) -> Outcome {
     // The name is taken as it is: it may look like anything.
     let name = args.at(0);
     let host_text = name.to_owned();
@@ -174,7 +174,7 @@ fn close_upstream(b: &mut Build, _: &Place) -> Outcome {
 }
 
 /// `server address [parameter ...];`
-fn server(b: &mut Build, args: &Args<'_>) -> Outcome {
+fn server(b: &mut Build, args: Args<'_>) -> Outcome {
     let mut peer = Peer::new();
     for parameter in args.from(1) {
         let invalid = || fault!("invalid parameter \"{parameter}\"");

@@ -112,11 +112,11 @@ pub const HIDDEN: &[&str] = &[
     "x-accel-redirect",
 ];
 
-fn modifier(args: &Args<'_>) -> Outcome<u8> {
+fn modifier(args: Args<'_>) -> Outcome<u8> {
     args.number_between(0, 255).map(|number| number as u8)
 }
 
-fn uwsgi_param(b: &mut Build, args: &Args<'_>) -> Outcome {
+fn uwsgi_param(b: &mut Build, args: Args<'_>) -> Outcome {
     let if_not_empty = match args.all().get(2).map(String::as_str) {
         None => false,
         Some("if_not_empty") => true,
@@ -126,7 +126,7 @@ fn uwsgi_param(b: &mut Build, args: &Args<'_>) -> Outcome {
     b.level().uwsgi.param.add(Param { key: args.at(0).into(), value, if_not_empty })
 }
 
-fn uwsgi_pass(b: &mut Build, args: &Args<'_>) -> Outcome {
+fn uwsgi_pass(b: &mut Build, args: Args<'_>) -> Outcome {
     b.level().uwsgi.pass.expect_unset(args)?;
     let text = args.at(0);
     let template = b.http.names.template(text)?;
