@@ -7,6 +7,7 @@ use std::io;
 use std::mem::{self, MaybeUninit};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::Path;
+use std::sync::OnceLock;
 
 use rustix::process::{Resource, Rlimit};
 use rustix::rand::GetRandomFlags;
@@ -192,6 +193,13 @@ pub fn pin(cores: &[usize]) -> io::Result<()> {
 }
 
 // Who the process is.
+
+/// Whether root started the process, whoever it is by now. First asked before
+/// [`drop_privileges`], when the configuration is read.
+pub fn started_by_root() -> bool {
+    static BY_ROOT: OnceLock<bool> = OnceLock::new();
+    *BY_ROOT.get_or_init(|| rustix::process::geteuid().is_root())
+}
 
 /// Whom to serve as: a user and a group, looked up.
 #[derive(Debug, Clone, PartialEq, Eq)]
