@@ -122,6 +122,8 @@ struct Master<'a> {
     shards: Shards,
     events: Receiver<Event>,
     phase: Phase,
+    /// A reload was asked for while the shards were still taking over the one before.
+    reloads_again: bool,
     greeting: Option<String>,
     /// A shard could not start or all have failed: the exit code tells.
     has_failed: bool,
@@ -137,7 +139,7 @@ enum Phase {
         /// When to press harder.
         until: Option<Instant>,
     },
-    /// The shards have ended, the master waits for what comes (WINCH).
+    /// The shards have ended and nothing is listened on; the master waits for what comes (WINCH).
     Resting,
     Over,
 }
@@ -215,6 +217,7 @@ impl<'a> Master<'a> {
             shards,
             events,
             phase: Phase::Serving,
+            reloads_again: false,
             greeting,
             has_failed: false,
         })
@@ -227,7 +230,7 @@ impl<'a> Master<'a> {
                 Some(Event::Ready { shard }) => self.welcome(shard),
                 Some(Event::Reloaded { shard }) => {
                     self.shards.has_reloaded(shard);
-                    self.close_leaving();
+                    self.complete_reload();
                 }
                 Some(Event::Ended { shard, failure }) => self.bury(shard, failure.as_deref()),
                 Some(Event::Signal { number, sender }) => self.obey(number, sender),
@@ -261,7 +264,10 @@ impl<'a> Master<'a> {
                 Level::Crit,
                 format_args!("the changing binary signal is ignored: it is not supported yet"),
             ),
-            Order::StopShards => self.leave(Then::Rest, Pressure::Finish),
+            Order::StopShards if self.phase == Phase::Serving => {
+                self.leave(Then::Rest, Pressure::Finish);
+            }
+            Order::StopShards => {}
             Order::Quit => {
                 // Clients are refused at once, not when the shards are gone.
                 self.listening.close();
@@ -274,6 +280,11 @@ impl<'a> Master<'a> {
     // Reload.
 
     fn reload(&mut self) {
+        // One at a time: what the last one closes is closed before the next one may open it again.
+        if self.shards.are_reloading() {
+            self.reloads_again = true;
+            return;
+        }
         self.report.notice(format_args!("reconfiguring"));
         let result = match self.phase {
             Phase::Serving | Phase::Resting => self.try_reload(),
@@ -284,6 +295,17 @@ impl<'a> Master<'a> {
         };
         if let Err(failure) = result {
             self.report.say(Level::Emerg, format_args!("{failure}"));
+        }
+    }
+
+    /// Closes what is listened on no more once no shard accepts from it.
+    fn complete_reload(&mut self) {
+        if self.shards.are_reloading() {
+            return;
+        }
+        self.listening.close_leaving();
+        if std::mem::take(&mut self.reloads_again) {
+            self.reload();
         }
     }
 
@@ -303,7 +325,7 @@ impl<'a> Master<'a> {
         self.listening.adopt(opened, addresses(&config), self.report);
         if let Err(failure) = self.hand_over(&config) {
             self.listening.adopt(Opened::none(), addresses(&self.config), self.report);
-            self.close_leaving();
+            self.listening.close_leaving();
             return Err(failure);
         }
         // The logs are open, so this finds them.
@@ -316,7 +338,6 @@ impl<'a> Master<'a> {
         }
         self.config = config;
         self.logs = logs;
-        self.close_leaving();
         Ok(())
     }
 
@@ -328,13 +349,6 @@ impl<'a> Master<'a> {
         self.shards = start_shards(&self.common, config, &self.listening, self.report)?;
         self.phase = Phase::Serving;
         Ok(())
-    }
-
-    /// Closes what is listened on no more, once no shard accepts from it.
-    fn close_leaving(&mut self) {
-        if !self.shards.are_reloading() {
-            self.listening.close_leaving();
-        }
     }
 
     fn say_what_takes_a_restart(&self, next: &Config) {
@@ -383,7 +397,7 @@ impl<'a> Master<'a> {
                 self.report.notice(format_args!("gracefully shutting down"));
                 self.shards.tell(|| channel::Command::Quit);
                 let timeout = self.config.process.worker_shutdown_timeout.get();
-                timeout.map(|timeout| Instant::now() + *timeout)
+                timeout.and_then(|timeout| Instant::now().checked_add(*timeout))
             }
             Pressure::Close => {
                 self.shards.tell(|| channel::Command::CloseAll);
@@ -421,7 +435,7 @@ impl<'a> Master<'a> {
             self.has_failed = true;
             self.leave(Then::End, Pressure::Exit);
         }
-        self.close_leaving();
+        self.complete_reload();
         self.go_on_if_all_ended();
     }
 
@@ -431,7 +445,11 @@ impl<'a> Master<'a> {
         {
             self.phase = match then {
                 Then::End => Phase::Over,
-                Then::Rest => Phase::Resting,
+                Then::Rest => {
+                    // A reload opens everything anew.
+                    self.listening.shut_down();
+                    Phase::Resting
+                }
             };
         }
     }
@@ -497,7 +515,7 @@ fn raise_limits(config: &Config, report: &Report) {
     let shards = *config.process.worker_processes;
     let connections = *config.events.worker_connections;
     if let Some(soft) = os::open_files().soft
-        && (shards * connections) as u64 > soft
+        && shards.saturating_mul(connections) as u64 > soft
     {
         report.say(
             Level::Warn,

@@ -7,6 +7,7 @@
 
 use std::fs::{self, Permissions};
 use std::io;
+use std::net::Shutdown;
 use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
@@ -35,6 +36,8 @@ pub struct Listening {
     open: Vec<Bound>,
     /// What it listens on no more, while shards may still have copies.
     leaving: Vec<Bound>,
+    /// The files of sockets that are closed.
+    files: Vec<SocketFile>,
 }
 
 /// The sockets of one address.
@@ -43,7 +46,7 @@ struct Bound {
     listen: Listen,
     /// One for each shard, or one for all of them.
     sockets: Vec<Socket>,
-    _file: Option<SocketFile>,
+    file: Option<SocketFile>,
 }
 
 /// The file of a unix socket. Removed when dropped.
@@ -57,7 +60,7 @@ pub struct Opened(Vec<Bound>);
 
 impl Listening {
     pub fn new(shards: usize) -> Self {
-        Listening { shards, open: Vec::new(), leaving: Vec::new() }
+        Listening { shards, open: Vec::new(), leaving: Vec::new(), files: Vec::new() }
     }
 
     /// How many shards the sockets are for.
@@ -112,7 +115,7 @@ impl Listening {
     }
 
     /// Makes `addresses` what the process listens on, `opened` being the new ones among them. What
-    /// is no longer named stays open until [`Listening::close_leaving`].
+    /// is no longer named stays open until [`Listening::close_leaving`], and can be taken back.
     pub fn adopt(&mut self, opened: Opened, addresses: &[Address], report: &Report) {
         let mut known: Vec<Bound> = self.open.drain(..).chain(self.leaving.drain(..)).collect();
         known.extend(opened.0);
@@ -155,12 +158,22 @@ impl Listening {
         self.leaving.clear();
     }
 
-    /// Closes every socket at once, so that clients are refused; socket files stay until the value
-    /// is dropped.
+    /// Closes every socket at once, so that clients are refused when the shards have let go of
+    /// theirs. Socket files stay until the value is dropped.
     pub fn close(&mut self) {
-        for bound in self.open.iter_mut().chain(&mut self.leaving) {
-            bound.sockets.clear();
+        for bound in self.open.drain(..).chain(self.leaving.drain(..)) {
+            self.files.extend(bound.file);
         }
+    }
+
+    /// Ends listening for every copy of the sockets, those of shards that have ended without closing
+    /// theirs included, and removes socket files.
+    pub fn shut_down(&mut self) {
+        for socket in self.all().flat_map(|bound| &bound.sockets) {
+            // It listened, so there is something to end.
+            let _ = socket.shutdown(Shutdown::Read);
+        }
+        *self = Listening::new(self.shards);
     }
 
     fn all(&self) -> impl Iterator<Item = &Bound> {
@@ -262,7 +275,7 @@ impl Bound {
         for socket in &sockets {
             set_options(socket, listen, report);
         }
-        let bound = Bound { listen: listen.clone(), sockets, _file: file };
+        let bound = Bound { listen: listen.clone(), sockets, file };
         bound.listen()?;
         Ok(bound)
     }
@@ -427,7 +440,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_comes_back_before_it_is_closed() {
+    fn what_is_leaving_can_be_taken_back() {
         let report = report();
         let addresses = [inet(&free().to_string())];
         let mut listening = Listening::new(1);
