@@ -7,6 +7,7 @@ pub mod options;
 
 pub mod modules;
 
+pub mod master;
 pub mod shard;
 
 pub mod channel;

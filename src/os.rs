@@ -1,20 +1,477 @@
-//! What only the operating system can do or tell.
+//! What only the operating system can do or tell: identity and capabilities, affinity, limits,
+//! signals, the background, socket options that no crate wraps.
 
+use std::ffi::{CString, c_int};
+use std::hash::{BuildHasher, RandomState};
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::mem::{self, MaybeUninit};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::path::Path;
+use std::sync::OnceLock;
+
+use rustix::process::{Resource, Rlimit};
+use rustix::rand::GetRandomFlags;
+use rustix::thread::{CapabilitySet, CapabilitySets, CpuSet};
+use thiserror::Error;
+
+use crate::error_log::Errno;
 
 /// `$hostname`
 pub fn hostname() -> String {
     rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 
+/// `Linux 6.1.0`: what the log says at start.
+pub fn kernel() -> String {
+    let name = rustix::system::uname();
+    format!("{} {}", name.sysname().to_string_lossy(), name.release().to_string_lossy())
+}
+
 /// 16 random bytes as 32 hex digits: `$request_id`.
 pub fn random_hex() -> [u8; 32] {
-    [b'0'; 32]
+    const DIGITS: [u8; 16] = *b"0123456789abcdef";
+    let mut hex = [0; 32];
+    for (pair, byte) in hex.chunks_exact_mut(2).zip(random_bytes()) {
+        pair.copy_from_slice(&[DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]]);
+    }
+    hex
 }
+
+fn random_bytes() -> [u8; 16] {
+    let mut bytes = [0; 16];
+    if rustix::rand::getrandom(&mut bytes[..], GetRandomFlags::empty()) != Ok(bytes.len()) {
+        // Denied: the keys of the standard library's hash maps, which have a way around it.
+        let keys = RandomState::new();
+        let [first, second] = [0, 1].map(|half: u8| keys.hash_one(half).to_ne_bytes());
+        bytes[..8].copy_from_slice(&first);
+        bytes[8..].copy_from_slice(&second);
+    }
+    bytes
+}
+
+// Sockets.
 
 /// What the kernel knows of a TCP connection.
 pub fn tcp_info(socket: BorrowedFd<'_>) -> io::Result<libc::tcp_info> {
-    let _ = socket.as_raw_fd();
-    Err(io::ErrorKind::Unsupported.into())
+    let mut info = MaybeUninit::<libc::tcp_info>::zeroed();
+    let mut length = mem::size_of::<libc::tcp_info>() as libc::socklen_t;
+    #[allow(unsafe_code)]
+    // SAFETY: the kernel writes at most `length` bytes into `info`, and every bit pattern, the
+    // zeroes behind a shorter answer included, is a `tcp_info`.
+    unsafe {
+        check(libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            info.as_mut_ptr().cast(),
+            &raw mut length,
+        ))?;
+        Ok(info.assume_init())
+    }
+}
+
+/// `deferred`: a connection is accepted when its first bytes are there (`TCP_DEFER_ACCEPT`).
+pub fn set_deferred(socket: BorrowedFd<'_>) -> io::Result<()> {
+    set_tcp_option(socket, libc::TCP_DEFER_ACCEPT, 1)
+}
+
+/// `fastopen=`: how many connections may wait whose handshake is not complete (`TCP_FASTOPEN`).
+pub fn set_fastopen(socket: BorrowedFd<'_>, queue: i32) -> io::Result<()> {
+    set_tcp_option(socket, libc::TCP_FASTOPEN, queue)
+}
+
+fn set_tcp_option(socket: BorrowedFd<'_>, option: c_int, value: c_int) -> io::Result<()> {
+    #[allow(unsafe_code)]
+    // SAFETY: the kernel reads one `c_int`.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            option,
+            (&raw const value).cast(),
+            mem::size_of::<c_int>() as libc::socklen_t,
+        )
+    };
+    check(result)
+}
+
+// The background.
+
+/// Goes on in the background: the calling process ends with 0, and its child is the leader of a new
+/// session, with nothing to read and nowhere to print. Standard error stays.
+///
+/// To be called before there is a second thread: threads do not survive in the child.
+pub fn daemonize() -> io::Result<()> {
+    #[allow(unsafe_code)]
+    // SAFETY: there is one thread, so no lock is held by another that is gone in the child.
+    match unsafe { libc::fork() } {
+        -1 => return Err(io::Error::last_os_error()),
+        0 => {}
+        _ => std::process::exit(0),
+    }
+    rustix::process::setsid()?;
+    rustix::process::umask(rustix::fs::Mode::empty());
+    let null = std::fs::File::options().read(true).write(true).open("/dev/null")?;
+    rustix::stdio::dup2_stdin(&null)?;
+    rustix::stdio::dup2_stdout(&null)?;
+    Ok(())
+}
+
+/// Lets standard error be this file from now on, so that what a dying process says is found.
+pub fn redirect_stderr(file: &impl AsFd) -> io::Result<()> {
+    Ok(rustix::stdio::dup2_stderr(file)?)
+}
+
+/// Sets variables of the process's environment (`NAME=value`; `NAME` alone keeps what it is).
+///
+/// To be called before there is a second thread: others may be reading the environment.
+pub fn set_environment(variables: &[String]) {
+    let named = variables.iter().filter_map(|variable| variable.split_once('='));
+    for (name, value) in named.filter(|(name, _)| !name.is_empty()) {
+        #[allow(unsafe_code)]
+        // SAFETY: there is one thread.
+        unsafe {
+            std::env::set_var(name, value);
+        }
+    }
+}
+
+/// `working_directory`
+pub fn change_directory(path: &Path) -> io::Result<()> {
+    Ok(rustix::process::chdir(path)?)
+}
+
+// Limits.
+
+/// How many descriptors the process may have open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OpenFiles {
+    /// The limit in force; `None`: unlimited.
+    pub soft: Option<u64>,
+    /// How far it could be raised.
+    pub hard: Option<u64>,
+}
+
+pub fn open_files() -> OpenFiles {
+    let Rlimit { current, maximum } = rustix::process::getrlimit(Resource::Nofile);
+    OpenFiles { soft: current, hard: maximum }
+}
+
+/// Sets both limits (`worker_rlimit_nofile`), or without a number raises the soft one to the hard
+/// one: all shards share what is meant for one of nginx's workers.
+pub fn raise_nofile(limit: Option<u64>) -> io::Result<()> {
+    let maximum = limit.or(open_files().hard);
+    Ok(rustix::process::setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum })?)
+}
+
+/// `worker_rlimit_core`, in bytes.
+pub fn limit_core(size: u64) -> io::Result<()> {
+    let limit = Rlimit { current: Some(size), maximum: Some(size) };
+    Ok(rustix::process::setrlimit(Resource::Core, limit)?)
+}
+
+/// The calling thread's nice value (`worker_priority`).
+pub fn set_priority(nice: i32) -> io::Result<()> {
+    Ok(rustix::process::setpriority_process(Some(rustix::thread::gettid()), nice)?)
+}
+
+// Cores.
+
+/// The cores that the process may run on, ascending. Empty only when the kernel does not tell.
+pub fn available_cores() -> Vec<usize> {
+    let Ok(set) = rustix::thread::sched_getaffinity(None) else { return Vec::new() };
+    (0..CpuSet::MAX_CPU).filter(|&core| set.is_set(core)).collect()
+}
+
+/// Keeps the calling thread on these cores.
+pub fn pin(cores: &[usize]) -> io::Result<()> {
+    let mut set = CpuSet::new();
+    for &core in cores.iter().filter(|&&core| core < CpuSet::MAX_CPU) {
+        set.set(core);
+    }
+    Ok(rustix::thread::sched_setaffinity(None, &set)?)
+}
+
+// Who the process is.
+
+/// Whether root started the process, whoever it is by now. First asked before
+/// [`drop_privileges`], when the configuration is read.
+pub fn started_by_root() -> bool {
+    static BY_ROOT: OnceLock<bool> = OnceLock::new();
+    *BY_ROOT.get_or_init(|| rustix::process::geteuid().is_root())
+}
+
+/// Whom to serve as: a user and a group, looked up.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    name: CString,
+    pub user: u32,
+    pub group: u32,
+}
+
+/// `user` names somebody who is not there.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum UnknownIdentity {
+    #[error("getpwnam(\"{0}\") failed")]
+    User(String),
+    #[error("getgrnam(\"{0}\") failed")]
+    Group(String),
+}
+
+/// A step on the way to another identity that the kernel did not allow.
+#[derive(Debug, Error)]
+#[error("{call} failed ({})", Errno::of(source))]
+pub struct DropError {
+    /// `setuid(65534)`
+    call: String,
+    source: io::Error,
+}
+
+impl Identity {
+    /// Looks up a user, and a group or else the group with the user's name.
+    pub fn find(user: &str, group: Option<&str>) -> Result<Self, UnknownIdentity> {
+        let unknown = || UnknownIdentity::User(user.to_owned());
+        let name = CString::new(user).map_err(|_| unknown())?;
+        let id = user_id(&name).ok_or_else(unknown)?;
+        let group = group.unwrap_or(user);
+        let group_id = CString::new(group).ok().and_then(|name| group_id(&name));
+        let group = group_id.ok_or_else(|| UnknownIdentity::Group(group.to_owned()))?;
+        Ok(Identity { name, user: id, group })
+    }
+
+    /// The user that root serves as when the configuration names none. Its group is called
+    /// differently on different systems.
+    pub fn nobody() -> Result<Self, UnknownIdentity> {
+        Self::find("nobody", None).or_else(|_| Self::find("nobody", Some("nogroup")))
+    }
+
+    pub fn is_root(&self) -> bool {
+        self.user == 0
+    }
+}
+
+/// What the master still needs when it is root no more: ports below 1024, files of any owner
+/// (configuration, logs, pid), temporary directories for another owner, limits and priorities.
+const KEPT: CapabilitySet = CapabilitySet::NET_BIND_SERVICE
+    .union(CapabilitySet::DAC_OVERRIDE)
+    .union(CapabilitySet::CHOWN)
+    .union(CapabilitySet::FOWNER)
+    .union(CapabilitySet::SYS_RESOURCE)
+    .union(CapabilitySet::SYS_NICE);
+
+/// Lets the whole process be `identity` for good. The calling thread keeps the capabilities that
+/// loading another configuration takes, and so do threads it starts, until they call
+/// [`clear_capabilities`]. Root that stays root stays as it is.
+///
+/// Core dumps stay off after this (`PR_SET_DUMPABLE`): who may read the memory of one thread could
+/// write to the one with the capabilities.
+pub fn drop_privileges(identity: &Identity) -> Result<(), DropError> {
+    let Identity { name, user, group } = identity;
+    let failed = |call: String| |source: io::Error| DropError { call, source };
+
+    #[allow(unsafe_code)]
+    // SAFETY: no memory is passed; the C library makes every thread follow.
+    check(unsafe { libc::setgid(*group) }).map_err(failed(format!("setgid({group})")))?;
+    #[allow(unsafe_code)]
+    // SAFETY: `name` ends with a zero; the C library makes every thread follow.
+    check(unsafe { libc::initgroups(name.as_ptr(), *group) })
+        .map_err(failed(format!("initgroups({}, {group})", name.to_string_lossy())))?;
+    if !identity.is_root() {
+        rustix::thread::set_keep_capabilities(true)
+            .map_err(|e| failed("prctl(PR_SET_KEEPCAPS, 1)".to_owned())(e.into()))?;
+    }
+    #[allow(unsafe_code)]
+    // SAFETY: no memory is passed; the C library makes every thread follow.
+    check(unsafe { libc::setuid(*user) }).map_err(failed(format!("setuid({user})")))?;
+    if identity.is_root() {
+        return Ok(());
+    }
+    let kept = rustix::thread::capabilities(None).and_then(|sets| {
+        let kept = sets.permitted & KEPT;
+        let inheritable = CapabilitySet::empty();
+        let sets = CapabilitySets { effective: kept, permitted: kept, inheritable };
+        rustix::thread::set_capabilities(None, sets)
+    });
+    kept.map_err(|e| failed("capset()".to_owned())(e.into()))
+}
+
+/// Gives up, for the calling thread, whatever [`drop_privileges`] kept.
+pub fn clear_capabilities() -> io::Result<()> {
+    let none = CapabilitySet::empty();
+    let sets = CapabilitySets { effective: none, permitted: none, inheritable: none };
+    Ok(rustix::thread::set_capabilities(None, sets)?)
+}
+
+/// More than any entry of the user or the group database takes, short of groups with thousands of
+/// members.
+const ENTRY_BYTES_MAX: usize = 64 << 10;
+
+fn user_id(name: &CString) -> Option<u32> {
+    let mut entry = MaybeUninit::<libc::passwd>::uninit();
+    let mut buffer = vec![0; ENTRY_BYTES_MAX];
+    let mut found = std::ptr::null_mut();
+    #[allow(unsafe_code)]
+    // SAFETY: the library writes to `entry`, to `buffer` within its length and to `found`, which
+    // afterwards is null or points to `entry`.
+    unsafe {
+        libc::getpwnam_r(
+            name.as_ptr(),
+            entry.as_mut_ptr(),
+            buffer.as_mut_ptr(),
+            buffer.len(),
+            &raw mut found,
+        );
+        found.as_ref().map(|entry| entry.pw_uid)
+    }
+}
+
+fn group_id(name: &CString) -> Option<u32> {
+    let mut entry = MaybeUninit::<libc::group>::uninit();
+    let mut buffer = vec![0; ENTRY_BYTES_MAX];
+    let mut found = std::ptr::null_mut();
+    #[allow(unsafe_code)]
+    // SAFETY: as in `user_id`.
+    unsafe {
+        libc::getgrnam_r(
+            name.as_ptr(),
+            entry.as_mut_ptr(),
+            buffer.as_mut_ptr(),
+            buffer.len(),
+            &raw mut found,
+        );
+        found.as_ref().map(|entry| entry.gr_gid)
+    }
+}
+
+// Signals.
+
+/// Signals that are waited for instead of interrupting: blocked in the thread that made the set and
+/// in every thread it starts afterwards.
+pub struct BlockedSignals(libc::sigset_t);
+
+/// A signal, and the process it came from; `None` when it came from the kernel, as Ctrl-C does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ReceivedSignal {
+    pub number: c_int,
+    pub sender: Option<u32>,
+}
+
+impl BlockedSignals {
+    /// Blocks these signals. One that comes before it is waited for is kept.
+    pub fn block(numbers: &[c_int]) -> io::Result<Self> {
+        let mut set = MaybeUninit::<libc::sigset_t>::uninit();
+        #[allow(unsafe_code)]
+        // SAFETY: `sigemptyset` makes `set` a set; the others get a set or an unwanted old one.
+        unsafe {
+            libc::sigemptyset(set.as_mut_ptr());
+            let mut set = set.assume_init();
+            for &number in numbers {
+                check(libc::sigaddset(&raw mut set, number))?;
+            }
+            match libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()) {
+                0 => Ok(BlockedSignals(set)),
+                error => Err(io::Error::from_raw_os_error(error)),
+            }
+        }
+    }
+
+    /// Waits for one of the signals.
+    pub fn wait(&self) -> io::Result<ReceivedSignal> {
+        let mut info = MaybeUninit::<libc::siginfo_t>::zeroed();
+        loop {
+            #[allow(unsafe_code)]
+            // SAFETY: the set is one; the kernel fills in `info`, whose zeroes are one too.
+            let (number, info) = unsafe {
+                (libc::sigwaitinfo(&raw const self.0, info.as_mut_ptr()), info.assume_init_ref())
+            };
+            if number >= 0 {
+                #[allow(unsafe_code)]
+                // SAFETY: signals sent by `kill` and by the terminal carry the sender or zero.
+                let sender = unsafe { info.si_pid() };
+                let sender = u32::try_from(sender).ok().filter(|&sender| sender != 0);
+                return Ok(ReceivedSignal { number, sender });
+            }
+            let error = io::Error::last_os_error();
+            if error.kind() != io::ErrorKind::Interrupted {
+                return Err(error);
+            }
+        }
+    }
+}
+
+/// What a C function that answers -1 has failed with.
+fn check(result: c_int) -> io::Result<()> {
+    if result == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{TcpListener, TcpStream};
+
+    use super::*;
+
+    #[test]
+    fn request_ids_are_hex_and_differ() {
+        let (one, other) = (random_hex(), random_hex());
+        assert!(one.iter().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(byte)));
+        assert_ne!(one, other);
+    }
+
+    #[test]
+    fn tcp_info_of_a_connection_and_of_a_file() {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        assert!(tcp_info(stream.as_fd()).unwrap().tcpi_snd_mss > 0);
+        assert!(tcp_info(std::fs::File::open("/dev/null").unwrap().as_fd()).is_err());
+        set_deferred(listener.as_fd()).unwrap();
+        set_fastopen(listener.as_fd(), 5).unwrap();
+    }
+
+    #[test]
+    fn root_is_found_and_others_are_not() {
+        let root = Identity::find("root", None).unwrap();
+        assert_eq!((root.user, root.group, root.is_root()), (0, 0, true));
+        let unknown = Identity::find("no such user", None).unwrap_err();
+        assert_eq!(unknown.to_string(), "getpwnam(\"no such user\") failed");
+        let unknown = Identity::find("root", Some("no such group")).unwrap_err();
+        assert_eq!(unknown.to_string(), "getgrnam(\"no such group\") failed");
+        assert!(Identity::find("a\0b", None).is_err());
+    }
+
+    #[test]
+    fn a_thread_is_pinned_to_a_core() {
+        let cores = available_cores();
+        let last = *cores.last().unwrap();
+        std::thread::spawn(move || {
+            pin(&[last]).unwrap();
+            assert_eq!(available_cores(), [last]);
+        })
+        .join()
+        .unwrap();
+        assert_eq!(available_cores(), cores);
+    }
+
+    #[test]
+    fn a_blocked_signal_is_received_with_its_sender() {
+        std::thread::spawn(|| {
+            let signals = BlockedSignals::block(&[libc::SIGURG]).unwrap();
+            let pid = rustix::process::getpid();
+            let tid = rustix::thread::gettid();
+            #[allow(unsafe_code)]
+            // SAFETY: a signal to this very thread.
+            unsafe {
+                libc::syscall(
+                    libc::SYS_tgkill,
+                    pid.as_raw_nonzero().get(),
+                    tid.as_raw_nonzero().get(),
+                    libc::SIGURG,
+                );
+            }
+            let received = signals.wait().unwrap();
+            assert_eq!(received.number, libc::SIGURG);
+            assert_eq!(received.sender, Some(std::process::id()));
+        })
+        .join()
+        .unwrap();
+    }
 }

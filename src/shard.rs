@@ -210,13 +210,15 @@ impl Shard {
         });
     }
 
-    fn begin_quit(&self) {
+    fn begin_quit(self: &Rc<Self>) {
         self.quitting.set(true);
         for listener in self.listeners.borrow_mut().drain(..) {
             listener.close();
         }
         timer::interrupt(Wait::Idle);
-        self.raise_if_empty();
+        // A task's turn comes after the listeners': they take what is in their queues first.
+        let shard = Rc::clone(self);
+        self.spawn("quit", async move { shard.raise_if_empty() });
     }
 
     fn raise_if_empty(&self) {

@@ -8,7 +8,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustix::net::SocketFlags;
+use rustix::net::{Shutdown, SocketFlags};
 
 use super::connection::{self, ClientAddress, Connection};
 use super::server::AddressId;
@@ -103,6 +103,8 @@ impl Listener {
         }
         // What is in the queue by now has been accepted by the kernel: it is served.
         while let Ok(true) = self.accept_one(&shard) {}
+        // Connections that are open still hold this value, and with it the descriptor.
+        let _ = rustix::net::shutdown(self.socket.fd(), Shutdown::Read);
     }
 
     /// Takes one connection; false when there is none.

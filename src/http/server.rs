@@ -436,7 +436,7 @@ pub fn finish_server(b: &mut Build) -> Outcome {
     if !server.listens.is_empty() {
         return Ok(());
     }
-    let port = if rustix::process::geteuid().is_root() { 80 } else { 8000 };
+    let port = if crate::os::started_by_root() { 80 } else { 8000 };
     let address = ListenAddress::Inet((std::net::Ipv4Addr::UNSPECIFIED, port).into());
     add_listen(b, &ListenParameters::default().of(address), false, false)
 }

@@ -154,7 +154,8 @@ impl<F: Future> Future for Within<'_, F> {
 impl<F> Drop for Within<'_, F> {
     fn drop(&mut self) {
         if self.started {
-            TIMERS.with_borrow_mut(|timers| timers.disarm(self.timer.key));
+            // A task that is still waiting when its thread ends is dropped with the table itself.
+            let _ = TIMERS.try_with(|timers| timers.borrow_mut().disarm(self.timer.key));
         }
     }
 }

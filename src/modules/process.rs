@@ -148,7 +148,7 @@ pub const DIRECTIVES: &[Directive<Build>] = &[
         )
         .set(|b, args| {
             b.process.user.expect_unset(args)?;
-            if !rustix::process::geteuid().is_root() {
+            if !crate::os::started_by_root() {
                 b.warn(
                     Some(args.place()),
                     "the \"user\" directive makes sense only if the master process runs with \
