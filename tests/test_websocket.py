@@ -18,6 +18,8 @@ from harness.servers import NODE_MODULES, TESTS
 from harness.upstream import close, head, reset, script, send, to_end, until
 from harness.wire import Wire
 
+differs = pytest.mark.differs_in_nginx
+
 HANDSHAKE = (
     b"GET /chat HTTP/1.1\r\nHost: example.com\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
     b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
@@ -264,7 +266,7 @@ def test_a_reset_of_the_server_ends_the_tunnel(tunnels, upstream):
     assert '" 101 0 ' in proxy.accessed(1, "ws.log")[0]
 
 
-@pytest.mark.differs_in_nginx("nginx closes both ways at the first FIN (proxy.md 10); ringx passes it on")
+@differs("nginx closes both ways at the first FIN (proxy.md 10); ringx passes it on")
 def test_a_half_closed_client_still_gets_the_answer(tunnels, upstream):
     answer = os.urandom(1 << 20)
     asked = []
@@ -283,7 +285,7 @@ def test_a_half_closed_client_still_gets_the_answer(tunnels, upstream):
     assert asked == [b"a question"]
 
 
-@pytest.mark.differs_in_nginx("nginx closes both ways at the first FIN (proxy.md 10); ringx passes it on")
+@differs("nginx closes both ways at the first FIN (proxy.md 10); ringx passes it on")
 def test_a_half_closed_server_still_hears_the_client(tunnels, upstream):
     heard = []
 
