@@ -12,14 +12,12 @@ from pathlib import Path
 from .ports import free_port
 from .wire import DEADLINE, Late, Response, Wire, connect
 
-# Debian's nginx is built with absolute paths: these bring it back under the prefix.
-DEBIAN_PATHS = """
-    client_body_temp_path client_body_temp;
-    proxy_temp_path proxy_temp;
-    uwsgi_temp_path uwsgi_temp;
-    fastcgi_temp_path fastcgi_temp;
-    scgi_temp_path scgi_temp;
-"""
+# Debian's nginx is built with absolute paths: these bring it back under the prefix. They come on the
+# line of `http {`, so that line numbers stay what they are.
+DEBIAN_PATHS = (
+    " client_body_temp_path client_body_temp; proxy_temp_path proxy_temp; uwsgi_temp_path uwsgi_temp;"
+    " fastcgi_temp_path fastcgi_temp; scgi_temp_path scgi_temp;"
+)
 
 
 def eventually(condition: Callable[[], object], what: str, deadline: float = DEADLINE):
@@ -87,7 +85,7 @@ class Proxy:
 
     def fill(self, text: str) -> str:
         if self.binary.is_nginx:
-            log = "" if "access_log" in text else "    access_log logs/access.log;\n"
+            log = "" if "access_log" in text else " access_log logs/access.log;"
             text = re.sub(r"(?m)^(\s*http\s*\{)", lambda m: m[1] + DEBIAN_PATHS + log, text, count=1)
 
         def value(match: re.Match) -> str:
