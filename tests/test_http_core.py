@@ -151,7 +151,7 @@ def test_a_header_line_longer_than_a_large_buffer(hello):
     assert answer.start == "HTTP/1.1 400 Bad Request"
     assert b"<center>Request Header Or Cookie Too Large</center>" in answer.body
     hello.logged("client sent too long header line")
-    assert ' 400 ' in hello.accessed()[0]
+    assert " 400 " in hello.accessed()[0]
 
 
 def test_headers_that_fill_all_large_buffers(hello):
@@ -174,7 +174,9 @@ def test_max_headers(server):
 
 
 def test_client_max_body_size(server):
-    proxy = server("client_max_body_size 10; location / { return 200 x; } location /free { client_max_body_size 0; return 200 x; }")
+    proxy = server(
+        "client_max_body_size 10; location / { return 200 x; } location /free { client_max_body_size 0; return 200 x; }"
+    )
     assert proxy.get("/", method="POST", body=b"0123456789").status == 200
     answer = proxy.get("/", method="POST", body=b"0123456789+")
     assert answer.start == "HTTP/1.1 413 Request Entity Too Large"
@@ -184,7 +186,10 @@ def test_client_max_body_size(server):
 
 
 def test_a_chunked_body_that_grows_too_large(server, upstream):
-    proxy = server("client_max_body_size 10; location / { proxy_pass http://@up@; }", up=upstream(answering(response(b"x"))).address)
+    proxy = server(
+        "client_max_body_size 10; location / { proxy_pass http://@up@; }",
+        up=upstream(answering(response(b"x"))).address,
+    )
     head = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
     assert proxy.ask(head + chunked(b"01234", b"56789")).status == 200
     assert proxy.ask(head + chunked(b"01234", b"56789", b"+")).status == 413
@@ -224,7 +229,9 @@ def test_the_header_timeout_is_for_the_whole_head(server):
 
 
 def test_a_gap_in_the_body_is_a_408_in_the_log_only(server, upstream):
-    proxy = server("client_body_timeout 300ms; location / { proxy_pass http://@up@; }", up=upstream(answering(b"")).address)
+    proxy = server(
+        "client_body_timeout 300ms; location / { proxy_pass http://@up@; }", up=upstream(answering(b"")).address
+    )
     wire = proxy.connect()
     wire.send(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\n123")
     wire.expect_end()
@@ -237,7 +244,7 @@ def test_a_client_that_does_not_read_is_closed_after_send_timeout(server):
     wire = proxy.connect(receive_buffer=1 << 14)
     wire.send("GET /big HTTP/1.1\r\nHost: a\r\n\r\n")
     proxy.logged("client timed out (110: Connection timed out) while sending")
-    assert ' 200 ' in proxy.accessed()[0]
+    assert " 200 " in proxy.accessed()[0]
 
 
 def test_a_client_that_leaves_inside_its_head_is_a_400_in_the_log(hello):
@@ -278,8 +285,16 @@ REFUSED = {
         400,
         'client sent duplicate header line: "Content-Length: 1", previous value: "Content-Length: 1"',
     ),
-    "bad length": (b"GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 1x\r\n\r\n", 400, 'client sent invalid "Content-Length" header'),
-    "signed length": (b"GET / HTTP/1.1\r\nHost: a\r\nContent-Length: +1\r\n\r\n", 400, 'client sent invalid "Content-Length" header'),
+    "bad length": (
+        b"GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 1x\r\n\r\n",
+        400,
+        'client sent invalid "Content-Length" header',
+    ),
+    "signed length": (
+        b"GET / HTTP/1.1\r\nHost: a\r\nContent-Length: +1\r\n\r\n",
+        400,
+        'client sent invalid "Content-Length" header',
+    ),
     "huge length": (
         b"GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 9223372036854775808\r\n\r\n",
         400,
@@ -422,7 +437,8 @@ def test_server_names_in_their_order(serve):
         "empty": '""',
     }
     blocks = "\n".join(
-        f"server {{ listen 127.0.0.1:@port@; server_name {name}; return 200 {label}; }}" for label, name in names.items()
+        f"server {{ listen 127.0.0.1:@port@; server_name {name}; return 200 {label}; }}"
+        for label, name in names.items()
     )
     proxy = serve("server { listen 127.0.0.1:@port@ default_server; server_name _; return 200 default; }\n" + blocks)
     chosen = {
@@ -684,7 +700,9 @@ def test_index(files):
 
 
 def test_root_and_alias(files):
-    proxy = files("location /in/ { alias html/dir/; } location /dir/ { root html; } location ~ ^/re/(.*)$ { alias html/$1; }")
+    proxy = files(
+        "location /in/ { alias html/dir/; } location /dir/ { root html; } location ~ ^/re/(.*)$ { alias html/$1; }"
+    )
     assert proxy.get("/in/b.gif").body == b"gif"
     assert proxy.get("/dir/b.gif").body == b"gif"
     assert proxy.get("/re/a.txt").body == b"0123456789"
@@ -708,8 +726,13 @@ def test_try_files(files):
 
 def test_types(files):
     types = "types { text/html html; image/gif gif; x/y noext; } default_type application/octet-stream;"
-    proxy = files("location /dir/ { types { } default_type image/x; } location /bare/ { default_type ''; return 200 x; }", types)
-    kinds = {target: proxy.get(target).get("Content-Type") for target in ("/a.HTML", "/a.txt", "/noext", "/dir/b.gif", "/bare/")}
+    proxy = files(
+        "location /dir/ { types { } default_type image/x; } location /bare/ { default_type ''; return 200 x; }", types
+    )
+    kinds = {
+        target: proxy.get(target).get("Content-Type")
+        for target in ("/a.HTML", "/a.txt", "/noext", "/dir/b.gif", "/bare/")
+    }
     assert kinds == {
         "/a.HTML": "text/html",
         "/a.txt": "application/octet-stream",
@@ -792,7 +815,7 @@ def test_the_combined_log(hello):
 @pytest.mark.parametrize(
     "escape, logged",
     [
-        ("default", rb'a\x22b\x5C\x09\xE4|-|'),
+        ("default", rb"a\x22b\x5C\x09\xE4|-|"),
         ("json", b'a\\"b\\\\\\t\xe4||'),
         ("none", b'a"b\\\t\xe4||'),
     ],
@@ -847,7 +870,13 @@ def test_variables(server):
     text = "|".join("$" + name for name in names.split())
     proxy = server(f"server_name name.example; location / {{ return 200 '{text}'; }}")
     answer = proxy.get(
-        "/p%20q?x=1&X=2", "X-Y: hy", "Cookie: a=1; C=2; b=3", "Content-Type: t/t", host="Name.Example:80", method="POST", body=b"abc"
+        "/p%20q?x=1&X=2",
+        "X-Y: hy",
+        "Cookie: a=1; C=2; b=3",
+        "Content-Type: t/t",
+        host="Name.Example:80",
+        method="POST",
+        body=b"abc",
     )
     root = f"{proxy.prefix}/html"
     assert answer.body.decode().split("|") == [

@@ -34,7 +34,9 @@ def tried(binary: Binary, tmp_path: Path):
         for name, content in (more or {}).items():
             (proxy.conf.parent / name).write_text(content)
         options = options or ("-t",)
-        done = binary.run("-p", f"{proxy.prefix}/", "-c", proxy.conf, "-e", "logs/error.log", "-g", "pid logs/nginx.pid;", *options)
+        done = binary.run(
+            "-p", f"{proxy.prefix}/", "-c", proxy.conf, "-e", "logs/error.log", "-g", "pid logs/nginx.pid;", *options
+        )
         done.conf = proxy.conf
         return done
 
@@ -192,7 +194,10 @@ BROKEN = {
         'or inside named location, or inside "if" statement, or inside "limit_except" block@here@',
     ),
     "uwsgi-port": (server("location / {\nuwsgi_pass 127.0.0.1; # here\n}"), 'no port in upstream "127.0.0.1"@here@'),
-    "listen-port": (http("server {\nlisten 127.0.0.1:0; # here\n}"), 'invalid port in "127.0.0.1:0" of the "listen" directive@here@'),
+    "listen-port": (
+        http("server {\nlisten 127.0.0.1:0; # here\n}"),
+        'invalid port in "127.0.0.1:0" of the "listen" directive@here@',
+    ),
     "listen-parameter": (http("server {\nlisten 8123 foo; # here\n}"), 'invalid parameter "foo"@here@'),
     "default-twice": (
         http("server { listen 8123 default_server; }\nserver {\nlisten 8123 default_server; # here\n}"),
@@ -240,10 +245,7 @@ def test_a_mistake_in_an_included_file_is_named_there(tried):
 
 def test_a_warning_does_not_fail_the_test(tried):
     done = tried(
-        http(
-            "server { listen 127.0.0.1:@port@; server_name a; }\n"
-            "server { listen 127.0.0.1:@port@; server_name a; }"
-        )
+        http("server { listen 127.0.0.1:@port@; server_name a; }\nserver { listen 127.0.0.1:@port@; server_name a; }")
     )
     assert done.returncode == 0
     assert re.search(r'nginx: \[warn\] conflicting server name "a" on 127\.0\.0\.1:\d+, ignored\n', done.stderr)
@@ -407,7 +409,7 @@ def test_a_reload_with_a_mistake_changes_nothing(proxy):
     started.expected_alerts.append('unknown directive "foo"')
     started.write(conf("foo;"))
     started.signal(signal.SIGHUP)
-    assert '[emerg]' in started.logged(f'unknown directive "foo" in {started.conf}:')
+    assert "[emerg]" in started.logged(f'unknown directive "foo" in {started.conf}:')
     assert started.get("/").body == b"old"
     started.write(conf("return 200 mended;"))
     started.signal(signal.SIGHUP)

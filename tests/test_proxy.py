@@ -142,9 +142,7 @@ def test_the_uri_after_a_rewrite_is_escaped_anew(through):
 
 
 def test_a_name_without_its_slash_is_sent_home(serve):
-    proxy = serve(
-        "server { listen 127.0.0.1:@port@; location /app/ { proxy_pass http://127.0.0.1:1/; } }"
-    )
+    proxy = serve("server { listen 127.0.0.1:@port@; location /app/ { proxy_pass http://127.0.0.1:1/; } }")
     answer = proxy.get("/app?x=1", host="example.com")
     assert answer.status == 301
     assert answer.get("Location") == f"http://example.com:{proxy.port}/app/?x=1"
@@ -176,7 +174,8 @@ def test_the_length_of_a_request_body(through, length, sent):
 def test_a_chunked_request_is_buffered_into_a_length(through):
     proxy, server = through(answering(OK))
     proxy.ask(
-        b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n" + chunked(b"abc", b"de", end=b"0\r\nX: y\r\n\r\n")
+        b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+        + chunked(b"abc", b"de", end=b"0\r\nX: y\r\n\r\n")
     )
     got = server.request()
     assert (got.framing, got.get("Content-Length"), got.body) == ("length", "5", b"abcde")
@@ -313,7 +312,9 @@ def test_a_1_0_client_gets_the_chunked_body_raw_and_close(through):
     assert (answer.framing, answer.body, answer.get("Connection")) == ("close", b"raw", "close")
 
 
-@pytest.mark.parametrize("data", [b"HTTP/1.1 200 OK\r\nContent-Length: 7\r\n\r\n", b"HTTP/1.1 304 Not Modified\r\n\r\n"])
+@pytest.mark.parametrize(
+    "data", [b"HTTP/1.1 200 OK\r\nContent-Length: 7\r\n\r\n", b"HTTP/1.1 304 Not Modified\r\n\r\n"]
+)
 def test_a_response_without_body_leaves_the_connection_usable(through, data):
     method = "HEAD" if b"200" in data else "GET"
     proxy, _ = through(answering(data))
@@ -465,7 +466,9 @@ def test_unbuffered_responses_arrive_piece_by_piece(through):
 def test_buffered_chunks_arrive_chunk_by_chunk(through):
     go = threading.Event()
     data = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
-    proxy, _ = through(script(head, send(data + chunked(b"first", end=b"")), until(go), send(chunked(b"later")), to_end))
+    proxy, _ = through(
+        script(head, send(data + chunked(b"first", end=b"")), until(go), send(chunked(b"later")), to_end)
+    )
     wire = proxy.connect()
     wire.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n")
     wire.read_head()
@@ -646,7 +649,9 @@ def test_a_refused_connection_goes_to_the_next_server(two):
     proxy, (first, second) = two(None, answering(OK))
     assert proxy.get("/").body == b"ok"
     assert proxy.accessed() == [f"200 | 502, 200 | {first}, {second}"]
-    assert f'upstream: "http://{first}/"' in proxy.logged("connect() failed (111: Connection refused) while connecting to upstream")
+    assert f'upstream: "http://{first}/"' in proxy.logged(
+        "connect() failed (111: Connection refused) while connecting to upstream"
+    )
 
 
 def test_all_refused_is_a_502_and_then_no_live_upstreams(two):
@@ -758,7 +763,9 @@ def test_an_early_answer_stops_the_upload(through):
     """The server answers 413 before the body is there: the client gets it."""
     go = threading.Event()
     answer = response(b"too much", "Connection: close", status="413 Stop")
-    proxy, _ = through(script(head, send(answer), until(go)), location="proxy_request_buffering off; client_max_body_size 0;")
+    proxy, _ = through(
+        script(head, send(answer), until(go)), location="proxy_request_buffering off; client_max_body_size 0;"
+    )
     wire = proxy.connect()
     wire.send(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\n\r\n" + bytes(1000))
     got = wire.read_response()

@@ -95,7 +95,9 @@ def test_an_upload_of_10_mib(apps, framework, via, buffering):
 @pytest.mark.parametrize(
     "framework",
     [
-        pytest.param("flask", marks=differs("HTTP_TRANSFER_ENCODING is sent, and Flask looks for chunks (uwsgi.md 9.3)")),
+        pytest.param(
+            "flask", marks=differs("HTTP_TRANSFER_ENCODING is sent, and Flask looks for chunks (uwsgi.md 9.3)")
+        ),
         "django",
         "gunicorn",
     ],

@@ -115,7 +115,7 @@ class Wire:
             _, writable, _ = select.select([], [self.sock], [], max(0, until - time.monotonic()))
             if not writable:
                 raise Late(f"{len(view)} bytes could not be sent in time")
-            view = view[self.sock.send(view):]
+            view = view[self.sock.send(view) :]
 
     def send_pieces(self, data: bytes, cuts: list[int]) -> None:
         """Sends `data` cut at these offsets, each piece in a segment of its own where possible."""
