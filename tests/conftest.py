@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from harness import servers
-from harness.proxy import Binary, Proxy
+from harness.proxy import Binary, Proxy, Refused
 from harness.upstream import Handler, Upstream
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -76,14 +76,20 @@ def upstream() -> Iterator[Callable[..., Upstream]]:
 
 
 @pytest.fixture
-def proxy(binary: Binary, tmp_path: Path, upstream) -> Iterator[Callable[..., Proxy]]:
+def proxy(binary: Binary, tmp_path: Path, upstream, request) -> Iterator[Callable[..., Proxy]]:
     """`proxy(configuration, name=value, …)`: runs the binary with it until the test ends."""
     started: list[Proxy] = []
+    wanted = [name for marker in request.node.iter_markers("wants") for name in marker.args]
 
     def start(text: str, **values: object) -> Proxy:
         prefix = tmp_path / f"prefix{len(started) or ''}"
         started.append(Proxy(binary, prefix, text, **values))
-        return started[-1].start()
+        try:
+            return started[-1].start()
+        except Refused as refused:
+            if refused.directive in wanted:
+                pytest.skip(str(refused))
+            raise
 
     yield start
     errors = []

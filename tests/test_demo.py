@@ -61,11 +61,18 @@ class Browser:
 
     def start(self, folder: Path) -> str:
         eventually(lambda: self.call("GET", "/status")["ready"], "chromedriver is ready", 30)
-        arguments = (
-            "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-            "--disable-component-update --disable-sync"
-        ).split()
-        options = {"args": [*arguments, f"--user-data-dir={folder}/profile"]}
+        arguments = [
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-quic",
+            "--no-first-run",
+            "--disable-background-networking",
+            "--disable-component-update",
+            "--disable-sync",
+            f"--user-data-dir={folder}/profile",
+        ]
+        options = {"args": arguments}
         wanted = {"capabilities": {"alwaysMatch": {"browserName": "chrome", "goog:chromeOptions": options}}}
         return f"/session/{self.call('POST', '/session', wanted)['sessionId']}"
 

@@ -13,6 +13,7 @@ from harness.upstream import answering, chunked, response
 from harness.wire import Wire
 
 differs = pytest.mark.differs_in_nginx
+wants = pytest.mark.wants
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 
 
@@ -556,7 +557,11 @@ def test_rewrite(server):
         location /c/ { rewrite ^/c/(.*)$ /d/$1? permanent; }
         location /e/ { rewrite ^ /b/x?new=1 last; }
         location /set { set $v one; set $v "$v two"; return 200 $v; }
-        location /if { if ($arg_x = yes) { return 200 yes; } if ($request_method ~ ^P) { return 200 p; } return 200 no; }
+        location /if {
+            if ($arg_x = yes) { return 200 yes; }
+            if ($request_method ~ ^P) { return 200 p; }
+            return 200 no;
+        }
         location /loop { rewrite ^ /loop last; }
         """
     )
@@ -629,6 +634,7 @@ def test_the_built_in_page_is_padded_for_chrome(server):
     assert padded == plain + line * 6
 
 
+@wants("limit_except", "deny")
 def test_a_limit_on_methods(server):
     proxy = server("location / { limit_except GET { deny all; } root html; }")
     (proxy.prefix / "html/f").write_text("file")
@@ -773,7 +779,13 @@ def test_add_header(server):
     proxy = server(
         """
         add_header X-Outer 1;
-        location / { add_header X-A "$uri!"; add_header X-A two; add_header X-Empty ""; add_header X-Always 1 always; return 200 x; }
+        location / {
+            add_header X-A "$uri!";
+            add_header X-A two;
+            add_header X-Empty "";
+            add_header X-Always 1 always;
+            return 200 x;
+        }
         location /404 { add_header X-A 1; add_header X-Always 1 always; return 404; }
         location /inherits { return 200 x; }
         """
@@ -786,6 +798,7 @@ def test_add_header(server):
     assert proxy.get("/inherits").get("X-Outer") == "1"
 
 
+@wants("expires")
 def test_expires(server):
     proxy = server(
         """
@@ -829,8 +842,11 @@ def test_escapes_of_the_log(server, escape, logged):
 
 
 def test_a_json_log_is_json(server):
-    http = """log_format j escape=json '{"uri":"$request_uri","status":$status,"agent":"$http_user_agent","time":$request_time}';
-        access_log logs/j.log j;"""
+    http = """
+        log_format j escape=json '{"uri":"$request_uri","status":$status,'
+                                 '"agent":"$http_user_agent","time":$request_time}';
+        access_log logs/j.log j;
+    """
     proxy = server("location / { return 200 x; }", http)
     proxy.get("/a", 'User-Agent: quote " and \\ back')
     told = json.loads(proxy.accessed(1, "j.log")[0])
@@ -887,7 +903,10 @@ def test_variables(server):
 
 
 def test_counts_in_the_log(server):
-    http = "log_format n '$status $bytes_sent $body_bytes_sent $request_length $connection_requests $pipe'; access_log logs/n.log n;"
+    http = """
+        log_format n '$status $bytes_sent $body_bytes_sent $request_length $connection_requests $pipe';
+        access_log logs/n.log n;
+    """
     proxy = server("location / { return 200 12345; }", http)
     wire = proxy.connect()
     wire.send(GET + GET)
@@ -898,6 +917,7 @@ def test_counts_in_the_log(server):
     ]
 
 
+@wants("map")
 def test_map(serve):
     proxy = serve(
         """

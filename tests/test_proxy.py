@@ -427,7 +427,7 @@ def test_location_is_rewritten_by_proxy_redirect(serve, upstream):
 
 
 def test_x_accel_redirect(serve, upstream):
-    inner = b"HTTP/1.1 200 OK\r\nX-Accel-Redirect: /files/a%20b?q=1\r\nContent-Type: text/x\r\nContent-Length: 9\r\n\r\ndiscarded"
+    inner = response(b"discarded", "X-Accel-Redirect: /files/a%20b?q=1", "Content-Type: text/x")
     server = upstream(answering(inner))
     proxy = serve(
         """
@@ -699,8 +699,10 @@ def test_a_silent_server_is_a_504(through):
     assert answer.start == "HTTP/1.1 504 Gateway Time-out"
     line = proxy.logged("upstream timed out (110: Connection timed out) while reading response header from upstream")
     assert "[error]" in line
-    suffix = f', client: 127.0.0.1, server: , request: "GET /slow HTTP/1.1", upstream: "http://{server.address}/slow", host: "example.com"'
-    assert line.endswith(suffix)
+    assert line.endswith(
+        ', client: 127.0.0.1, server: , request: "GET /slow HTTP/1.1", '
+        f'upstream: "http://{server.address}/slow", host: "example.com"'
+    )
 
 
 def test_a_server_that_stalls_in_its_body_cuts_the_client_off(through):

@@ -13,7 +13,6 @@ from harness.upstream import close, reset
 from harness.wire import Response, Wire
 
 differs = pytest.mark.differs_in_nginx
-ringx_only = pytest.mark.ringx_only
 
 
 @pytest.fixture
@@ -445,7 +444,7 @@ def test_a_chunked_response_is_decoded(apps, recorder):
     assert respond(apps, recorder, answer).body == b"hello world"
 
 
-@ringx_only("uwsgi_decode_chunked is ringx's")
+@pytest.mark.wants("uwsgi_decode_chunked")
 def test_chunked_responses_are_left_alone_on_demand(apps, recorder):
     answer = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n"
     assert respond(apps, recorder, answer, "uwsgi_decode_chunked off;").body == b"5\r\nhello\r\n0\r\n\r\n"

@@ -13,7 +13,7 @@ settings.configure(
     DATA_UPLOAD_MAX_MEMORY_SIZE=None,
 )
 
-from django.core.wsgi import get_wsgi_application  # noqa: E402: Django wants its settings first
+from django.core.wsgi import get_wsgi_application  # noqa: E402 (Django wants its settings first)
 from django.http import HttpResponse, JsonResponse, StreamingHttpResponse  # noqa: E402
 from django.urls import path  # noqa: E402
 

@@ -63,6 +63,14 @@ class Binary:
         )
 
 
+class Refused(RuntimeError):
+    """The program does not know, or does not have, this directive."""
+
+    def __init__(self, directive: str, text: str):
+        super().__init__(text)
+        self.directive = directive
+
+
 class Proxy:
     """In `text`, `@port@` (`@port_b@`, …) stands for a free port, another `@name@` for a given value."""
 
@@ -71,6 +79,7 @@ class Proxy:
         self.prefix = prefix
         self.values = {name: str(value) for name, value in values.items()}
         self.process: subprocess.Popen | None = None
+        self.started = False
         self.wires: list[Wire] = []
         self.expected_alerts: list[str] = []
         self.conf = prefix / "conf" / "nginx.conf"
@@ -121,12 +130,22 @@ class Proxy:
                 stderr=stderr,
                 cwd=self.prefix,
             )
-        eventually(self._is_up, f"{self.binary.path} listens")
+        try:
+            eventually(self._is_up, f"{self.binary.path} listens")
+        except BaseException:
+            self._kill()
+            raise
+        self.started = True
         return self
 
     def _is_up(self) -> bool:
         if self.process.poll() is not None:
-            raise RuntimeError(f"ended with {self.process.returncode}: {self.stderr.read_text()}")
+            told = self.stderr.read_text()
+            if match := re.search(
+                r'\[emerg\] (?:unknown directive "(\w+)"|"(\w+)" directive is not supported).*', told
+            ):
+                raise Refused(match[1] or match[2], match[0])
+            raise RuntimeError(f"ended with {self.process.returncode}: {told}")
         for port in self.ports():
             socket.create_connection(("127.0.0.1", port), 1).close()
         return (self.prefix / "logs/nginx.pid").exists()
@@ -149,7 +168,7 @@ class Proxy:
         """QUIT must end it, with 0, and without a cry in the log."""
         for wire in self.wires:
             wire.close()
-        if self.process is None:
+        if not self.started:
             return
         if self.process.poll() is None:
             self.signal(signal.SIGQUIT)
@@ -166,6 +185,8 @@ class Proxy:
             assert not loud or any(text in line for text in self.expected_alerts), line
 
     def _kill(self) -> None:
+        if self.process.poll() is not None:
+            return
         children = Path(f"/proc/{self.pid}/task/{self.pid}/children")
         workers = [int(pid) for pid in children.read_text().split()] if children.exists() else []
         for pid in [*workers, self.pid]:
