@@ -34,12 +34,14 @@ def demo(binary: Binary, tmp_path_factory: pytest.TempPathFactory) -> Iterator[N
             socket.create_connection(("127.0.0.1", port), 1).close()
         return True
 
-    eventually(is_up, "the demo listens")
     try:
+        eventually(is_up, "the demo listens")
         yield
-    finally:
-        process.send_signal(signal.SIGINT)
-        assert process.wait(10) == 0
+    except BaseException:
+        process.kill()
+        raise
+    process.send_signal(signal.SIGINT)
+    assert process.wait(10) == 0
     assert "panicked" not in output.read_text()
 
 
