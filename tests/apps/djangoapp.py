@@ -1,0 +1,57 @@
+"""Django in one file behind uwsgi, the same pages as flaskapp.py."""
+
+import hashlib
+
+from django.conf import settings
+
+settings.configure(
+    DEBUG=False,
+    SECRET_KEY="only for tests",
+    ROOT_URLCONF=__name__,
+    ALLOWED_HOSTS=["*"],
+    MIDDLEWARE=[],
+    DATA_UPLOAD_MAX_MEMORY_SIZE=None,
+)
+
+from django.core.wsgi import get_wsgi_application  # noqa: E402 (Django wants its settings first)
+from django.http import HttpResponse, JsonResponse, StreamingHttpResponse  # noqa: E402
+from django.urls import path  # noqa: E402
+
+BLOCK = bytes(range(256)) * 256
+
+
+def hello(request):
+    return HttpResponse(f"hello {request.GET.get('name', 'world')}")
+
+
+def form(request):
+    return JsonResponse(request.POST.dict())
+
+
+def upload(request):
+    digest, length = hashlib.sha256(), 0
+    while piece := request.read(65536):
+        digest.update(piece)
+        length += len(piece)
+    return JsonResponse({"length": length, "sha256": digest.hexdigest()})
+
+
+def download(request, size):
+    blocks = (BLOCK[: min(len(BLOCK), size - at)] for at in range(0, size, len(BLOCK)))
+    return StreamingHttpResponse(blocks, content_type="application/octet-stream")
+
+
+def stream(request, count):
+    lines = (f"line {number}\n" for number in range(count))
+    return StreamingHttpResponse(lines, content_type="text/plain", headers={"X-Accel-Buffering": "no"})
+
+
+urlpatterns = [
+    path("", hello),
+    path("form", form),
+    path("upload", upload),
+    path("download/<int:size>", download),
+    path("stream/<int:count>", stream),
+]
+
+application = get_wsgi_application()

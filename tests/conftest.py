@@ -1,0 +1,146 @@
+"""Fixtures of the black-box tests: the binary, the proxy, scripted and real upstreams."""
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from harness import servers
+from harness.proxy import Binary, Proxy, Refused
+from harness.upstream import Handler, Upstream
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--binary", help="the program under test (default: RINGX_BINARY, or target/PROFILE/ringx)")
+    parser.addoption("--profile", default="release", choices=["release", "debug"], help="which build of ringx")
+
+
+def binary_path(config: pytest.Config) -> Path:
+    given = config.getoption("--binary") or os.environ.get("RINGX_BINARY")
+    return Path(given) if given else servers.TARGET / config.getoption("--profile") / "ringx"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # Loopback only: no proxy of the environment's has a say in these tests.
+    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+        del os.environ[name]
+    path = binary_path(config)
+    if not path.exists():
+        raise pytest.UsageError(f"no {path}: build it, or name another with --binary")
+    config.stash[BINARY] = Binary(path.resolve())
+
+
+BINARY = pytest.StashKey[Binary]()
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    binary = config.stash[BINARY]
+    return f"binary: {binary.path} ({binary.product})"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Under an nginx, a test may be known to fail, or have nothing to test."""
+    if not config.stash[BINARY].is_nginx:
+        return
+    for item in items:
+        if marker := item.get_closest_marker("differs_in_nginx"):
+            item.add_marker(pytest.mark.xfail(reason=marker.args[0], strict=True))
+        if marker := item.get_closest_marker("ringx_only"):
+            item.add_marker(pytest.mark.skip(reason=marker.args[0]))
+
+
+@pytest.fixture(scope="session")
+def binary(pytestconfig: pytest.Config) -> Binary:
+    return pytestconfig.stash[BINARY]
+
+
+# The proxy.
+
+
+@pytest.fixture
+def upstream() -> Iterator[Callable[..., Upstream]]:
+    """`upstream(handler, …)`: a scripted server. Ask for it before `proxy`, so that it ends later."""
+    started: list[Upstream] = []
+
+    def start(*handlers: Handler, **options) -> Upstream:
+        started.append(Upstream(*handlers, **options))
+        return started[-1]
+
+    yield start
+    for each in started:
+        each.stop()
+
+
+@pytest.fixture
+def proxy(binary: Binary, tmp_path: Path, upstream, request) -> Iterator[Callable[..., Proxy]]:
+    """`proxy(configuration, name=value, …)`: runs the binary with it until the test ends."""
+    started: list[Proxy] = []
+    wanted = [name for marker in request.node.iter_markers("wants") for name in marker.args]
+
+    def start(text: str, **values: object) -> Proxy:
+        prefix = tmp_path / f"prefix{len(started) or ''}"
+        started.append(Proxy(binary, prefix, text, **values))
+        try:
+            return started[-1].start()
+        except Refused as refused:
+            if refused.directive in wanted:
+                pytest.skip(str(refused))
+            raise
+
+    yield start
+    errors = []
+    for each in started:
+        try:
+            each.stop()
+        except AssertionError as error:
+            errors.append(error)
+    if errors:
+        raise errors[0]
+
+
+@pytest.fixture
+def serve(proxy) -> Callable[..., Proxy]:
+    """`serve(text, …)`: the proxy with `text` as the contents of `http`."""
+    return lambda text, **values: proxy("events { }\nhttp {\n" + text + "\n}\n", **values)
+
+
+@pytest.fixture
+def example(proxy, tmp_path: Path) -> Callable[..., Proxy]:
+    """`example(file, {text: other})`: a file of conf/examples, unchanged but for these texts."""
+
+    def start(name: str, changes: dict[str, str]) -> Proxy:
+        text = (ROOT / "conf/examples" / name).read_text()
+        for old, new in changes.items():
+            assert text.count(old) == 1, f"{old!r} must be once in {name}"
+            text = text.replace(old, new)
+        conf = tmp_path / "prefix/conf"
+        conf.mkdir(parents=True)
+        shutil.copy(ROOT / "conf/uwsgi_params", conf)
+        return proxy(text)
+
+    return start
+
+
+# Real servers, one of each for the whole session.
+
+
+def real(start: Callable, *arguments):
+    @pytest.fixture(scope="session")
+    def fixture(tmp_path_factory: pytest.TempPathFactory) -> Iterator[servers.Server]:
+        server = start(tmp_path_factory.mktemp("server"), *arguments)
+        yield server
+        server.stop()
+
+    return fixture
+
+
+python_echo = real(servers.python_echo)
+node_echo = real(servers.node_echo)
+tutorial = real(servers.uwsgi, "tutorial:application", 4)
+flask_app = real(servers.uwsgi, "flaskapp:app", 2)
+django_app = real(servers.uwsgi, "djangoapp:application", 2)
+gunicorn_app = real(servers.gunicorn, "flaskapp:app")

@@ -1,0 +1,8 @@
+"""What the black-box tests stand on: the proxy under test, raw sockets, and real servers.
+
+wire      a socket whose every wait has a deadline, and HTTP/1 messages read from it
+upstream  a scripted server that keeps the bytes it was sent
+proxy     the binary under test with a configuration in a folder of its own
+servers   the real ones: WebSocket echo, uWSGI, gunicorn
+packet    the uwsgi packet
+"""

@@ -1,0 +1,84 @@
+"""The real servers, each a child process that lives for the whole session."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+from .ports import free_port
+from .proxy import eventually
+
+TESTS = Path(__file__).resolve().parent.parent
+TARGET = Path(os.environ.get("RINGX_TEST_TARGET", TESTS.parent / "target"))
+NODE_MODULES = TARGET / "node" / "node_modules"
+
+
+class Server:
+    """`port` is what it listens on, `path` its unix socket if it has one."""
+
+    def __init__(self, folder: Path, command: list[str | Path], port: int, path: Path | None = None):
+        self.port, self.path = port, path
+        self.address = f"127.0.0.1:{port}"
+        self.log = folder / "server.log"
+        environment = {key: value for key, value in os.environ.items() if not key.lower().endswith("_proxy")}
+        environment |= {"NODE_PATH": str(NODE_MODULES), "PYTHONDONTWRITEBYTECODE": "1"}
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [str(part) for part in command],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=environment,
+                cwd=folder,
+            )
+        try:
+            eventually(self._is_up, f"{command[0]} listens", 30)
+        except AssertionError as error:
+            self.stop()
+            raise AssertionError(f"{error}\n{self.log.read_text()}") from None
+
+    def _is_up(self) -> bool:
+        if self.process.poll() is not None:
+            raise RuntimeError(f"{self.process.args} ended:\n{self.log.read_text()}")
+        socket.create_connection(("127.0.0.1", self.port), 1).close()
+        return self.path is None or self.path.exists()
+
+    def stop(self) -> None:
+        if self.process.poll() is None:
+            # uWSGI takes TERM for a reload; INT ends it, and all others here.
+            self.process.send_signal(signal.SIGINT)
+            try:
+                self.process.wait(10)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait(10)
+
+
+def python_echo(folder: Path) -> Server:
+    port = free_port()
+    return Server(folder, [sys.executable, TESTS / "servers/ws_echo.py", port], port)
+
+
+def node_echo(folder: Path) -> Server:
+    port = free_port()
+    return Server(folder, ["node", TESTS / "servers/ws_echo.cjs", port], port)
+
+
+def uwsgi(folder: Path, app: str, processes: int) -> Server:
+    """pyuwsgi on a TCP and a unix socket; `app` is module:callable in tests/apps."""
+    port, path = free_port(), folder / "u.sock"
+    command = [Path(sys.executable).parent / "pyuwsgi"]
+    command += ["--socket", f"127.0.0.1:{port}", "--socket", path, "--chmod-socket=666"]
+    command += ["--chdir", TESTS / "apps", "--module", app, "--need-app", "--master"]
+    command += ["--processes", processes, "--disable-logging", "--die-on-term"]
+    return Server(folder, command, port, path)
+
+
+def gunicorn(folder: Path, app: str) -> Server:
+    port, path = free_port(), folder / "g.sock"
+    command = [sys.executable, "-m", "gunicorn", "--protocol", "uwsgi", "--no-control-socket"]
+    command += ["-b", f"127.0.0.1:{port}", "-b", f"unix:{path}", "-w", "2", "-k", "gthread", "--threads", "4"]
+    command += ["--chdir", TESTS / "apps", app]
+    return Server(folder, command, port, path)
