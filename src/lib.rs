@@ -1,4 +1,4 @@
-//! ringx: nginx's reverse proxy on an io_uring, thread-per-core engine.
+//! ringx: nginx's reverse proxy on an `io_uring`, thread-per-core engine.
 //!
 //! Reading order is calling order: a module uses only what stands below it.
 

@@ -81,18 +81,16 @@ impl Generation {
         if let Some(http) = &config.http {
             for location in &http.locations {
                 let targets = location.settings.core.error_log.to_vec();
-                let index = match known.iter().position(|other| *other == targets) {
-                    Some(index) => index,
-                    None => {
-                        logs.push(if targets.is_empty() {
-                            main_log.clone()
-                        } else {
-                            Log::open(&targets, files)?
-                        });
-                        known.push(targets);
-                        known.len() - 1
-                    }
-                };
+                let known_at = known.iter().position(|other| *other == targets);
+                let index = known_at.unwrap_or(known.len());
+                if known_at.is_none() {
+                    logs.push(if targets.is_empty() {
+                        main_log.clone()
+                    } else {
+                        Log::open(&targets, files)?
+                    });
+                    known.push(targets);
+                }
                 log_of_location.push(index as u16);
             }
         }
@@ -299,8 +297,7 @@ async fn live(start: Start) -> Result<(), String> {
             }
         }
     };
-    let ended = crate::io::select::either(obey, shard.empty.wait()).await;
-    drop(ended);
+    crate::io::select::either(obey, shard.empty.wait()).await;
     shard.access_logs.flush_all();
     Ok(())
 }

@@ -161,36 +161,28 @@ pub fn consume(r: &mut Request, span: Span) {
 
 /// One span of decoded bytes at the front of `raw`, if there are any there.
 fn take(c: &Connection, r: &mut Request) -> Result<Option<Span>, BodyError> {
-    match r.head.body {
-        BodyLength::Chunked => {
-            let step = match r.body.decoder.decode(r.body.raw.as_slice()) {
-                Ok(step) => step,
-                Err(_) => {
-                    c.log(r, Level::Error, format_args!("client sent invalid chunked body"));
-                    return Err(BodyError::Status(400));
-                }
-            };
-            r.body.received += step.consumed as u64;
-            let data = step.data;
-            if data.is_empty() {
-                r.body.raw.consume(step.consumed);
-                finish_if_complete(r);
-                return Ok(None);
-            }
-            // The framing behind the data is looked at again with the next piece: a decoder takes
-            // no more than up to the end of one run of data.
-            debug_assert!(data.end as usize == step.consumed);
-            r.body.decoded += data.len() as u64;
-            Ok(Some(data))
-        }
-        _ => {
-            let n = r.body.raw.len();
-            r.body.received += n as u64;
-            r.body.decoded += n as u64;
-            r.body.remaining -= n as u64;
-            Ok(Some(Span::new(0, n)))
-        }
+    if r.head.body != BodyLength::Chunked {
+        let n = r.body.raw.len();
+        r.body.received += n as u64;
+        r.body.decoded += n as u64;
+        r.body.remaining -= n as u64;
+        return Ok(Some(Span::new(0, n)));
     }
+    let Ok(step) = r.body.decoder.decode(r.body.raw.as_slice()) else {
+        c.log(r, Level::Error, format_args!("client sent invalid chunked body"));
+        return Err(BodyError::Status(400));
+    };
+    r.body.received += step.consumed as u64;
+    if step.data.is_empty() {
+        r.body.raw.consume(step.consumed);
+        finish_if_complete(r);
+        return Ok(None);
+    }
+    // A decoder takes no more than up to the end of one run of data: what is behind it is looked at
+    // when this has been consumed.
+    debug_assert!(step.data.end as usize == step.consumed);
+    r.body.decoded += step.data.len() as u64;
+    Ok(Some(step.data))
 }
 
 /// Notices the end; what was received behind a chunked body is the next request's.
@@ -202,7 +194,7 @@ fn finish_if_complete(r: &mut Request) {
     if complete {
         r.body.state = State::Done;
         if !r.body.raw.is_empty() {
-            let raw = std::mem::replace(&mut r.body.raw, Buffer::empty());
+            let raw = std::mem::take(&mut r.body.raw);
             r.buffer.extend(raw.as_slice());
         }
     }
@@ -212,7 +204,7 @@ fn finish_if_complete(r: &mut Request) {
 async fn receive(c: &Connection, r: &mut Request) -> Result<(), BodyError> {
     let core = &c.settings(r).core;
     let limit = *core.client_body_timeout;
-    let mut buffer = std::mem::replace(&mut r.body.raw, Buffer::empty());
+    let mut buffer = std::mem::take(&mut r.body.raw);
     if buffer.capacity() == 0 {
         let known = usize::try_from(r.body.remaining).unwrap_or(usize::MAX);
         buffer = Buffer::with_capacity(known.clamp(1 << 10, PIECE));

@@ -391,7 +391,7 @@ async fn end(c: &Connection, r: &mut Request, close: Close) {
 }
 
 fn should_linger(c: &Connection, r: &Request, close: &Close) -> bool {
-    if !matches!(close, Close::Orderly) || matches!(r.response.status, 495 | 496 | 497) {
+    if !matches!(close, Close::Orderly) || matches!(r.response.status, 495..=497) {
         return false;
     }
     match *c.settings(r).core.lingering_close {

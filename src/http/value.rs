@@ -66,7 +66,7 @@ pub fn expand_log(
 /// Escapes what stands in `out` from `start` on. Most values need nothing.
 fn escape_tail(escape: Escape, start: usize, out: &mut Vec<u8>) {
     let needs: fn(&u8) -> bool = match escape {
-        Escape::Default => |&b| b < 0x20 || b >= 0x7f || b == b'"' || b == b'\\',
+        Escape::Default => |&b| !(0x20..0x7f).contains(&b) || b == b'"' || b == b'\\',
         Escape::Json => |&b| b < 0x20 || b == b'"' || b == b'\\',
         Escape::None => return,
     };
@@ -418,7 +418,7 @@ fn proxy_pass(r: &Request) -> Option<&super::modules::proxy::ProxyPass> {
     r.generation.http().location(r.location).settings.proxy.pass.get()
 }
 
-fn root<'a>(r: &'a Request) -> &'a Root {
+fn root(r: &Request) -> &Root {
     &r.generation.http().location(r.location).settings.core.root
 }
 

@@ -1,4 +1,4 @@
-//! The shard's ring: monoio with io_uring, or with epoll where io_uring is denied.
+//! The shard's ring: monoio with `io_uring`, or with epoll where that is denied.
 
 use std::future::Future;
 use std::io;
@@ -25,7 +25,7 @@ impl Ring {
     }
 
     /// The best ring that this kernel, and whatever confines the process, allows. The error says
-    /// why it is not io_uring.
+    /// why it is not `io_uring`.
     pub fn detect() -> (Ring, Option<io::Error>) {
         match builder().build(8).and_then(|ring: IoUring| probe(&ring)) {
             Ok(()) => (Ring::IoUring, None),

@@ -268,7 +268,7 @@ impl Drop for Stream {
         } else {
             // A cancelled operation: the peer sees the end now, the descriptor goes when the kernel
             // lets go of it.
-            let _ = rustix::net::shutdown(&tcp_fd(&tcp), Shutdown::Both);
+            let _ = rustix::net::shutdown(tcp_fd(&tcp), Shutdown::Both);
         }
     }
 }

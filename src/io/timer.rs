@@ -192,13 +192,11 @@ impl Timers {
 
     fn check<T>(&mut self, key: usize, waker: &Waker) -> Poll<Result<T, Expired>> {
         let entry = &mut self.entries[key];
-        match entry.fired.take() {
-            Some(expired) => Poll::Ready(Err(expired)),
-            None => {
-                entry.keep_waker(waker);
-                Poll::Pending
-            }
+        if let Some(expired) = entry.fired.take() {
+            return Poll::Ready(Err(expired));
         }
+        entry.keep_waker(waker);
+        Poll::Pending
     }
 
     /// Fires what is due and puts back what was moved later; tells when to look again.

@@ -611,7 +611,7 @@ fn locations_and_redirects() {
     assert!(matches!(tree.find_prefix(b"/img/a"), Found::Prefix { no_regex: true, .. }));
     assert!(matches!(tree.find_prefix(b"/app"), Found::AutoRedirect(_)));
     let Found::Prefix { location, .. } = tree.find_prefix(b"/app/static/x") else { panic!() };
-    assert!(http.location(location).auto_redirect);
+    assert_eq!(http.location(location).prefix.as_deref(), Some("/app/"));
     assert_eq!(name(http.location(location).nested.find_prefix(b"/app/static/x")), "/app/static/");
     assert_eq!(tree.regexes.len(), 1);
     assert!(http.servers[0].named.contains_key("@back"));

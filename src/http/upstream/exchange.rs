@@ -657,7 +657,7 @@ impl Exchange<'_> {
         let code = r.upstream_head.code;
         if code == 101 && r.head.headers.find(Known::Upgrade).is_some() {
             let result = tunnel::run(self.c, r, &connection.stream, self.settings).await;
-            self.set_response_time(r, started);
+            set_response_time(r, started);
             drop(active);
             return result.map(|()| Outcome::Done);
         }
@@ -665,11 +665,11 @@ impl Exchange<'_> {
             && *self.settings.intercept_errors
             && self.location.settings.core.error_page.iter().any(|page| page.codes.contains(&code))
         {
-            self.set_response_time(r, started);
+            set_response_time(r, started);
             return Ok(Outcome::Status(code));
         }
         let relayed = relay::run(self.c, r, &connection.stream, self.family, self.location).await;
-        self.set_response_time(r, started);
+        set_response_time(r, started);
         drop(active);
         let reusable = relayed?;
         if reusable && self.family == Family::Proxy && r.upstream_head.keep_alive() {
@@ -678,11 +678,11 @@ impl Exchange<'_> {
         }
         Ok(Outcome::Done)
     }
+}
 
-    fn set_response_time(&self, r: &mut Request, started: Duration) {
-        if let Some(attempt) = r.attempts.last_mut() {
-            attempt.response = Some(clock::now().saturating_sub(started));
-        }
+fn set_response_time(r: &mut Request, started: Duration) {
+    if let Some(attempt) = r.attempts.last_mut() {
+        attempt.response = Some(clock::now().saturating_sub(started));
     }
 }
 

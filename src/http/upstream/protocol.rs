@@ -131,7 +131,7 @@ pub fn http(
     }
     let body = put_length(c, r, settings, streams, out);
     if *settings.exchange.pass_request_headers {
-        for field in r.head.headers.iter() {
+        for field in &r.head.headers {
             let name = r.text(field.name);
             if !contains(&settings.head.suppressed, name) {
                 encode::header(name, r.text(field.value), out);

@@ -119,7 +119,7 @@ pub fn put_head(
         upgrade: upstream.code == 101,
     };
     response::begin(c, r, &head);
-    for field in upstream.headers.iter() {
+    for field in &upstream.headers {
         let skipped = matches!(
             field.known,
             Known::ContentType
@@ -354,14 +354,11 @@ impl Relay<'_> {
         let raw = piece.as_slice();
         let mut at = from;
         loop {
-            let found = match self.body.find(raw, at) {
-                Ok(found) => found,
-                Err(_) => {
-                    self.c.action.set(Action::ReadingUpstream);
-                    let text = format_args!("upstream sent invalid chunked response");
-                    self.c.log(r, Level::Error, text);
-                    return Err(Close::Truncated);
-                }
+            let Ok(found) = self.body.find(raw, at) else {
+                self.c.action.set(Action::ReadingUpstream);
+                let text = format_args!("upstream sent invalid chunked response");
+                self.c.log(r, Level::Error, text);
+                return Err(Close::Truncated);
             };
             at = found.consumed;
             if let Some(attempt) = r.attempts.last_mut() {
@@ -396,7 +393,8 @@ impl Relay<'_> {
         found: &Found,
         complete: bool,
     ) -> Result<(), Close> {
-        let head;
+        // The head is taken out for the time that it is borrowed by the call.
+        let head = std::mem::take(&mut r.response.head);
         let mut chunk_head = [0; 18];
         let mut slices: SmallVec<[IoSlice<'_>; SPANS + 4]> = SmallVec::new();
         let has_data = found.bytes > 0;
@@ -415,8 +413,6 @@ impl Relay<'_> {
             };
             slices.push(IoSlice::new(end));
         }
-        // The head is taken out for the time that it is borrowed by the call.
-        head = std::mem::take(&mut r.response.head);
         if !r.response.head_sent {
             r.response.head_sent = true;
             r.response.head_bytes += head.len() as u64;

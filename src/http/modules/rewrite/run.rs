@@ -47,10 +47,9 @@ pub fn run(c: &Connection, r: &mut Request, http: &Http) -> Rewritten {
     let mut changed = false;
     match run_steps(c, r, http, steps, &mut changed) {
         Next::Respond(answer) => Rewritten::Respond(answer),
-        Next::Break => Rewritten::Stay,
         Next::Last => Rewritten::Relocate,
         Next::Step if changed => Rewritten::Relocate,
-        Next::Step => Rewritten::Stay,
+        Next::Step | Next::Break => Rewritten::Stay,
     }
 }
 
