@@ -81,9 +81,9 @@ def proxy(binary: Binary, tmp_path: Path, upstream, request) -> Iterator[Callabl
     started: list[Proxy] = []
     wanted = [name for marker in request.node.iter_markers("wants") for name in marker.args]
 
-    def start(text: str, **values: object) -> Proxy:
+    def start(text: str, shards_by_default: bool = False, **values: object) -> Proxy:
         prefix = tmp_path / f"prefix{len(started) or ''}"
-        started.append(Proxy(binary, prefix, text, **values))
+        started.append(Proxy(binary, prefix, text, shards_by_default, **values))
         try:
             return started[-1].start()
         except Refused as refused:
@@ -120,7 +120,7 @@ def example(proxy, tmp_path: Path) -> Callable[..., Proxy]:
         conf = tmp_path / "prefix/conf"
         conf.mkdir(parents=True)
         shutil.copy(ROOT / "conf/uwsgi_params", conf)
-        return proxy(text)
+        return proxy(text, shards_by_default=True)
 
     return start
 

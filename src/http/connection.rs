@@ -121,6 +121,10 @@ impl Connection {
         if !log.enabled(level) {
             return;
         }
+        if self.action.get() == Action::Keepalive {
+            // There is no request to tell of, and nginx says no more either.
+            return log.write(level, Some(self.serial), text, errno, &Context::default());
+        }
         let upstream = self.exchange.get().and_then(|family| family.url(r));
         let line = r.text(r.head.line);
         let header = |known| r.head.headers.find(known).map(|field| r.text(field.value));
@@ -345,6 +349,11 @@ fn set_uri(c: &Connection, r: &mut Request) -> Result<(), Refusal> {
 async fn refuse(c: &Connection, r: &mut Request, refusal: &Refusal) -> Result<(), Close> {
     r.keepalive = false;
     r.method = r.head.method_kind;
+    c.action.set(if refusal.is_of_request_line() {
+        Action::ReadingRequestLine
+    } else {
+        Action::ReadingRequestHeaders
+    });
     if r.head.line.is_empty() && r.head_len == 0 {
         // The line as far as it was read is what the logs show.
         let line = r.buffer.as_slice();
@@ -367,8 +376,7 @@ async fn end(c: &Connection, r: &mut Request, close: Close) {
     } else if let Close::Io(e) = &close {
         c.log_errno(r, Level::Info, format_args!("recv() failed"), e);
     }
-    let began = !r.started.is_zero() && !r.logged && c.requests.get() > 0;
-    if began && (r.head_len > 0 || !r.head.line.is_empty() || !r.buffer.is_empty()) {
+    if !r.started.is_zero() && !r.logged {
         if r.response.status == 0 {
             r.response.status = match close {
                 Close::ClientTimedOut => 408,

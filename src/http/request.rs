@@ -172,6 +172,7 @@ impl Request {
         self.upstream_bytes = Buffer::empty();
         self.upstream_head_len = 0;
         self.pipelined = false;
+        self.started = std::time::Duration::ZERO;
         self.keepalive = false;
         self.logged = false;
     }

@@ -123,6 +123,19 @@ pub enum Refusal {
 }
 
 impl Refusal {
+    /// Whether it is the request line that is refused; otherwise it is a header, or all of them.
+    pub fn is_of_request_line(&self) -> bool {
+        matches!(
+            self,
+            Refusal::InvalidMethod
+                | Refusal::InvalidRequest
+                | Refusal::VersionNotSupported
+                | Refusal::InvalidHttp09Method
+                | Refusal::InvalidTargetHost
+                | Refusal::UriTooLong
+        )
+    }
+
     /// The status to answer with. 494 is nginx's own: `error_page` sees it, the wire says 400.
     pub fn status(&self) -> u16 {
         match self {

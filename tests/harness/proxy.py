@@ -74,8 +74,12 @@ class Refused(RuntimeError):
 class Proxy:
     """In `text`, `@port@` (`@port_b@`, …) stands for a free port, another `@name@` for a given value."""
 
-    def __init__(self, binary: Binary, prefix: Path, text: str, **values: object):
+    def __init__(
+        self, binary: Binary, prefix: Path, text: str, shards_by_default: bool = False, **values: object
+    ):
         self.binary = binary
+        self.text = text
+        self.shards_by_default = shards_by_default
         self.prefix = prefix
         self.values = {name: str(value) for name, value in values.items()}
         self.process: subprocess.Popen | None = None
@@ -117,7 +121,10 @@ class Proxy:
 
     def arguments(self) -> list[str]:
         user = "user root; " if os.geteuid() == 0 else ""
-        main = f"{user}daemon off; pid logs/nginx.pid; error_log logs/error.log info;"
+        # As many as nginx has by default, for what each worker counts by itself; the examples, which are
+        # used as they are, run on as many as the program chooses.
+        one = "" if self.shards_by_default or "worker_processes" in self.text else "worker_processes 1; "
+        main = f"{user}{one}daemon off; pid logs/nginx.pid; error_log logs/error.log info;"
         return ["-p", f"{self.prefix}/", "-c", str(self.conf), "-e", "logs/error.log", "-g", main]
 
     def start(self) -> "Proxy":

@@ -14,13 +14,13 @@ use super::pool::UpstreamConnection;
 use super::protocol::{self, BodyForm, Destination};
 use super::{Attempt, Group, relay};
 use crate::clock;
-use crate::error_log::Level;
+use crate::error_log::{Level, escape};
 use crate::http::action::Action;
 use crate::http::body::{self, BodyError};
 use crate::http::close::Close;
 use crate::http::connection::Connection;
 use crate::http::location::Location;
-use crate::http::modules::exchange::{NextUpstream, Pass, Settings};
+use crate::http::modules::exchange::{IgnoreHeaders, NextUpstream, Pass, Settings};
 use crate::http::modules::proxy::HttpVersion;
 use crate::http::modules::upstream::{Peer, PeerAddress, Upstream};
 use crate::http::phase::Outcome;
@@ -31,6 +31,7 @@ use crate::http1::header::Known;
 use crate::http1::refusal::ResponseRefusal;
 use crate::http1::request::Method;
 use crate::http1::response::{self, Form, NO_VALID_HEADER};
+use crate::http1::uri::unescape;
 use crate::http1::{Progress, chunked};
 use crate::io::select::{Either, either};
 use crate::io::stream::{Address, Failure};
@@ -433,7 +434,7 @@ impl Exchange<'_> {
         Ok(connection)
     }
 
-    async fn connect(&self, r: &Request, peer: &Peer) -> Result<Stream, Failed> {
+    async fn connect(&self, r: &Request, peer: &Peer) -> Result<Stream, NoAnswer> {
         let address = match &peer.address {
             PeerAddress::Inet(address) => Address::Inet(*address),
             PeerAddress::Unix(path) => Address::Unix(path.clone()),
@@ -455,18 +456,18 @@ impl Exchange<'_> {
                     PeerAddress::Inet(_) => (Level::Error, String::new()),
                 };
                 self.c.log_errno(r, level, format_args!("connect(){to} failed"), &e);
-                Err(Failed::error(true))
+                Err(Failed::error(true).into())
             }
             Err(failure) => Err(self.timed_out(r, &failure, true)),
         }
     }
 
-    fn timed_out(&self, r: &Request, failure: &Failure, unsent: bool) -> Failed {
-        if matches!(failure, Failure::TimedOut) {
-            let text = format_args!("upstream timed out (110: Connection timed out)");
-            self.c.log(r, Level::Error, text);
+    fn timed_out(&self, r: &Request, failure: &Failure, unsent: bool) -> NoAnswer {
+        if matches!(failure, Failure::Interrupted) {
+            return Close::Interrupted.into();
         }
-        Failed { condition: NextUpstream::TIMEOUT, status: 504, unsent, stale: false }
+        self.c.log(r, Level::Error, format_args!("upstream timed out (110: Connection timed out)"));
+        Failed { condition: NextUpstream::TIMEOUT, status: 504, unsent, stale: false }.into()
     }
 
     /// Sends head and body. A server that stops listening may have answered: then the error is kept
@@ -495,7 +496,7 @@ impl Exchange<'_> {
         match sent.end {
             SendEnd::Open | SendEnd::Answered => Ok(None),
             SendEnd::Failed(Failure::Io(e)) => Ok(Some(e)),
-            SendEnd::Failed(failure) => Err(self.timed_out(r, &failure, sent.bytes == 0).into()),
+            SendEnd::Failed(failure) => Err(self.timed_out(r, &failure, sent.bytes == 0)),
         }
     }
 
@@ -508,10 +509,17 @@ impl Exchange<'_> {
     ) -> Result<(), NoAnswer> {
         let limit = *self.settings.send_timeout;
         while sent.is_open() {
-            let span = match body::next(self.c, r).await {
-                Ok(Some(span)) => span,
-                Ok(None) => break,
-                Err(error) => return Err(NoAnswer::Client(error)),
+            let span = match either(body::next(self.c, r), stream.readable_unlimited()).await {
+                Either::First(Ok(Some(span))) => span,
+                Either::First(Ok(None)) => break,
+                Either::First(Err(error)) => return Err(NoAnswer::Client(error)),
+                Either::Second(_) => {
+                    // It answers already. The rest of the body, and with it the connection, is given
+                    // up: a receive that was under way for it is lost.
+                    r.keepalive = false;
+                    sent.end = SendEnd::Answered;
+                    break;
+                }
             };
             let piece = body::piece(r, span);
             let mut head = [0; 18];
@@ -597,7 +605,7 @@ impl Exchange<'_> {
                     }
                     return Err(Failed::broken(nothing && connection.reused).into());
                 }
-                Err(failure) => return Err(self.timed_out(r, &failure, false).into()),
+                Err(failure) => return Err(self.timed_out(r, &failure, false)),
             }
             if self.parse_head(r, size)? {
                 return Ok(());
@@ -624,7 +632,6 @@ impl Exchange<'_> {
                 Ok(Progress::Complete { len }) => {
                     if r.upstream_head.is_http09 {
                         self.c.log(r, Level::Error, format_args!("{NO_VALID_HEADER}"));
-                        return Err(Failed::invalid_header().into());
                     }
                     r.upstream_head_len = len;
                     for duplicate in &r.upstream_head.duplicates {
@@ -645,6 +652,35 @@ impl Exchange<'_> {
         self.c.log(r, Level::Error, format_args!("{refusal}"));
     }
 
+    /// `X-Accel-Redirect`: the response is another location's to give.
+    fn accel_redirect(&self, r: &mut Request) -> Option<Outcome> {
+        let field = r.upstream_head.headers.find(Known::XAccelRedirect)?;
+        if self.settings.ignore_headers.contains(IgnoreHeaders::X_ACCEL_REDIRECT) {
+            return None;
+        }
+        let target = field.value.of(r.upstream_bytes.as_slice()).to_vec();
+        if target.first() == Some(&b'@') {
+            return Some(Outcome::Named(String::from_utf8_lossy(&target).into()));
+        }
+        let end = memchr::memchr(b'?', &target).unwrap_or(target.len());
+        let (raw, args) = target.split_at(end);
+        let mut uri = Vec::new();
+        unescape(raw, &mut uri);
+        let is_unsafe = uri.is_empty()
+            || uri.contains(&0)
+            || uri.split(|&b| b == b'/').any(|segment| segment == b"..");
+        if is_unsafe {
+            let shown = escape(&target);
+            self.c.log(r, Level::Error, format_args!("unsafe URI \"{shown}\" was detected"));
+            return Some(Outcome::Status(404));
+        }
+        if r.method != Method::Head {
+            r.method = Method::Get;
+        }
+        let args = args.strip_prefix(b"?").unwrap_or_default().to_vec();
+        Some(Outcome::Internal { uri, args })
+    }
+
     /// Hands the answer to the client, or to the tunnel.
     async fn deliver(
         &self,
@@ -660,6 +696,10 @@ impl Exchange<'_> {
             set_response_time(r, started);
             drop(active);
             return result.map(|()| Outcome::Done);
+        }
+        if let Some(outcome) = self.accel_redirect(r) {
+            set_response_time(r, started);
+            return Ok(outcome);
         }
         if code >= 300
             && *self.settings.intercept_errors

@@ -88,6 +88,14 @@ pub fn put_head(
     location: &Location,
     length: BodyLength,
 ) {
+    if r.upstream_head.is_http09 {
+        // No head came, so none is sent: every byte is passed on, and the end is the close.
+        r.response.status = 9;
+        r.response.head.clear();
+        r.response.chunked = false;
+        r.keepalive = false;
+        return;
+    }
     let settings = match family {
         Family::Proxy => &location.settings.proxy.exchange,
         Family::Uwsgi => &location.settings.uwsgi.exchange,
