@@ -31,6 +31,9 @@ use crate::io::{Buffer, Stream};
 
 /// Spans of one received piece that are sent with one call; more are sent with the next.
 const SPANS: usize = 16;
+/// A body that came with its head and is no longer than this is copied behind the head: one plain
+/// send costs less than a gathering one.
+const COPIED: usize = 1024;
 /// The piece received at once grows to this while a response keeps filling it.
 const PIECE_MAX: usize = 64 << 10;
 
@@ -402,7 +405,7 @@ impl Relay<'_> {
         complete: bool,
     ) -> Result<(), Close> {
         // The head is taken out for the time that it is borrowed by the call.
-        let head = std::mem::take(&mut r.response.head);
+        let mut head = std::mem::take(&mut r.response.head);
         let mut chunk_head = [0; 18];
         let mut slices: SmallVec<[IoSlice<'_>; SPANS + 4]> = SmallVec::new();
         let has_data = found.bytes > 0;
@@ -421,12 +424,24 @@ impl Relay<'_> {
             };
             slices.push(IoSlice::new(end));
         }
-        if !r.response.head_sent {
+        let sent = if r.response.head_sent {
+            self.send(r, &mut slices).await
+        } else {
             r.response.head_sent = true;
-            r.response.head_bytes += head.len() as u64;
-            slices.insert(0, IoSlice::new(&head));
-        }
-        let sent = self.send(r, &mut slices).await;
+            let head_len = head.len();
+            r.response.head_bytes += head_len as u64;
+            if found.bytes <= COPIED {
+                for slice in &slices {
+                    head.extend_from_slice(slice);
+                }
+                let sent = self.send(r, &mut [IoSlice::new(&head)]).await;
+                head.truncate(head_len);
+                sent
+            } else {
+                slices.insert(0, IoSlice::new(&head));
+                self.send(r, &mut slices).await
+            }
+        };
         drop(slices);
         r.response.head = head;
         sent
