@@ -185,6 +185,12 @@ pub fn available_cores() -> Vec<usize> {
 
 /// Keeps the calling thread on these cores.
 pub fn pin(cores: &[usize]) -> io::Result<()> {
+    if let [core] = *cores
+        && core_affinity::set_for_current(core_affinity::CoreId { id: core })
+    {
+        return Ok(());
+    }
+    // Several cores, or a reason why not to be told.
     let mut set = CpuSet::new();
     for &core in cores.iter().filter(|&&core| core < CpuSet::MAX_CPU) {
         set.set(core);

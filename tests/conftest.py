@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--binary", help="the program under test (default: RINGX_BINARY, or target/PROFILE/ringx)")
     parser.addoption("--profile", default="release", choices=["release", "debug"], help="which build of ringx")
+    parser.addoption("--epoll", action="store_true", help="io_uring is denied to the program, as in a container")
 
 
 def binary_path(config: pytest.Config) -> Path:
@@ -31,7 +32,7 @@ def pytest_configure(config: pytest.Config) -> None:
     path = binary_path(config)
     if not path.exists():
         raise pytest.UsageError(f"no {path}: build it, or name another with --binary")
-    config.stash[BINARY] = Binary(path.resolve())
+    config.stash[BINARY] = Binary(path.resolve(), config.getoption("--epoll"))
 
 
 BINARY = pytest.StashKey[Binary]()

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from .ports import free_port
+from .seccomp import deny_io_uring
 from .wire import DEADLINE, Late, Response, Wire, connect
 
 # Debian's nginx is built with absolute paths: these bring it back under the prefix. They come on the
@@ -38,8 +39,9 @@ def eventually(condition: Callable[[], object], what: str, deadline: float = DEA
 class Binary:
     """The program: ringx, or an nginx to check the tests against."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, without_io_uring: bool = False):
         self.path = path
+        self.without_io_uring = without_io_uring
         # `nginx version: nginx/1.22.1` or `nginx version: ringx/0.1.0`
         told = self.run("-v").stderr
         match = re.match(r"nginx version: (\w+)/(\S+)", told)
@@ -136,6 +138,7 @@ class Proxy:
                 stdout=stderr,
                 stderr=stderr,
                 cwd=self.prefix,
+                preexec_fn=deny_io_uring if self.binary.without_io_uring else None,
             )
         try:
             eventually(self._is_up, f"{self.binary.path} listens")
