@@ -775,6 +775,40 @@ def test_an_early_answer_stops_the_upload(through):
     assert (got.start, got.body) == ("HTTP/1.1 413 Stop", b"too much")
 
 
+@pytest.mark.parametrize("buffering", ["on", "off"])
+def test_a_connection_with_half_a_request_is_not_used_again(serve, upstream, buffering):
+    """The server answers early and keeps its connection: the next request must not become the rest of the body."""
+    go = threading.Event()
+    early = script(head, send(response(b"early")), until(go), to_end)
+    server = upstream(early, answering(response(b"second")))
+    proxy = serve(
+        f"""
+        upstream group {{ server @upstream@; keepalive 4; }}
+        client_max_body_size 0;
+        proxy_request_buffering {buffering};
+        server {{ listen 127.0.0.1:@port@; location / {{ proxy_pass http://group; }} }}
+        """,
+        upstream=server.address,
+    )
+    wire = proxy.connect()
+    length = 16 << 20
+    wire.send(f"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: {length}\r\n\r\n".encode())
+    sender = threading.Thread(target=lambda: send_what_is_taken(wire, bytes(length)))
+    sender.start()
+    assert wire.read_response().body == b"early"
+    assert proxy.get("/").body == b"second"
+    go.set()
+    sender.join(10)
+    assert len(server.connections) == 2
+
+
+def send_what_is_taken(wire, data):
+    try:
+        wire.send(data)
+    except OSError:
+        pass
+
+
 def test_variables_of_the_exchange(through):
     variables = "$upstream_http_x_a|$upstream_response_length|$upstream_bytes_received|$proxy_host|$proxy_port"
     answer = response(b"12345", "X-A: value")

@@ -29,6 +29,8 @@ pub struct RequestBody {
     /// As received: body bytes, for a chunked body with its framing.
     raw: Buffer,
     state: State,
+    /// The client may still be sending it, and nobody reads: see [`abandon`].
+    pub is_abandoned: bool,
     /// Body bytes taken from the connection so far (`$request_length`).
     pub received: u64,
     /// Decoded bytes so far.
@@ -69,6 +71,7 @@ impl RequestBody {
         self.decoder = Decoder::default();
         self.raw = Buffer::empty();
         self.state = State::Unread;
+        self.is_abandoned = false;
         self.received = 0;
         self.decoded = 0;
         self.memory = Buffer::empty();
@@ -293,6 +296,16 @@ fn store(
         file.append(bytes)?;
     }
     Ok(made)
+}
+
+/// Gives up the rest of a body that nobody wants any more, while a receive for it may be under way:
+/// what that takes is lost, so the connection cannot go on, and no other upstream gets the body.
+pub fn abandon(r: &mut Request) {
+    r.body.state = State::Done;
+    r.body.is_abandoned = true;
+    r.body.raw = Buffer::empty();
+    r.head.body = BodyLength::None;
+    r.keepalive = false;
 }
 
 /// Throws the rest of the body away, if the connection is to be used again.

@@ -406,9 +406,10 @@ fn should_linger(c: &Connection, r: &Request, close: &Close) -> bool {
         LingeringClose::Off => false,
         LingeringClose::Always => true,
         LingeringClose::On => {
-            r.head_len == 0 || r.buffer.len() > r.head_len || {
-                body::is_announced(r) && !r.body.is_done()
-            }
+            r.head_len == 0
+                || r.buffer.len() > r.head_len
+                || r.body.is_abandoned
+                || (body::is_announced(r) && !r.body.is_done())
         }
     }
 }

@@ -71,7 +71,7 @@ impl Upstreams {
     }
 
     /// The shard's task that closes idle upstream connections whose time is up or whose server has
-    /// closed them. It sleeps while there are none.
+    /// closed them.
     pub async fn keep(shard: Rc<Shard>) {
         /// How often idle connections are looked at.
         const PERIOD: Duration = Duration::from_secs(1);

@@ -420,11 +420,19 @@ impl Exchange<'_> {
             None => UpstreamConnection::new(self.connect(r, peer).await?),
         };
         connection.requests += 1;
+        connection.request_is_sent = false;
         if let Some(attempt) = r.attempts.last_mut() {
             attempt.connect = Some(clock::now().saturating_sub(started));
         }
         self.c.action.set(Action::SendingRequestToUpstream);
-        let send_error = self.send(r, &connection.stream).await?;
+        let send_error = match self.send(r, &connection.stream).await? {
+            SendEnd::Open => {
+                connection.request_is_sent = true;
+                None
+            }
+            SendEnd::Failed(Failure::Io(e)) => Some(e),
+            SendEnd::Failed(_) | SendEnd::Answered => None,
+        };
         self.c.action.set(Action::ReadingUpstreamHead);
         self.read_head(r, &connection, send_error).await?;
         if let Some(attempt) = r.attempts.last_mut() {
@@ -472,7 +480,7 @@ impl Exchange<'_> {
 
     /// Sends head and body. A server that stops listening may have answered: then the error is kept
     /// for the case that it has not.
-    async fn send(&self, r: &mut Request, stream: &Stream) -> Result<Option<io::Error>, NoAnswer> {
+    async fn send(&self, r: &mut Request, stream: &Stream) -> Result<SendEnd, NoAnswer> {
         let limit = *self.settings.send_timeout;
         let mut sent = Sent::default();
         {
@@ -494,9 +502,10 @@ impl Exchange<'_> {
             attempt.bytes_sent += sent.bytes;
         }
         match sent.end {
-            SendEnd::Open | SendEnd::Answered => Ok(None),
-            SendEnd::Failed(Failure::Io(e)) => Ok(Some(e)),
-            SendEnd::Failed(failure) => Err(self.timed_out(r, &failure, sent.bytes == 0)),
+            SendEnd::Failed(failure) if !matches!(failure, Failure::Io(_)) => {
+                Err(self.timed_out(r, &failure, sent.bytes == 0))
+            }
+            end => Ok(end),
         }
     }
 
@@ -514,9 +523,8 @@ impl Exchange<'_> {
                 Either::First(Ok(None)) => break,
                 Either::First(Err(error)) => return Err(NoAnswer::Client(error)),
                 Either::Second(_) => {
-                    // It answers already. The rest of the body, and with it the connection, is given
-                    // up: a receive that was under way for it is lost.
-                    r.keepalive = false;
+                    // It answers already.
+                    body::abandon(r);
                     sent.end = SendEnd::Answered;
                     break;
                 }
@@ -712,7 +720,11 @@ impl Exchange<'_> {
         set_response_time(r, started);
         drop(active);
         let reusable = relayed?;
-        if reusable && self.family == Family::Proxy && r.upstream_head.keep_alive() {
+        if reusable
+            && connection.request_is_sent
+            && self.family == Family::Proxy
+            && r.upstream_head.keep_alive()
+        {
             let now_ms = timer::now_ms();
             self.group.pool.borrow_mut().give(&peer.address, connection, now_ms);
         }

@@ -13,11 +13,20 @@ pub struct UpstreamConnection {
     pub opened_ms: u64,
     /// It has carried a request before: then a failure may be the server's idle close.
     pub reused: bool,
+    /// All of the request under way has been sent. An early answer to half of a request leaves a
+    /// connection on which the next one would be read as the other half.
+    pub request_is_sent: bool,
 }
 
 impl UpstreamConnection {
     pub fn new(stream: Stream) -> Self {
-        UpstreamConnection { stream, requests: 0, opened_ms: timer::now_ms(), reused: false }
+        UpstreamConnection {
+            stream,
+            requests: 0,
+            opened_ms: timer::now_ms(),
+            reused: false,
+            request_is_sent: false,
+        }
     }
 }
 

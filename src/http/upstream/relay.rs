@@ -11,7 +11,6 @@ use super::exchange::{Family, receive_watching_client};
 use super::protocol::contains;
 use crate::error_log::Level;
 use crate::http::action::Action;
-use crate::http::body;
 use crate::http::close::Close;
 use crate::http::connection::Connection;
 use crate::http::location::Location;
@@ -350,8 +349,7 @@ impl Relay<'_> {
         }
         self.flush(r).await?;
         r.response.complete = true;
-        let request_is_sent = !body::is_announced(r) || r.body.is_done();
-        Ok(clean && !at_end && request_is_sent)
+        Ok(clean && !at_end)
     }
 
     /// Forwards what a received piece holds from `from` on; the head goes first if it is still
