@@ -6,12 +6,13 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use crate::channel;
-use crate::clock::{self, HttpDate};
+use crate::clock;
 use crate::error_log::{Files, Level, Log};
 use crate::http::listener::Listener;
 use crate::http::modules::access_log::{LogWriter, LogWriters};
 use crate::http::server::{Http, LocationId, ServerId};
 use crate::http::upstream::Upstreams;
+use crate::http1::encode::HttpDate;
 use crate::io::runtime::{self, Ring};
 use crate::io::select::Signal;
 use crate::io::timer::{self, Wait};
@@ -146,7 +147,7 @@ impl Shard {
     }
 
     pub fn with_http_date<T>(&self, use_it: impl FnOnce(&[u8]) -> T) -> T {
-        use_it(self.date.borrow_mut().at(clock::now().as_secs()))
+        use_it(self.date.borrow_mut().get(clock::now().as_secs()))
     }
 
     /// Writes what the access logs hold back for lack of time (not what `buffer=` holds back).

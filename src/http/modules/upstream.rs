@@ -175,7 +175,7 @@ fn close_upstream(b: &mut Build, _: &Place) -> Outcome {
 
 /// `server address [parameter ...];`
 fn server(b: &mut Build, args: Args<'_>) -> Outcome {
-    let mut peer = Peer::new();
+    let mut peer = Peer::default();
     for parameter in args.from(1) {
         let invalid = || fault!("invalid parameter \"{parameter}\"");
         let (name, value) = parameter.split_once('=').unwrap_or((parameter, ""));
@@ -214,9 +214,9 @@ fn server(b: &mut Build, args: Args<'_>) -> Outcome {
     Ok(())
 }
 
-impl Peer {
-    /// One without an address and with every parameter at its default.
-    fn new() -> Self {
+/// One without an address and with every parameter at its default.
+impl Default for Peer {
+    fn default() -> Self {
         Peer {
             address: PeerAddress::Unix(PathBuf::new()),
             name: "".into(),
@@ -268,7 +268,7 @@ impl UpstreamDraft {
                 let text = format!("no port in upstream \"{name}\"");
                 return Err(Fault::at(text, self.place));
             };
-            match peers(&self.address, port, &Peer::new()) {
+            match peers(&self.address, port, &Peer::default()) {
                 Ok(peers) => peers,
                 Err(error) => {
                     let text = format!("{error} in upstream \"{name}\"");

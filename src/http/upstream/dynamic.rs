@@ -123,16 +123,7 @@ fn literal(address: &Address, port: Option<u16>) -> Result<Target, Problem> {
     };
     let upstream = Upstream {
         name: name.clone(),
-        peers: vec![Peer {
-            address: peer_address,
-            name,
-            weight: 1,
-            max_conns: 0,
-            max_fails: 1,
-            fail_timeout: Duration::from_secs(10),
-            backup: false,
-            down: false,
-        }],
+        peers: vec![Peer { address: peer_address, name, ..Peer::default() }],
         keepalive: Keepalive {
             connections: 0,
             requests: 0,
