@@ -15,6 +15,7 @@ use crate::error_log::Level;
 use crate::http1::Span;
 use crate::http1::chunked::Decoder;
 use crate::http1::framing::BodyLength;
+use crate::http1::request::Method;
 use crate::io::Buffer;
 use crate::io::timer::Wait;
 
@@ -29,6 +30,8 @@ pub struct RequestBody {
     /// As received: body bytes, for a chunked body with its framing.
     raw: Buffer,
     state: State,
+    /// Pieces of it went to an upstream as they came: no other upstream can have them.
+    pub was_streamed: bool,
     /// The client may still be sending it, and nobody reads: see [`abandon`].
     pub is_abandoned: bool,
     /// Body bytes taken from the connection so far (`$request_length`).
@@ -71,6 +74,7 @@ impl RequestBody {
         self.decoder = Decoder::default();
         self.raw = Buffer::empty();
         self.state = State::Unread;
+        self.was_streamed = false;
         self.is_abandoned = false;
         self.received = 0;
         self.decoded = 0;
@@ -227,20 +231,8 @@ async fn receive(c: &Connection, r: &mut Request) -> Result<(), BodyError> {
 pub async fn read_all(c: &Connection, r: &mut Request) -> Result<(), BodyError> {
     let generation = std::rc::Rc::clone(&r.generation);
     let core = &generation.http().location(r.location).settings.core;
-    let max = *core.client_max_body_size;
     while let Some(span) = next(c, r).await? {
-        if r.head.body == BodyLength::Chunked && max > 0 && r.body.decoded > max {
-            let before = r.body.decoded - span.len() as u64;
-            c.log(
-                r,
-                Level::Error,
-                format_args!(
-                    "client intended to send too large chunked body: {before}+{} bytes",
-                    span.len()
-                ),
-            );
-            return Err(BodyError::Status(413));
-        }
+        check_size(c, r, span)?;
         let kept = store(r, span, *core.client_body_buffer_size, &core.client_body_temp_path);
         match kept {
             Ok(None) => {}
@@ -266,6 +258,18 @@ pub async fn read_all(c: &Connection, r: &mut Request) -> Result<(), BodyError> 
         consume(r, span);
     }
     Ok(())
+}
+
+/// `client_max_body_size` of a chunked body, which tells its size only as it comes.
+pub fn check_size(c: &Connection, r: &Request, span: Span) -> Result<(), BodyError> {
+    let max = *c.settings(r).core.client_max_body_size;
+    if r.head.body != BodyLength::Chunked || max == 0 || r.body.decoded <= max {
+        return Ok(());
+    }
+    let (before, now) = (r.body.decoded - span.len() as u64, span.len());
+    let text = format_args!("client intended to send too large chunked body: {before}+{now} bytes");
+    c.log(r, Level::Error, text);
+    Err(BodyError::Status(413))
 }
 
 /// Adds a piece to memory or file; says the file's name when this piece made it.
@@ -296,6 +300,16 @@ fn store(
         file.append(bytes)?;
     }
     Ok(made)
+}
+
+/// Before another exchange after one that the body was streamed to. A redirect has made a GET of the
+/// request, which does without; false: the request is still one that is nothing without its body.
+pub fn forget_streamed(r: &mut Request) -> bool {
+    if !r.body.is_done() {
+        abandon(r);
+    }
+    r.head.body = BodyLength::None;
+    matches!(r.method, Method::Get | Method::Head)
 }
 
 /// Gives up the rest of a body that nobody wants any more, while a receive for it may be under way:

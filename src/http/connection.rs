@@ -192,34 +192,49 @@ async fn answer_requests(c: &Connection, r: &mut Request) -> Close {
     }
 }
 
+/// What reading a head goes by, before its server is known.
+struct HeadSettings {
+    limits: Limits,
+    first_size: usize,
+    header_timeout: Duration,
+    keepalive_timeout: Duration,
+}
+
+impl HeadSettings {
+    fn of(r: &Request) -> Self {
+        let core = &r.generation.http().location(r.location).settings.core;
+        let buffers = *core.large_client_header_buffers;
+        HeadSettings {
+            limits: Limits {
+                line_max: buffers.size,
+                total_max: buffers.size * buffers.number,
+                count_max: *core.max_headers,
+                ignore_invalid_headers: *core.ignore_invalid_headers,
+                underscores_in_headers: *core.underscores_in_headers,
+            },
+            first_size: *core.client_header_buffer_size,
+            header_timeout: *core.client_header_timeout,
+            keepalive_timeout: core.keepalive_timeout.idle,
+        }
+    }
+}
+
 /// Receives until a whole head is there, then finds its server and its normalised URI.
 async fn read_head(c: &Connection, r: &mut Request) -> Result<(), NoHead> {
-    let generation = Rc::clone(&r.generation);
-    let core = &generation.http().location(r.location).settings.core;
-    let buffers = *core.large_client_header_buffers;
-    let limits = Limits {
-        line_max: buffers.size,
-        total_max: buffers.size * buffers.number,
-        count_max: *core.max_headers,
-        ignore_invalid_headers: *core.ignore_invalid_headers,
-        underscores_in_headers: *core.underscores_in_headers,
-    };
-    let first_size = *core.client_header_buffer_size;
-    let header_timeout = *core.client_header_timeout;
-
+    let mut settings = HeadSettings::of(r);
     let is_first = c.requests.get() == 0;
     r.pipelined = !r.buffer.is_empty();
     let mut deadline = None;
     if r.pipelined {
         c.action.set(Action::ReadingPipelinedRequestLine);
-        deadline = Some(begin_request(c, r, header_timeout));
+        deadline = Some(begin_request(c, r, settings.header_timeout));
     } else {
         c.action.set(if is_first { Action::WaitingForRequest } else { Action::Keepalive });
     }
 
     loop {
         if !r.buffer.is_empty() {
-            match request::parse(r.buffer.as_slice(), &limits, &mut r.head) {
+            match request::parse(r.buffer.as_slice(), &settings.limits, &mut r.head) {
                 Ok(Progress::Complete { len }) => {
                     r.head_len = len;
                     break;
@@ -237,12 +252,13 @@ async fn read_head(c: &Connection, r: &mut Request) -> Result<(), NoHead> {
                 let left = u64::saturating_sub(deadline, timer::now_ms());
                 (Duration::from_millis(left), Wait::Busy)
             }
-            None if is_first => (header_timeout, Wait::Busy),
-            None => (core.keepalive_timeout.idle, Wait::Idle),
+            None if is_first => (settings.header_timeout, Wait::Busy),
+            None => (settings.keepalive_timeout, Wait::Idle),
         };
         let mut buffer = std::mem::take(&mut r.buffer);
         if buffer.spare() == 0 {
-            let more = if buffer.capacity() == 0 { first_size } else { buffers.size };
+            let more =
+                if buffer.capacity() == 0 { settings.first_size } else { settings.limits.line_max };
             buffer.grow(buffer.len() + more);
         }
         let (received, buffer) = c.stream.recv(buffer, limit, wait).await;
@@ -257,8 +273,14 @@ async fn read_head(c: &Connection, r: &mut Request) -> Result<(), NoHead> {
             Ok(0) => return Err(Close::ClientAborted.into()),
             Ok(_) => {
                 if deadline.is_none() {
+                    let (generation, address) = c.listener.binding();
+                    if !Rc::ptr_eq(&generation, &r.generation) {
+                        // The configuration changed while the connection was idle.
+                        r.reset(generation, address);
+                        settings = HeadSettings::of(r);
+                    }
                     c.action.set(Action::ReadingRequestLine);
-                    deadline = Some(begin_request(c, r, header_timeout));
+                    deadline = Some(begin_request(c, r, settings.header_timeout));
                 }
             }
             Err(Failure::TimedOut) if deadline.is_none() && !is_first => {
@@ -272,6 +294,7 @@ async fn read_head(c: &Connection, r: &mut Request) -> Result<(), NoHead> {
         let text = Quoted::new(line.of(r.bytes()));
         c.log(r, Level::Info, format_args!("client sent invalid header line: \"{text}\""));
     }
+    let generation = Rc::clone(&r.generation);
     find_server(&generation, r);
     set_uri(c, r).map_err(NoHead::Refused)?;
     r.method = r.head.method_kind;
@@ -362,8 +385,10 @@ async fn refuse(c: &Connection, r: &mut Request, refusal: &Refusal) -> Result<()
     }
     c.log(r, Level::Info, format_args!("{refusal}"));
     let code = refusal.status();
-    // What came with the refused head is not a next request.
+    // What came with the refused head is neither its body nor a next request.
     r.head_len = r.buffer.len();
+    r.head.expect_continue = false;
+    body::abandon(r);
     phase::answer_status(c, r, code).await
 }
 
@@ -399,7 +424,7 @@ async fn end(c: &Connection, r: &mut Request, close: Close) {
 }
 
 fn should_linger(c: &Connection, r: &Request, close: &Close) -> bool {
-    if !matches!(close, Close::Orderly) || matches!(r.response.status, 495..=497) {
+    if !matches!(close, Close::Orderly) || matches!(r.response.status, 400 | 495..=497) {
         return false;
     }
     match *c.settings(r).core.lingering_close {

@@ -45,15 +45,6 @@ enum Enter {
 /// Answers the request whose head has been read.
 pub async fn answer(c: &Connection, r: &mut Request) -> Result<(), Close> {
     r.keepalive = true;
-    // What the parser lets through and HTTP servers do not do.
-    if r.method == Method::Connect {
-        r.keepalive = false;
-        return answer_status(c, r, 405).await;
-    }
-    if r.method == Method::Trace {
-        c.log(r, Level::Info, format_args!("client sent TRACE method"));
-        return answer_status(c, r, 405).await;
-    }
     let outcome = run(c, r, Enter::ServerRewrite).await?;
     follow(c, r, outcome).await
 }
@@ -213,6 +204,8 @@ fn find(tree: &LocationTree, http: &Http, uri: &[u8], captures: &mut Captures) -
 /// One more change of the URI; true when that is one too many.
 fn count_uri_change(c: &Connection, r: &mut Request, what: &str) -> bool {
     if r.uri_changes >= URI_CHANGES_MAX {
+        // Past the limit: not even an error page may change it again.
+        r.uri_changes = URI_CHANGES_MAX + 1;
         let uri = crate::error_log::escape(&r.uri);
         c.log(
             r,
@@ -341,13 +334,17 @@ async fn special(c: &Connection, r: &mut Request, code: u16) -> Result<Outcome, 
         return Err(Close::Truncated);
     }
     match code {
-        444 => return Err(Close::Silently),
+        408 | 444 | 499 => {
+            r.response.status = code;
+            return Err(Close::Silently);
+        }
         400 | 413 | 414 | 494..=497 | 500 | 501 => r.keepalive = false,
         _ => {}
     }
     let generation = Rc::clone(&r.generation);
     let core = &generation.http().location(r.location).settings.core;
-    if !r.in_error_page || *core.recursive_error_pages {
+    let in_cycle = r.uri_changes > URI_CHANGES_MAX;
+    if !in_cycle && (!r.in_error_page || *core.recursive_error_pages) {
         let page = core.error_page.iter().find(|page| page.codes.contains(&code));
         if let Some(page) = page {
             r.in_error_page = true;

@@ -94,6 +94,8 @@ pub struct Response {
     pub bytes_sent: u64,
     pub head_bytes: u64,
     pub chunked: bool,
+    /// No body follows the head whatever it says: HEAD, 204, 304.
+    pub is_bodiless: bool,
     /// The response is complete on the wire.
     pub complete: bool,
     /// Kept from a `return 30x` or X-Accel-Redirect for the response to come.
@@ -249,6 +251,7 @@ impl Response {
         self.bytes_sent = 0;
         self.head_bytes = 0;
         self.chunked = false;
+        self.is_bodiless = false;
         self.complete = false;
         self.location = None;
     }

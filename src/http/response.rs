@@ -66,11 +66,16 @@ pub fn begin(c: &Connection, r: &mut Request, head: &Head<'_>) {
         None => (head.status, head.status_text),
     };
     r.response.status = status;
+    r.response.is_bodiless = r.is_head() || matches!(status, 204 | 304);
+    // Made here, a 204 tells of no content at all; an upstream's is passed on as it came.
+    let is_own_204 = status == 204 && status_text.is_none();
     let length = match head.length {
-        Length::Unknown if r.is_head() => Length::None,
+        _ if is_own_204 => Length::None,
+        Length::Unknown if r.response.is_bodiless => Length::None,
         length => length,
     };
     r.response.chunked = length == Length::Unknown
+        && status >= 200
         && r.version() >= Version::Http11
         && *core.chunked_transfer_encoding;
     let until_close = length == Length::Unknown && !r.response.chunked;
@@ -93,7 +98,7 @@ pub fn begin(c: &Connection, r: &mut Request, head: &Head<'_>) {
     if head.date {
         c.shard.with_http_date(|date| encode::header(b"Date", date, &mut out));
     }
-    if let Some(content_type) = head.content_type {
+    if let Some(content_type) = head.content_type.filter(|_| !is_own_204) {
         encode::header(b"Content-Type", content_type, &mut out);
     }
     if let Length::Known(n) = length {
@@ -222,7 +227,7 @@ pub async fn send(
     begin(c, r, head);
     finish(c, r);
     let mut slices: smallvec::SmallVec<[IoSlice<'_>; 4]> = smallvec::SmallVec::new();
-    if !r.is_head() {
+    if !r.response.is_bodiless {
         slices.extend(body.iter().map(|part| IoSlice::new(part)));
     }
     send_head(c, r, &mut slices).await?;

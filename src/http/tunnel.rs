@@ -18,7 +18,7 @@ use super::upstream::relay;
 use crate::error_log::Level;
 use crate::http1::framing::BodyLength;
 use crate::io::select::{Either, either, yield_now};
-use crate::io::timer::{Expired, Wait};
+use crate::io::timer::{Expired, Timer, Wait};
 use crate::io::{Buffer, Stream, timer};
 
 /// Bytes moved at once.
@@ -48,9 +48,26 @@ enum Way {
 /// How a tunnel ends before both sides have closed it.
 #[derive(Debug)]
 enum End {
-    Failed { reading_from: Way, error: io::Error },
+    Failed {
+        reading_from: Way,
+        error: io::Error,
+    },
+    /// Nothing moved either way.
     TimedOut,
+    /// The side that this way leads to took nothing of what waited for it.
+    NotTaken(Way),
     Interrupted,
+}
+
+/// How long a tunnel waits.
+#[derive(Debug)]
+struct Limits {
+    /// `*_read_timeout`
+    silence: Duration,
+    /// `send_timeout`
+    to_client: Duration,
+    /// `*_send_timeout`
+    to_upstream: Duration,
 }
 
 /// Sends the 101 on and carries bytes until the end. The request is logged by the caller.
@@ -93,7 +110,12 @@ pub async fn run(
         to_upstream: Cell::new(0),
         active_ms: Cell::new(timer::now_ms()),
     };
-    let end = carry(c, upstream, &first, &traffic, *settings.read_timeout).await;
+    let limits = Limits {
+        silence: *settings.read_timeout,
+        to_client: send_timeout,
+        to_upstream: *settings.send_timeout,
+    };
+    let end = carry(c, upstream, first, &traffic, &limits).await;
     r.response.bytes_sent += traffic.to_client.get();
     if let Some(attempt) = r.attempts.last_mut() {
         attempt.bytes_received += traffic.to_client.get();
@@ -106,6 +128,11 @@ pub async fn run(
             let text = format_args!("upstream timed out (110: Connection timed out)");
             c.log(r, Level::Info, text);
         }
+        Err(End::NotTaken(Way::ToUpstream)) => {
+            let text = format_args!("upstream timed out (110: Connection timed out)");
+            c.log(r, Level::Info, text);
+        }
+        Err(End::NotTaken(Way::ToClient)) => return Err(Close::ClientTimedOut),
         Err(End::Failed { error, reading_from }) => {
             let level = match reading_from {
                 Way::ToUpstream => Level::Info,
@@ -121,17 +148,18 @@ pub async fn run(
 async fn carry(
     c: &Connection,
     upstream: &Stream,
-    first: &[u8],
+    first: Vec<u8>,
     traffic: &Traffic,
-    silence: Duration,
+    limits: &Limits,
 ) -> Result<(), End> {
     let to_upstream = async {
-        send(upstream, first, traffic, Way::ToUpstream).await?;
-        direction(&c.stream, upstream, traffic, Way::ToUpstream).await
+        send(upstream, &first, traffic, Way::ToUpstream, limits).await?;
+        drop(first);
+        direction(&c.stream, upstream, traffic, Way::ToUpstream, limits).await
     };
-    let to_client = direction(upstream, &c.stream, traffic, Way::ToClient);
+    let to_client = direction(upstream, &c.stream, traffic, Way::ToClient, limits);
     let both = both(to_upstream, to_client);
-    match either(both, until_silent(&c.stream, traffic, silence)).await {
+    match either(both, until_silent(&c.stream, traffic, limits.silence)).await {
         Either::First(ended) => ended,
         Either::Second(end) => Err(end),
     }
@@ -175,7 +203,13 @@ async fn until_silent(client: &Stream, traffic: &Traffic, silence: Duration) -> 
 }
 
 /// One direction: until its source has ended, which is passed on.
-async fn direction(from: &Stream, to: &Stream, traffic: &Traffic, way: Way) -> Result<(), End> {
+async fn direction(
+    from: &Stream,
+    to: &Stream,
+    traffic: &Traffic,
+    way: Way,
+    limits: &Limits,
+) -> Result<(), End> {
     let failed = |error| End::Failed { reading_from: way, error };
     let mut full = 0;
     loop {
@@ -193,7 +227,7 @@ async fn direction(from: &Stream, to: &Stream, traffic: &Traffic, way: Way) -> R
             }
             Ok(Step::Blocked { kept }) => {
                 full = 0;
-                send(to, kept.as_slice(), traffic, way).await?;
+                send(to, kept.as_slice(), traffic, way, limits).await?;
             }
             Ok(Step::Nothing) => from.readable_unlimited().await.map_err(failed)?,
             Ok(Step::End) => {
@@ -246,7 +280,20 @@ fn step(from: &Stream, to: &Stream, traffic: &Traffic, way: Way) -> io::Result<S
 }
 
 /// Sends bytes that had to wait.
-async fn send(to: &Stream, mut bytes: &[u8], traffic: &Traffic, way: Way) -> Result<(), End> {
+async fn send(
+    to: &Stream,
+    mut bytes: &[u8],
+    traffic: &Traffic,
+    way: Way,
+    limits: &Limits,
+) -> Result<(), End> {
+    // A timer of its own: the stream's may be in use for what comes the other way.
+    let timer = Timer::new();
+    let limit = match way {
+        Way::ToClient => limits.to_client,
+        Way::ToUpstream => limits.to_upstream,
+    };
+    let failed = |error| End::Failed { reading_from: way, error };
     while !bytes.is_empty() {
         match to.try_send(&[IoSlice::new(bytes)]) {
             Ok(sent) => {
@@ -254,10 +301,13 @@ async fn send(to: &Stream, mut bytes: &[u8], traffic: &Traffic, way: Way) -> Res
                 bytes = &bytes[sent..];
             }
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-                let writable = to.writable_unlimited().await;
-                writable.map_err(|error| End::Failed { reading_from: way, error })?;
+                match timer.within(limit, Wait::Busy, to.writable_unlimited()).await {
+                    Ok(writable) => writable.map_err(failed)?,
+                    Err(Expired::Elapsed) => return Err(End::NotTaken(way)),
+                    Err(Expired::Interrupted) => return Err(End::Interrupted),
+                }
             }
-            Err(error) => return Err(End::Failed { reading_from: way, error }),
+            Err(error) => return Err(failed(error)),
         }
     }
     Ok(())

@@ -97,7 +97,7 @@ impl ResponseHead {
             _ if request_is_head => BodyLength::None,
             204 | 304 => BodyLength::None,
             // Passed on as a final response, by nginx's lights; never chunked.
-            101 if self.body == BodyLength::Chunked => BodyLength::UntilClose,
+            100..=199 if self.body == BodyLength::Chunked => BodyLength::UntilClose,
             _ => self.body,
         }
     }

@@ -156,6 +156,10 @@ async fn run(c: &Connection, r: &mut Request, family: Family) -> Result<Outcome,
         body: BodyForm::None,
         streams: false,
     };
+    if r.body.was_streamed && !body::forget_streamed(r) {
+        // It went to the first upstream as it came, and no copy was kept.
+        return Ok(Outcome::Status(502));
+    }
     exchange.streams = streams_body(&exchange, r);
     if !exchange.streams {
         match body::read_all(c, r).await {
@@ -177,12 +181,10 @@ fn streams_body(exchange: &Exchange<'_>, r: &Request) -> bool {
         return false;
     }
     let proxy = &exchange.location.settings.proxy;
-    match r.head.body {
-        BodyLength::Chunked => {
-            exchange.family == Family::Proxy
-                && *proxy.http_version == HttpVersion::Http11
-                && proxy.set_body.is_none()
-        }
+    match (exchange.family, r.head.body) {
+        (Family::Proxy, _) if proxy.set_body.is_some() => false,
+        (Family::Proxy, BodyLength::Chunked) => *proxy.http_version == HttpVersion::Http11,
+        (Family::Uwsgi, BodyLength::Chunked) => false,
         _ => true,
     }
 }
@@ -427,7 +429,7 @@ impl Exchange<'_> {
         self.c.action.set(Action::SendingRequestToUpstream);
         let send_error = match self.send(r, &connection.stream).await? {
             SendEnd::Open => {
-                connection.request_is_sent = true;
+                connection.request_is_sent = self.sends_what_it_announces(r);
                 None
             }
             SendEnd::Failed(Failure::Io(e)) => Some(e),
@@ -440,6 +442,16 @@ impl Exchange<'_> {
             attempt.header = Some(clock::now().saturating_sub(started));
         }
         Ok(connection)
+    }
+
+    /// False where a head told of a body that is then kept back (`proxy_pass_request_body off`): the
+    /// next request on that connection would be read as the body.
+    fn sends_what_it_announces(&self, r: &Request) -> bool {
+        let proxy = &self.location.settings.proxy;
+        !body::is_announced(r)
+            || self.body != BodyForm::None
+            || proxy.set_body.is_some()
+            || proxy.head.overrides_length
     }
 
     async fn connect(&self, r: &Request, peer: &Peer) -> Result<Stream, NoAnswer> {
@@ -517,6 +529,7 @@ impl Exchange<'_> {
         sent: &mut Sent,
     ) -> Result<(), NoAnswer> {
         let limit = *self.settings.send_timeout;
+        r.body.was_streamed = true;
         while sent.is_open() {
             let span = match either(body::next(self.c, r), stream.readable_unlimited()).await {
                 Either::First(Ok(Some(span))) => span,
@@ -529,6 +542,7 @@ impl Exchange<'_> {
                     break;
                 }
             };
+            body::check_size(self.c, r, span).map_err(NoAnswer::Client)?;
             let piece = body::piece(r, span);
             let mut head = [0; 18];
             if self.body == BodyForm::Chunked {
@@ -700,6 +714,13 @@ impl Exchange<'_> {
     ) -> Result<Outcome, Close> {
         let code = r.upstream_head.code;
         if code == 101 && r.head.headers.find(Known::Upgrade).is_some() {
+            if r.body.is_abandoned || (body::is_announced(r) && !r.body.is_done()) {
+                // The client's next bytes are its request's body: nothing to build a tunnel on.
+                let text = "upstream switched protocols before it had the request body";
+                self.c.log(r, Level::Error, format_args!("{text}"));
+                set_response_time(r, started);
+                return Ok(Outcome::Status(502));
+            }
             let result = tunnel::run(self.c, r, &connection.stream, self.settings).await;
             set_response_time(r, started);
             drop(active);
@@ -720,7 +741,10 @@ impl Exchange<'_> {
         set_response_time(r, started);
         drop(active);
         let reusable = relayed?;
+        // A pool of an earlier configuration is swept by nobody.
+        let is_current = Rc::ptr_eq(&r.generation, &self.c.shard.generation());
         if reusable
+            && is_current
             && connection.request_is_sent
             && self.family == Family::Proxy
             && r.upstream_head.keep_alive()

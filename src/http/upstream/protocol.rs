@@ -30,6 +30,8 @@ pub struct Message {
     inserts: SmallVec<[(usize, Span); 2]>,
     /// Where the URI stands in an HTTP head, for the log.
     uri: Span,
+    /// The method sent is HEAD: no body will come.
+    is_head: bool,
 }
 
 impl Message {
@@ -37,6 +39,12 @@ impl Message {
         self.bytes.clear();
         self.inserts.clear();
         self.uri = Span::default();
+        self.is_head = false;
+    }
+
+    /// Whether what was asked for is a head alone.
+    pub fn is_head(&self) -> bool {
+        self.is_head
     }
 
     /// The URI as sent; empty for uwsgi.
@@ -116,6 +124,7 @@ pub fn http(
         Some(method) => value::expand(method, c, r, out),
         None => out.extend_from_slice(value::method(r)),
     }
+    message.is_head = out.eq_ignore_ascii_case(b"HEAD");
     out.push(b' ');
     let uri_start = out.len();
     put_uri(r, location, destination.uri, out);
@@ -250,6 +259,7 @@ pub fn uwsgi(
     settings: &uwsgi::Settings,
     message: &mut Message,
 ) -> Result<BodyForm, usize> {
+    message.is_head = r.is_head();
     // The header is written last, when the length is known.
     message.bytes.extend_from_slice(&[0; packet::HEADER_LENGTH]);
     for piece in &settings.plan.pieces {
@@ -392,6 +402,7 @@ mod tests {
             bytes: b"abcd".to_vec(),
             inserts: SmallVec::from_slice(&[(1, Span::new(0, 2)), (4, Span::new(2, 3))]),
             uri: Span::default(),
+            is_head: false,
         };
         let joined: Vec<u8> = message.slices(b"XYZ").iter().flat_map(|s| s.to_vec()).collect();
         assert_eq!(joined, b"aXYbcdZ");

@@ -4,6 +4,7 @@
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
+use std::time::Duration;
 
 use smallvec::SmallVec;
 
@@ -22,10 +23,11 @@ use crate::http::value;
 use crate::http1::chunked::{self, Decoder};
 use crate::http1::framing::BodyLength;
 use crate::http1::header::{Field, Known};
+use crate::http1::request::Version;
 use crate::http1::{Span, encode};
 use crate::io::select::{Either, either};
 use crate::io::stream::Failure;
-use crate::io::timer::Wait;
+use crate::io::timer::{self, Wait};
 use crate::io::{Buffer, Stream};
 
 /// Spans of one received piece that are sent with one call; more are sent with the next.
@@ -49,7 +51,7 @@ pub async fn run(
         Family::Proxy => &location.settings.proxy.exchange,
         Family::Uwsgi => &location.settings.uwsgi.exchange,
     };
-    let length = r.upstream_head.body_for(r.is_head());
+    let length = r.upstream_head.body_for(r.message.is_head());
     put_head(c, r, family, location, length);
 
     let ahead = r.upstream_bytes.len() - r.upstream_head_len;
@@ -61,6 +63,7 @@ pub async fn run(
         buffering: buffering(r, settings),
         queue: VecDeque::new(),
         queued: 0,
+        progress_ms: 0,
     };
     relay.run(r, ahead).await
 }
@@ -118,6 +121,8 @@ pub fn put_head(
             .map(|field| field.value.of(raw)),
         length: match (length, upstream.content_length) {
             _ if upstream.code == 101 => Length::None,
+            // `proxy_method HEAD`: of what is announced nothing will come.
+            (BodyLength::None, Some(_)) if r.message.is_head() && !r.is_head() => Length::Known(0),
             (BodyLength::Length(n), _) | (BodyLength::None, Some(n)) => Length::Known(n),
             (BodyLength::None, None) => Length::None,
             (BodyLength::Chunked | BodyLength::UntilClose, _) => Length::Unknown,
@@ -308,6 +313,8 @@ struct Relay<'a> {
     /// Framed bytes that the client has not taken yet, and how many they are.
     queue: VecDeque<Buffer>,
     queued: usize,
+    /// When the client last took something, or the queue began.
+    progress_ms: u64,
 }
 
 impl Relay<'_> {
@@ -388,7 +395,7 @@ impl Relay<'_> {
         self.c.action.set(Action::ReadingUpstream);
         let text = match self.body {
             Incoming::Chunked(_) => "upstream sent data after final chunk",
-            _ if r.is_head() => return,
+            _ if r.message.is_head() => return,
             _ => "upstream sent more data than specified in \"Content-Length\" header",
         };
         self.c.log(r, Level::Warn, format_args!("{text}"));
@@ -410,7 +417,7 @@ impl Relay<'_> {
         if r.response.chunked && has_data {
             slices.push(IoSlice::new(chunked::chunk_head(found.bytes, &mut chunk_head)));
         }
-        if !r.is_head() {
+        if !r.response.is_bodiless {
             slices.extend(found.spans.iter().map(|span| IoSlice::new(span.of(raw))));
         }
         if r.response.chunked {
@@ -427,8 +434,11 @@ impl Relay<'_> {
         } else {
             r.response.head_sent = true;
             let head_len = head.len();
-            r.response.head_bytes += head_len as u64;
-            if found.bytes <= COPIED {
+            if r.version() == Version::Http09 {
+                // The body alone.
+                self.send(r, &mut slices).await
+            } else if found.bytes <= COPIED {
+                r.response.head_bytes += head_len as u64;
                 for slice in &slices {
                     head.extend_from_slice(slice);
                 }
@@ -436,6 +446,7 @@ impl Relay<'_> {
                 head.truncate(head_len);
                 sent
             } else {
+                r.response.head_bytes += head_len as u64;
                 slices.insert(0, IoSlice::new(&head));
                 self.send(r, &mut slices).await
             }
@@ -481,6 +492,9 @@ impl Relay<'_> {
     }
 
     fn enqueue(&mut self, slices: &[IoSlice<'_>]) {
+        if self.queue.is_empty() {
+            self.progress_ms = timer::now_ms();
+        }
         for slice in slices.iter().filter(|slice| !slice.is_empty()) {
             self.queued += slice.len();
             match self.queue.back_mut() {
@@ -502,6 +516,7 @@ impl Relay<'_> {
             match self.c.stream.try_send(&slices) {
                 Ok(sent) => {
                     drop(slices);
+                    self.progress_ms = timer::now_ms();
                     r.response.bytes_sent += sent as u64;
                     self.queued -= sent;
                     let mut left = sent;
@@ -525,13 +540,20 @@ impl Relay<'_> {
 
     /// Waits for the client until no more than `most` bytes are queued.
     async fn drain_to(&mut self, r: &mut Request, most: usize) -> Result<(), Close> {
-        let limit = *self.c.settings(r).core.send_timeout;
         while self.queued > most {
             self.c.action.set(Action::SendingResponse);
-            self.c.stream.writable(limit).await?;
+            self.c.stream.writable(self.send_time_left(r)).await?;
             self.send_queued(r)?;
         }
         Ok(())
+    }
+
+    /// What is left of `send_timeout` since the client took something. The upstream's bytes do not
+    /// renew it.
+    fn send_time_left(&self, r: &Request) -> Duration {
+        let limit = *self.c.settings(r).core.send_timeout;
+        let waited = Duration::from_millis(timer::now_ms().saturating_sub(self.progress_ms));
+        limit.saturating_sub(waited)
     }
 
     async fn flush(&mut self, r: &mut Request) -> Result<(), Close> {
@@ -544,7 +566,7 @@ impl Relay<'_> {
         let upstream = self.upstream;
         while !self.queue.is_empty() {
             // Both are only asked for readiness here: what is dropped loses nothing.
-            let send_timeout = *self.c.settings(r).core.send_timeout;
+            let send_timeout = self.send_time_left(r);
             let ready =
                 either(upstream.readable(limit, Wait::Busy), self.c.stream.writable(send_timeout));
             match ready.await {
