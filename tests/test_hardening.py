@@ -11,6 +11,7 @@ from harness.upstream import answering, close, head, request, response, script, 
 differs = pytest.mark.differs_in_nginx
 
 
+@differs("it sends the length again without the body")
 def test_a_streamed_body_is_not_promised_to_a_second_server(serve, upstream):
     """The first server took it as it came: a POST that falls back cannot be sent again without it."""
     first = upstream(script(request, close))
@@ -78,6 +79,7 @@ def test_the_method_that_is_sent_decides_about_the_body(serve, upstream):
     assert wire.read_response().body == b"again"
 
 
+@differs("it passes the length on and the client waits")
 def test_proxy_method_head_promises_no_body(serve, upstream):
     server = upstream(answering(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n"))
     proxy = serve(
@@ -90,6 +92,7 @@ def test_proxy_method_head_promises_no_body(serve, upstream):
         assert wire.read_response().body == b""
 
 
+@differs("it keeps the connection")
 def test_a_head_without_its_body_ends_the_server_connection(serve, upstream):
     server = upstream(script(head, send(response(b"one")), to_end), answering(response(b"two")))
     proxy = serve(
@@ -129,6 +132,7 @@ def test_no_body_follows_a_status_that_has_none(serve, status):
         assert wire.read_response().body == b"next"
 
 
+@differs("it goes on in chunks")
 def test_an_interim_status_as_an_answer_is_the_last_of_its_connection(serve, upstream):
     server = upstream(script(head, send(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\n\r\nx"), close))
     proxy = serve(
@@ -141,6 +145,7 @@ def test_an_interim_status_as_an_answer_is_the_last_of_its_connection(serve, ups
     assert got.startswith(b"HTTP/1.1 100 Continue\r\n") and got.endswith(b"\r\n\r\nHTTP/1.1 200 OK\r\n\r\nx")
 
 
+@differs("it sends the refused length on")
 def test_a_refused_head_has_no_body_for_its_page(serve, upstream):
     server = upstream(answering(response(b"page")))
     proxy = serve(
@@ -176,6 +181,7 @@ def test_a_streamed_chunked_body_has_its_limit(serve, upstream):
     proxy.logged("client intended to send too large chunked body: ")
 
 
+@differs("its temporary file takes what the client does not")
 def test_send_timeout_strikes_although_the_server_goes_on(serve, upstream):
     """A client that takes nothing is not kept by a server that sends a little now and then."""
     gone = threading.Event()
@@ -252,6 +258,7 @@ def test_proxy_set_body_sees_the_whole_body(serve, upstream):
     assert proxy.get("/", method="POST", body=b"abc").body == b"<abc>"
 
 
+@differs("it switches")
 def test_no_tunnel_is_built_on_half_a_request(serve, upstream):
     switch = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: Upgrade\r\n\r\n"
     server = upstream(script(head, send(switch), to_end))
