@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 pub use file::{Files, LogFile, OpenError};
-pub use line::{Errno, Escaped, LINE_LENGTH_MAX, escape, fuzz_escape};
+pub use line::{Errno, Escaped, LINE_LENGTH_MAX, Tail, escape, fuzz_escape};
 
 use crate::local_time::LocalTime;
 pub use file::Handle as FileHandle;
@@ -153,13 +153,29 @@ impl Log {
         errno: Option<i32>,
         context: &Context<'_>,
     ) {
+        self.write_line(level, connection, |line| line.put_message(text, errno, context));
+    }
+
+    /// The same with a context that was put into words before.
+    pub fn write_with_tail(
+        &self,
+        level: Level,
+        connection: Option<u64>,
+        text: fmt::Arguments<'_>,
+        errno: Option<i32>,
+        tail: &Tail,
+    ) {
+        self.write_line(level, connection, |line| line.put_message_with_tail(text, errno, tail));
+    }
+
+    fn write_line(&self, level: Level, connection: Option<u64>, put_message: impl Fn(&mut Line)) {
         if !self.enabled(level) {
             return;
         }
         let now = unix_seconds();
         let (mut line, mut startup_line) = (Line::new(), None);
         line.put_head(&LocalTime::at(now), level, connection);
-        line.put_message(text, errno, context);
+        put_message(&mut line);
 
         for (_, output) in self.outputs.iter().filter(|(least, _)| level <= *least) {
             match output {
@@ -169,7 +185,7 @@ impl Log {
                     let line = startup_line.get_or_insert_with(|| {
                         let mut line = Line::new();
                         line.put_startup_head(level);
-                        line.put_message(text, errno, context);
+                        put_message(&mut line);
                         line
                     });
                     write_to_stderr(line.finish());

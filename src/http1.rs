@@ -49,6 +49,11 @@ impl Span {
     }
 }
 
+/// Whether a byte may stand in a token: a method, a field name, a protocol (RFC 9110 section 5.6.2).
+pub fn is_token(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+}
+
 /// How far a head has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Progress {

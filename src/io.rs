@@ -6,10 +6,12 @@
 //! have moved bytes into it: where two things are awaited at once, readiness is polled instead.
 
 pub mod buffer;
+pub mod poller;
 pub mod runtime;
 pub mod select;
 pub mod stream;
 pub mod timer;
 
 pub use buffer::Buffer;
+pub use poller::Poller;
 pub use stream::Stream;

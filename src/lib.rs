@@ -20,6 +20,7 @@ pub mod http1;
 pub mod uwsgi;
 
 pub mod clock;
+pub mod counters;
 pub mod error_log;
 pub mod io;
 pub mod local_time;

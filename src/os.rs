@@ -37,7 +37,8 @@ pub fn random_hex() -> [u8; 32] {
     hex
 }
 
-fn random_bytes() -> [u8; 16] {
+/// From the system's generator.
+pub fn random_bytes() -> [u8; 16] {
     let mut bytes = [0; 16];
     if rustix::rand::getrandom(&mut bytes[..], GetRandomFlags::empty()) != Ok(bytes.len()) {
         // Denied: the keys of the standard library's hash maps, which have a way around it.

@@ -7,10 +7,12 @@ use std::sync::Arc;
 
 use crate::channel;
 use crate::clock;
+use crate::counters::{Counters, OwnCounters};
 use crate::error_log::{Files, Level, Log};
 use crate::http::listener::Listener;
 use crate::http::modules::access_log::{LogWriter, LogWriters};
 use crate::http::server::{Http, LocationId, ServerId};
+use crate::http::tunnel::engine::Tunnels;
 use crate::http::upstream::Upstreams;
 use crate::http1::encode::HttpDate;
 use crate::io::runtime::{self, Ring};
@@ -26,6 +28,8 @@ pub struct Start {
     pub config: Arc<Config>,
     pub listening: Vec<channel::Listening>,
     pub files: Arc<Files>,
+    /// Those of every shard.
+    pub counters: Arc<[Counters]>,
     pub inbox: channel::Inbox,
     pub events: channel::Events,
 }
@@ -34,8 +38,9 @@ pub struct Start {
 pub struct Shard {
     pub id: usize,
     pub hostname: String,
-    pub counters: Counters,
+    pub counters: OwnCounters,
     pub access_logs: LogWriters,
+    pub tunnels: Tunnels,
     generation: RefCell<Rc<Generation>>,
     listeners: RefCell<Vec<Rc<Listener>>>,
     files: Arc<Files>,
@@ -45,15 +50,6 @@ pub struct Shard {
     date: RefCell<HttpDate>,
     serial: Cell<u64>,
     serial_step: u64,
-}
-
-#[derive(Debug, Default)]
-pub struct Counters {
-    pub requests: Cell<u64>,
-    /// Open client connections.
-    pub connections: Cell<usize>,
-    pub accepted: Cell<u64>,
-    pub panics: Cell<u64>,
 }
 
 /// A configuration in force on this shard, and what the shard keeps for it. A request holds the
@@ -157,13 +153,14 @@ impl Shard {
 
     /// Whether another connection fits under `worker_connections`.
     pub fn has_room(&self) -> bool {
-        self.counters.connections.get() < *self.generation.borrow().config.events.worker_connections
+        let limit = *self.generation.borrow().config.events.worker_connections;
+        self.counters.connections.get() < limit as u64
     }
 
     /// Counts a connection until the guard is dropped.
     pub fn count_connection(self: &Rc<Self>) -> ConnectionGuard {
-        self.counters.connections.set(self.counters.connections.get() + 1);
-        self.counters.accepted.set(self.counters.accepted.get() + 1);
+        self.counters.connections.add(1);
+        self.counters.accepted.add(1);
         ConnectionGuard { shard: Rc::clone(self) }
     }
 
@@ -175,7 +172,7 @@ impl Shard {
     pub fn spawn(self: &Rc<Self>, what: &'static str, task: impl Future<Output = ()> + 'static) {
         let shard = Rc::clone(self);
         runtime::spawn(task, move |text| {
-            shard.counters.panics.set(shard.counters.panics.get() + 1);
+            shard.counters.panics.add(1);
             shard.log_main(Level::Alert, format_args!("panic in a {what}: {text}"));
         });
     }
@@ -215,6 +212,7 @@ impl Shard {
             listener.close();
         }
         timer::interrupt(Wait::Idle);
+        self.tunnels.begin_quit();
         // A task's turn comes after the listeners': they take what is in their queues first.
         let shard = Rc::clone(self);
         self.spawn("quit", async move { shard.raise_if_empty() });
@@ -234,8 +232,7 @@ pub struct ConnectionGuard {
 
 impl Drop for ConnectionGuard {
     fn drop(&mut self) {
-        let connections = &self.shard.counters.connections;
-        connections.set(connections.get() - 1);
+        self.shard.counters.connections.sub(1);
         self.shard.raise_if_empty();
     }
 }
@@ -251,15 +248,16 @@ pub fn run(start: Start) {
 }
 
 async fn live(start: Start) -> Result<(), String> {
-    let Start { id, shards, config, listening, files, inbox, events, .. } = start;
+    let Start { id, shards, ring, config, listening, files, counters, inbox, events } = start;
     let access_logs = LogWriters::default();
     let generation = Generation::new(config, &files, &access_logs).map_err(|e| e.to_string())?;
     let generation = Rc::new(generation);
     let shard = Rc::new(Shard {
         id,
         hostname: crate::os::hostname(),
-        counters: Counters::default(),
+        counters: OwnCounters::new(counters, id),
         access_logs,
+        tunnels: Tunnels::new(ring).map_err(|e| e.to_string())?,
         generation: RefCell::new(Rc::clone(&generation)),
         listeners: RefCell::default(),
         files,
@@ -270,6 +268,7 @@ async fn live(start: Start) -> Result<(), String> {
         serial_step: shards as u64,
     });
     shard.spawn("clock", timer::run_clock());
+    shard.spawn("tunnel engine", Tunnels::run(Rc::clone(&shard)));
     shard.spawn("log writer", LogWriters::write_behind(Rc::clone(&shard)));
     shard.spawn("upstream keeper", Upstreams::keep(Rc::clone(&shard)));
     shard.listen(&generation, listening);
@@ -293,7 +292,10 @@ async fn live(start: Start) -> Result<(), String> {
                 }
                 channel::Command::FlushLogs => shard.access_logs.flush_all(),
                 channel::Command::Quit => shard.begin_quit(),
-                channel::Command::CloseAll => timer::interrupt(Wait::Busy),
+                channel::Command::CloseAll => {
+                    timer::interrupt(Wait::Busy);
+                    shard.tunnels.close_all(&shard);
+                }
                 channel::Command::Exit => return,
             }
         }

@@ -45,12 +45,31 @@ impl Line {
         errno: Option<i32>,
         context: &Context<'_>,
     ) {
-        let Context { action, client, server, request, upstream, host, referrer } = *context;
+        self.put_text(text, errno);
+        self.put_context(context);
+    }
 
+    /// A message whose context was put into words before.
+    pub fn put_message_with_tail(
+        &mut self,
+        text: fmt::Arguments<'_>,
+        errno: Option<i32>,
+        tail: &Tail,
+    ) {
+        self.put_text(text, errno);
+        self.put_bytes(&tail.0);
+    }
+
+    fn put_text(&mut self, text: fmt::Arguments<'_>, errno: Option<i32>) {
         self.put(text);
         if let Some(errno) = errno {
             self.put(format_args!(" ({})", Errno(errno)));
         }
+    }
+
+    fn put_context(&mut self, context: &Context<'_>) {
+        let Context { action, client, server, request, upstream, host, referrer } = *context;
+
         if let Some(action) = action {
             self.put(format_args!(" while {action}"));
         }
@@ -89,6 +108,20 @@ impl Line {
             *place = byte;
         }
         self.length += taken;
+    }
+}
+
+/// The end of a line, ` while …, client: …`, put into words ahead of the message: for what outlives
+/// the things it tells of.
+#[derive(Debug)]
+pub struct Tail(Box<[u8]>);
+
+impl Tail {
+    /// Cut where a line is.
+    pub fn new(context: &Context<'_>) -> Self {
+        let mut line = Line::new();
+        line.put_context(context);
+        Tail(line.bytes.get(..line.length).unwrap_or_default().into())
     }
 }
 
@@ -223,6 +256,28 @@ mod tests {
         let line = message("text", &context);
         assert_eq!(line.len(), LINE_LENGTH_MAX);
         assert!(line.ends_with("a\n"));
+    }
+
+    #[test]
+    fn a_tail_is_what_its_context_says() {
+        let with_tail = |text: &str, errno, context: &Context<'_>| {
+            let mut line = Line::new();
+            line.put_message_with_tail(format_args!("{text}"), errno, &Tail::new(context));
+            String::from_utf8(line.finish().to_vec()).unwrap()
+        };
+        let context = Context {
+            action: Some("proxying upgraded connection"),
+            client: Some("::1"),
+            request: Some(b"GET /\"\n x"),
+            ..<_>::default()
+        };
+        assert_eq!(
+            with_tail("recv() failed", Some(104), &context),
+            "recv() failed (104: Connection reset by peer) while proxying upgraded connection, \
+             client: ::1, request: \"GET /\\x22\\x0A x\"\n"
+        );
+        let long = Context { request: Some(&[b'a'; 5000]), ..context };
+        assert_eq!(with_tail("text", None, &long), message("text", &long));
     }
 
     proptest! {

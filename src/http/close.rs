@@ -1,6 +1,7 @@
 //! Every reason to end a connection before its time: level, text and whether it is reset.
 
 use crate::error_log::Level;
+use crate::http::tunnel::Opening;
 use crate::io::stream::Failure;
 
 /// Why a connection ends. An orderly end (`Connection: close`, keepalive over) is one as well.
@@ -24,6 +25,8 @@ pub enum Close {
     Truncated,
     /// The shard ends.
     Interrupted,
+    /// Not an end: the sockets go on as a tunnel, and the request is logged when that ends.
+    Tunnelled(Box<Opening>),
     /// A system call on the client's socket failed.
     Io(std::io::Error),
 }
@@ -37,6 +40,7 @@ impl Close {
             | Close::KeepaliveTimedOut
             | Close::Truncated
             | Close::Interrupted
+            | Close::Tunnelled(_)
             | Close::ClientClosedKeepalive
             | Close::ClientAbortedExchange
             | Close::Io(_) => None,

@@ -25,7 +25,7 @@ use crate::http1::{Progress, request, uri};
 use crate::io::stream::Failure;
 use crate::io::timer::{self, Wait};
 use crate::io::{Buffer, Stream};
-use crate::shard::{Generation, Shard};
+use crate::shard::{ConnectionGuard, Generation, Shard};
 
 /// What outlives a request: the socket and who is at its other end.
 pub struct Connection {
@@ -125,11 +125,23 @@ impl Connection {
             // There is no request to tell of, and nginx says no more either.
             return log.write(level, Some(self.serial), text, errno, &Context::default());
         }
+        self.with_log_context(r, self.action.get(), |context| {
+            log.write(level, Some(self.serial), text, errno, context);
+        });
+    }
+
+    /// What nginx says about the connection and the request at the end of a line.
+    pub fn with_log_context<T>(
+        &self,
+        r: &Request,
+        action: Action,
+        use_it: impl FnOnce(&Context<'_>) -> T,
+    ) -> T {
         let upstream = self.exchange.get().and_then(|family| family.url(r));
         let line = r.text(r.head.line);
         let header = |known| r.head.headers.find(known).map(|field| r.text(field.value));
-        let context = Context {
-            action: self.action.get().phrase(),
+        use_it(&Context {
+            action: action.phrase(),
             client: Some(&self.client.address),
             server: Some(if line.is_empty() {
                 self.listener.name()
@@ -140,8 +152,7 @@ impl Connection {
             upstream: upstream.as_deref(),
             host: header(Known::Host),
             referrer: header(Known::Referer),
-        };
-        log.write(level, Some(self.serial), text, errno, &context);
+        })
     }
 }
 
@@ -157,12 +168,20 @@ impl From<Close> for NoHead {
     }
 }
 
-/// Serves a connection to its end.
-pub async fn serve(c: Connection) {
+/// Serves a connection to its end, or until it becomes a tunnel.
+pub async fn serve(c: Connection, guard: ConnectionGuard) {
     let (generation, address) = c.listener.binding();
     let mut r = Request::new(generation, address);
-    let close = answer_requests(&c, &mut r).await;
-    end(&c, &mut r, close).await;
+    match answer_requests(&c, &mut r).await {
+        Close::Tunnelled(opening) => {
+            let Connection { shard, stream, .. } = c;
+            match stream.into_fd() {
+                Ok(socket) => shard.tunnels.open(&shard, socket, guard, *opening),
+                Err(e) => shard.log_main(Level::Crit, format_args!("a tunnel is lost: {e}")),
+            }
+        }
+        close => end(&c, &mut r, close).await,
+    }
 }
 
 async fn answer_requests(c: &Connection, r: &mut Request) -> Close {
@@ -306,7 +325,7 @@ async fn read_head(c: &Connection, r: &mut Request) -> Result<(), NoHead> {
 fn begin_request(c: &Connection, r: &mut Request, header_timeout: Duration) -> u64 {
     r.started = clock::now();
     c.requests.set(c.requests.get() + 1);
-    c.shard.counters.requests.set(c.shard.counters.requests.get() + 1);
+    c.shard.counters.requests.add(1);
     timer::now_ms() + header_timeout.as_millis() as u64
 }
 

@@ -371,7 +371,7 @@ fn add_prefix(tree: &mut LocationTree, id: LocationId, level: &Level) -> Outcome
 /// Whether a request for the name without its last slash is redirected to the name.
 fn auto_redirects(kind: &Kind, name: &str, handler: Option<Handler>) -> bool {
     let is_prefix = matches!(kind, Kind::Prefix { .. } | Kind::Exact);
-    is_prefix && handler.is_some() && name.ends_with('/')
+    is_prefix && handler.is_some_and(Handler::is_upstream) && name.ends_with('/')
 }
 
 impl Settings {

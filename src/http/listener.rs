@@ -136,10 +136,7 @@ impl Listener {
             stream.set_nodelay();
         }
         let connection = Connection::new(shard, self, stream, client);
-        shard.spawn("connection", async move {
-            let _guard = guard;
-            connection::serve(connection).await;
-        });
+        shard.spawn("connection", connection::serve(connection, guard));
         Ok(true)
     }
 }

@@ -25,6 +25,15 @@ pub struct Location {
 pub enum Handler {
     Proxy,
     Uwsgi,
+    /// `ringx_status`
+    Status,
+}
+
+impl Handler {
+    /// Whether it passes requests on to an upstream.
+    pub fn is_upstream(self) -> bool {
+        matches!(self, Handler::Proxy | Handler::Uwsgi)
+    }
 }
 
 /// The locations of one level.

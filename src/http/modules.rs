@@ -8,8 +8,10 @@ pub mod headers;
 pub mod proxy;
 pub mod rewrite;
 pub mod static_files;
+pub mod status;
 pub mod upstream;
 pub mod uwsgi;
+pub mod websocket;
 
 /// Everything one level of the configuration (http, server, location, `if`) says.
 #[derive(Debug, Clone, Default)]
@@ -20,6 +22,7 @@ pub struct Settings {
     pub proxy: proxy::Settings,
     pub uwsgi: uwsgi::Settings,
     pub access_log: access_log::Settings,
+    pub websocket: websocket::Settings,
 }
 
 impl Settings {
@@ -31,5 +34,6 @@ impl Settings {
         self.proxy.inherit(&outer.proxy);
         self.uwsgi.inherit(&outer.uwsgi);
         self.access_log.inherit(&outer.access_log);
+        self.websocket.inherit(&outer.websocket);
     }
 }

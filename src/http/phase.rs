@@ -10,7 +10,7 @@ use super::connection::Connection;
 use super::location::{Found, Handler, LocationTree};
 use super::modules::core::{self, ErrorPageStatus, ErrorPageTarget, TryFilesLast};
 use super::modules::rewrite::{self, Rewritten};
-use super::modules::static_files;
+use super::modules::{static_files, status};
 use super::request::{Request, URI_CHANGES_MAX};
 use super::response::{self, Head, Length};
 use super::server::{Http, LocationId};
@@ -103,6 +103,7 @@ async fn run(c: &Connection, r: &mut Request, enter: Enter) -> Result<Outcome, C
     match http.location(r.location).handler {
         Some(Handler::Proxy) => exchange::proxy(c, r).await,
         Some(Handler::Uwsgi) => exchange::uwsgi(c, r).await,
+        Some(Handler::Status) => status::serve(c, r).await,
         None => static_files::serve(c, r).await,
     }
 }

@@ -46,7 +46,8 @@ pub struct Upstreams {
 /// One upstream on one shard.
 pub struct Group {
     name: Arc<str>,
-    pub peers: RefCell<Vec<PeerState>>,
+    /// Shared with the tunnels that count as requests under way, which outlive a configuration.
+    pub peers: Rc<RefCell<Vec<PeerState>>>,
     pub pool: RefCell<Pool>,
 }
 
@@ -94,7 +95,7 @@ impl Group {
     fn new(upstream: &Upstream) -> Self {
         Group {
             name: Arc::clone(&upstream.name),
-            peers: RefCell::new(upstream.peers.iter().map(PeerState::new).collect()),
+            peers: Rc::new(RefCell::new(upstream.peers.iter().map(PeerState::new).collect())),
             pool: RefCell::new(Pool::new(upstream)),
         }
     }

@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 use std::net::IpAddr;
+use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
 use super::connection::Connection;
@@ -50,16 +51,31 @@ pub fn expand_log(
     for part in &template.parts {
         match part {
             Part::Literal(text) => out.extend_from_slice(text),
-            Part::Variable(variable) => {
-                let start = out.len();
-                let found = append(variable, c, r, out);
-                if !found && escape == Escape::Default {
-                    out.push(b'-');
-                } else {
-                    escape_tail(escape, start, out);
-                }
-            }
+            Part::Variable(variable) => append_escaped(variable, escape, c, r, out),
         }
+    }
+}
+
+/// Appends a variable as a log line shows it.
+pub fn append_escaped(
+    variable: &Variable,
+    escape: Escape,
+    c: &Connection,
+    r: &Request,
+    out: &mut Vec<u8>,
+) {
+    let start = out.len();
+    if append(variable, c, r, out) {
+        escape_tail(escape, start, out);
+    } else {
+        missing(escape, out);
+    }
+}
+
+/// What a log line shows in place of a variable that has no value.
+pub fn missing(escape: Escape, out: &mut Vec<u8>) {
+    if escape == Escape::Default {
+        out.push(b'-');
     }
 }
 
@@ -156,9 +172,7 @@ pub fn append(variable: &Variable, c: &Connection, r: &Request, out: &mut Vec<u8
         Variable::RequestBodyFile => r.body.file.as_ref().is_some_and(|file| {
             put(out, std::os::unix::ffi::OsStrExt::as_bytes(file.path().as_os_str()))
         }),
-        Variable::RequestCompletion => {
-            put(out, if r.response.complete { b"OK".as_slice() } else { b"" })
-        }
+        Variable::RequestCompletion => put(out, completion(r.response.complete)),
         Variable::RequestFilename => request_filename(c, r, out),
         Variable::RequestId => put(out, r.id.get_or_init(crate::os::random_hex)),
         Variable::RequestLength => number(out, r.head_len as u64 + r.body.received),
@@ -197,10 +211,10 @@ pub fn append(variable: &Variable, c: &Connection, r: &Request, out: &mut Vec<u8
             let _ = write!(Text(out), "{:03}", r.response.status);
             true
         }
-        Variable::TcpinfoRtt => tcp_info(c, out, |info| info.tcpi_rtt),
-        Variable::TcpinfoRttvar => tcp_info(c, out, |info| info.tcpi_rttvar),
-        Variable::TcpinfoSndCwnd => tcp_info(c, out, |info| info.tcpi_snd_cwnd),
-        Variable::TcpinfoRcvSpace => tcp_info(c, out, |info| info.tcpi_rcv_space),
+        Variable::TcpinfoRtt => tcp_info(c.stream.fd(), out, |info| info.tcpi_rtt),
+        Variable::TcpinfoRttvar => tcp_info(c.stream.fd(), out, |info| info.tcpi_rttvar),
+        Variable::TcpinfoSndCwnd => tcp_info(c.stream.fd(), out, |info| info.tcpi_snd_cwnd),
+        Variable::TcpinfoRcvSpace => tcp_info(c.stream.fd(), out, |info| info.tcpi_rcv_space),
         Variable::TimeIso8601 => put(out, LocalTime::at(clock::now().as_secs() as i64).iso8601()),
         Variable::TimeLocal => put(out, LocalTime::at(clock::now().as_secs() as i64).common()),
         Variable::Uri => put(out, &r.uri),
@@ -235,6 +249,9 @@ pub fn append(variable: &Variable, c: &Connection, r: &Request, out: &mut Vec<u8
         Variable::UpstreamBytesReceived => attempts(r, out, |a, out| {
             number(out, a.bytes_received);
         }),
+
+        // Known when a tunnel ends: see `access_log::Frozen`.
+        Variable::WebSocket(_) => false,
     }
 }
 
@@ -260,17 +277,23 @@ impl std::fmt::Write for Text<'_> {
     }
 }
 
-fn put(out: &mut Vec<u8>, value: &[u8]) -> bool {
+/// `$request_completion`
+pub fn completion(is_complete: bool) -> &'static [u8] {
+    if is_complete { b"OK" } else { b"" }
+}
+
+pub fn put(out: &mut Vec<u8>, value: &[u8]) -> bool {
     out.extend_from_slice(value);
     true
 }
 
-fn number(out: &mut Vec<u8>, value: u64) -> bool {
+pub fn number(out: &mut Vec<u8>, value: u64) -> bool {
     out.extend_from_slice(itoa::Buffer::new().format(value).as_bytes());
     true
 }
 
-fn seconds(out: &mut Vec<u8>, value: Duration) -> bool {
+/// `12.034`: seconds and milliseconds.
+pub fn seconds(out: &mut Vec<u8>, value: Duration) -> bool {
     let ms = value.as_millis() as u64;
     number(out, ms / 1000);
     let ms = ms % 1000;
@@ -279,7 +302,8 @@ fn seconds(out: &mut Vec<u8>, value: Duration) -> bool {
     true
 }
 
-fn time(out: &mut Vec<u8>, value: Option<Duration>) {
+/// The same, or `-`.
+pub fn time(out: &mut Vec<u8>, value: Option<Duration>) {
     match value {
         Some(value) => {
             seconds(out, value);
@@ -290,14 +314,26 @@ fn time(out: &mut Vec<u8>, value: Option<Duration>) {
 
 /// One item a try, joined by `, `; groups after an internal redirect joined by ` : `.
 fn attempts(r: &Request, out: &mut Vec<u8>, item: impl Fn(&Attempt, &mut Vec<u8>)) -> bool {
-    for (n, attempt) in r.attempts.iter().enumerate() {
-        if n > 0 {
-            let separator: &[u8] = if attempt.starts_group { b" : " } else { b", " };
-            out.extend_from_slice(separator);
-        }
+    earlier_attempts(&r.attempts, out, &item).is_some_and(|last| {
+        item(last, out);
+        true
+    })
+}
+
+/// The items of all tries but the last, and what separates that one's from them; gives the last
+/// back.
+pub fn earlier_attempts<'a>(
+    attempts: &'a [Attempt],
+    out: &mut Vec<u8>,
+    item: impl Fn(&Attempt, &mut Vec<u8>),
+) -> Option<&'a Attempt> {
+    let (last, earlier) = attempts.split_last()?;
+    for (attempt, next) in earlier.iter().zip(&attempts[1..]) {
         item(attempt, out);
+        let separator: &[u8] = if next.starts_group { b" : " } else { b", " };
+        out.extend_from_slice(separator);
     }
-    !r.attempts.is_empty()
+    Some(last)
 }
 
 /// `$arg_NAME`: the raw value of the first `NAME=` in the args, whatever its case.
@@ -454,8 +490,13 @@ pub fn file_for(uri: &[u8], c: &Connection, r: &Request, out: &mut Vec<u8>) {
     }
 }
 
-fn tcp_info(c: &Connection, out: &mut Vec<u8>, field: fn(&libc::tcp_info) -> u32) -> bool {
-    crate::os::tcp_info(c.stream.fd()).is_ok_and(|info| number(out, u64::from(field(&info))))
+/// A value of the kernel's about a client's socket; none for one that is not TCP.
+pub fn tcp_info(
+    socket: BorrowedFd<'_>,
+    out: &mut Vec<u8>,
+    field: fn(&libc::tcp_info) -> u32,
+) -> bool {
+    crate::os::tcp_info(socket).is_ok_and(|info| number(out, u64::from(field(&info))))
 }
 
 #[cfg(test)]

@@ -117,11 +117,7 @@ where
             match std::panic::catch_unwind(step) {
                 Ok(poll) => poll,
                 Err(panic) => {
-                    let text = panic
-                        .downcast_ref::<&str>()
-                        .copied()
-                        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
-                        .unwrap_or("no text");
+                    let text = panic_text(&*panic);
                     if let Some(on_panic) = on_panic.take() {
                         on_panic(text);
                     }
@@ -131,4 +127,13 @@ where
         })
         .await;
     });
+}
+
+/// What a panic said.
+pub fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
+    panic
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("no text")
 }

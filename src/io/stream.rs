@@ -248,6 +248,31 @@ impl Stream {
         let _ = rustix::net::shutdown(self.fd(), Shutdown::Write);
     }
 
+    /// Gives the socket away, open and non-blocking.
+    pub fn into_fd(self) -> io::Result<OwnedFd> {
+        // The kernel may still hold a cancelled operation, and monoio its descriptor until then: the
+        // socket goes on under another.
+        let is_held = self.in_flight.get() > 0;
+        let copy = is_held.then(|| self.fd().try_clone_to_owned()).transpose()?;
+        let mut this = ManuallyDrop::new(self);
+        #[allow(unsafe_code)]
+        // SAFETY: both fields are taken once: `this` is neither used again nor dropped.
+        let (tcp, timer) = unsafe {
+            (
+                ManuallyDrop::take(&mut this.inner).into_inner(),
+                std::ptr::read(&raw const this.timer),
+            )
+        };
+        drop(timer);
+        if let Some(copy) = copy {
+            return Ok(copy);
+        }
+        let fd = tcp.into_raw_fd();
+        #[allow(unsafe_code)]
+        // SAFETY: `into_raw_fd` gave up the ownership.
+        Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+    }
+
     /// Makes the close that follows a reset instead of an orderly end.
     pub fn reset_on_close(&self) {
         let _ = socket2::SockRef::from(&self.fd()).set_linger(Some(Duration::ZERO));

@@ -28,8 +28,10 @@ pub enum Expired {
 pub enum Wait {
     /// Nothing is under way: an idle keepalive connection. A graceful quit ends it.
     Idle,
-    /// A request or a tunnel is under way. Only a forced end interrupts it.
+    /// A request is under way. Only a forced end interrupts it.
     Busy,
+    /// The shard itself waits: nothing interrupts it.
+    Service,
 }
 
 /// Milliseconds of the monotonic clock, at the kernel's tick (a coarse read costs a few
@@ -37,6 +39,12 @@ pub enum Wait {
 pub fn now_ms() -> u64 {
     let now = clock_gettime(ClockId::MonotonicCoarse);
     now.tv_sec as u64 * 1000 + now.tv_nsec as u64 / 1_000_000
+}
+
+/// The monotonic clock as exactly as it goes, for what is measured and not waited for.
+pub fn now_precise() -> Duration {
+    let now = clock_gettime(ClockId::Monotonic);
+    Duration::new(now.tv_sec as u64, now.tv_nsec as u32)
 }
 
 const NEVER: u64 = u64::MAX;

@@ -8,6 +8,7 @@ use std::thread::{self, JoinHandle};
 use super::failure::Failure;
 use super::listening::Listening;
 use crate::channel::{self, Command, Event, Events, Outbox};
+use crate::counters;
 use crate::error_log::{Errno, Files, Level, Log};
 use crate::http::server::Address;
 use crate::io::runtime::Ring;
@@ -58,6 +59,7 @@ impl Shards {
         mut say: impl FnMut(Level, fmt::Arguments<'_>),
     ) -> Result<Self, Failure> {
         let available = os::available_cores();
+        let counters = counters::for_shards(count);
         let mut shards = Shards::default();
         for id in 0..count {
             let (outbox, inbox) = channel::pair().map_err(Failure::call("socketpair"))?;
@@ -68,6 +70,7 @@ impl Shards {
                 config: Arc::clone(config),
                 listening: listening.of_shard(id, addresses(config))?,
                 files: Arc::clone(&common.files),
+                counters: Arc::clone(&counters),
                 inbox,
                 events: common.events.clone(),
             };

@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::path::Path;
+use std::time::Duration;
 
 use proptest::prelude::*;
 
@@ -11,6 +12,7 @@ use crate::config::tree::memory::Memory;
 use crate::http::location::Found;
 use crate::http::modules::exchange::Pass;
 use crate::http::modules::rewrite::{Condition, Step};
+use crate::http::modules::websocket::{IdleCounts, IdleTimeout};
 use crate::http::variable::{Captures, Part, Variable};
 
 fn options() -> LoadOptions {
@@ -354,6 +356,26 @@ fn errors_in_location() {
         ("server_tokens x;", "invalid value \"x\" in F:5"),
         ("add_header a b c;", "invalid parameter \"c\" in F:5"),
         ("max_ranges x;", "\"max_ranges\" directive invalid number in F:5"),
+        (
+            "websocket yes;",
+            "invalid value \"yes\" in \"websocket\" directive, it must be \"on\" or \"off\" in F:5",
+        ),
+        ("websocket on; websocket on;", "\"websocket\" directive is duplicate in F:5"),
+        ("websocket_idle_timeout x;", "\"websocket_idle_timeout\" directive invalid value in F:5"),
+        ("websocket_idle_timeout 0;", "\"websocket_idle_timeout\" directive invalid value in F:5"),
+        ("websocket_idle_timeout 5m pings;", "invalid parameter \"pings\" in F:5"),
+        ("websocket_idle_timeout off data;", "invalid parameter \"data\" in F:5"),
+        (
+            "websocket_idle_timeout 5m data any;",
+            "invalid number of arguments in \"websocket_idle_timeout\" directive in F:5",
+        ),
+        ("websocket_close_spread 1x;", "\"websocket_close_spread\" directive invalid value in F:5"),
+        (
+            "proxy_upgrade_allow;",
+            "invalid number of arguments in \"proxy_upgrade_allow\" directive in F:5",
+        ),
+        ("proxy_upgrade_allow h2c TLS/1.0;", "invalid protocol \"TLS/1.0\" in F:5"),
+        ("if ($uri) { websocket on; }", "\"websocket\" directive is not allowed here in F:5"),
     ] {
         let expected = format!("[emerg] {}", expected.replace("F:", "/c/x.conf:"));
         assert_eq!(error(&in_location(text)), expected, "{text}");
@@ -537,6 +559,34 @@ fn inner_levels_inherit() {
     let logs: Vec<_> =
         http.locations.iter().map(|l| l.settings.access_log.access_log.len()).collect();
     assert_eq!(logs, [1, 1, 1, 0]);
+}
+
+#[test]
+fn websocket_settings() {
+    let http = http_of(
+        "websocket_idle_timeout 90s; proxy_upgrade_allow H2C; proxy_upgrade_allow foo;
+         server {
+             location /a { }
+             location /b {
+                 websocket on; websocket_strict off; websocket_metrics on; proxy_half_close off;
+                 websocket_idle_timeout 5m data; websocket_close_spread 1m; proxy_upgrade_allow TLS;
+             }
+             location /c { websocket_idle_timeout off; websocket_close_spread off; }
+         }",
+    );
+    let settings = |at: usize| &http.locations[at].settings.websocket;
+    let idle = |secs, counts| Some(IdleTimeout { time: Duration::from_secs(secs), counts });
+    let (a, b, c) = (settings(1), settings(2), settings(3));
+    assert_eq!((*a.enabled, *a.strict, *a.metrics, *a.half_close), (false, true, false, true));
+    assert_eq!((*b.enabled, *b.strict, *b.metrics, *b.half_close), (true, false, true, false));
+    assert_eq!(*a.idle_timeout, idle(90, IdleCounts::Any));
+    assert_eq!(*b.idle_timeout, idle(300, IdleCounts::Data));
+    assert_eq!(*c.idle_timeout, None);
+    assert_eq!(*a.close_spread, Some(Duration::from_secs(10)));
+    assert_eq!(*b.close_spread, Some(Duration::from_secs(60)));
+    assert_eq!(*c.close_spread, None);
+    assert_eq!(*a.upgrade_allow, ["h2c".into(), "foo".into()]);
+    assert_eq!(*b.upgrade_allow, ["tls".into()]);
 }
 
 #[test]

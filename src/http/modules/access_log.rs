@@ -1,5 +1,6 @@
 //! The log module: `access_log` and `log_format`.
 
+mod frozen;
 mod write;
 
 use std::sync::Arc;
@@ -11,6 +12,7 @@ use crate::config::setting::{List, inherit};
 use crate::config::value::{Args, milliseconds, size};
 use crate::http::variable::{Names, Template};
 use crate::modules::Build;
+pub use frozen::{Frozen, Late, LateValues};
 pub use write::{LogWriter, LogWriters, write};
 
 #[derive(Debug, Clone, Default)]
@@ -25,12 +27,19 @@ pub struct AccessLog {
     /// Index into `Http::log_files`.
     pub file: usize,
     pub format: Arc<LogFormat>,
-    /// Bytes kept back before writing; zero: a line is written when the shard has no other work,
-    /// and always before its connection is closed.
-    pub buffer: usize,
-    pub flush: Option<Duration>,
+    pub hold: Hold,
     /// `if=`: no line when the value is empty or "0".
     pub condition: Option<Template>,
+}
+
+/// How long lines are held back before they are written.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Hold {
+    /// `buffer=`: bytes; zero: a line is written when the shard has no other work, and always before
+    /// its connection is closed.
+    pub buffer: usize,
+    /// `flush=`: after the first line in the buffer.
+    pub flush: Option<Duration>,
 }
 
 /// `log_format NAME [escape=…] STRING…;`
@@ -105,15 +114,15 @@ fn access_log(b: &mut Build, args: Args<'_>) -> Outcome {
     let Some(format) = b.http.formats.iter().find(|format| *format.name == *name).cloned() else {
         return fault!("unknown log format \"{name}\"");
     };
-    let mut log = AccessLog { file: 0, format, buffer: 0, flush: None, condition: None };
+    let mut log = AccessLog { file: 0, format, hold: Hold::default(), condition: None };
     for parameter in args.from(2) {
         if let Some(text) = parameter.strip_prefix("buffer=") {
-            log.buffer = match size(text) {
+            log.hold.buffer = match size(text) {
                 Some(size) if size > 0 => size,
                 _ => return fault!("invalid buffer size \"{text}\""),
             };
         } else if let Some(text) = parameter.strip_prefix("flush=") {
-            log.flush = match milliseconds(text) {
+            log.hold.flush = match milliseconds(text) {
                 Some(time) if !time.is_zero() => Some(time),
                 _ => return fault!("invalid flush time \"{text}\""),
             };
@@ -125,7 +134,7 @@ fn access_log(b: &mut Build, args: Args<'_>) -> Outcome {
             return fault!("invalid parameter \"{parameter}\"");
         }
     }
-    if log.flush.is_some() && log.buffer == 0 {
+    if log.hold.flush.is_some() && log.hold.buffer == 0 {
         return fault!("no buffer is defined for access_log \"{path}\"");
     }
     let file = b.path(path);

@@ -1,6 +1,6 @@
 //! One exchange, start to end, for both protocols: what `proxy_pass` and `uwsgi_pass` do.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::io::{self, IoSlice};
 use std::pin::pin;
 use std::rc::Rc;
@@ -26,6 +26,7 @@ use crate::http::modules::upstream::{Peer, PeerAddress, Upstream};
 use crate::http::phase::Outcome;
 use crate::http::request::Request;
 use crate::http::tunnel;
+use crate::http::tunnel::handshake::{self, Asked, BadSwitch};
 use crate::http1::framing::BodyLength;
 use crate::http1::header::Known;
 use crate::http1::refusal::ResponseRefusal;
@@ -43,6 +44,11 @@ use crate::io::{Buffer, Stream};
 const CLIENT_WATCH_AFTER: Duration = Duration::from_millis(100);
 /// Bytes of a temporary file sent at once.
 const FILE_PIECE: usize = 64 << 10;
+
+thread_local! {
+    /// Whether this shard has told that some upgrade was not passed on.
+    static TOLD_OF_REFUSED: Cell<bool> = const { Cell::new(false) };
+}
 
 /// Which directives, and which protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -172,6 +178,9 @@ async fn run(c: &Connection, r: &mut Request, family: Family) -> Result<Outcome,
         Ok(form) => exchange.body = form,
         Err(status) => return Ok(Outcome::Status(status)),
     }
+    if let Err(status) = exchange.check_upgrade(r) {
+        return Ok(Outcome::Status(status));
+    }
     exchange.try_servers(r).await
 }
 
@@ -220,19 +229,19 @@ impl From<Close> for NoAnswer {
 }
 
 /// A request under way at a peer, counted until dropped.
-struct Active<'a> {
-    peers: &'a RefCell<Vec<PeerState>>,
+pub struct Active {
+    peers: Rc<RefCell<Vec<PeerState>>>,
     peer: usize,
 }
 
-impl<'a> Active<'a> {
-    fn new(peers: &'a RefCell<Vec<PeerState>>, peer: usize) -> Self {
+impl Active {
+    fn new(peers: &Rc<RefCell<Vec<PeerState>>>, peer: usize) -> Self {
         peers.borrow_mut()[peer].active += 1;
-        Active { peers, peer }
+        Active { peers: Rc::clone(peers), peer }
     }
 }
 
-impl Drop for Active<'_> {
+impl Drop for Active {
     fn drop(&mut self) {
         self.peers.borrow_mut()[self.peer].active -= 1;
     }
@@ -242,7 +251,6 @@ impl Exchange<'_> {
     fn build_message(&self, r: &mut Request) -> Result<BodyForm, u16> {
         let mut message = std::mem::take(&mut r.message);
         message.clear();
-        let settings = &self.location.settings;
         let form = match self.family {
             Family::Proxy => {
                 let Some(destination) = self.destination else { return Err(500) };
@@ -255,13 +263,56 @@ impl Exchange<'_> {
                     &mut message,
                 ))
             }
-            Family::Uwsgi => protocol::uwsgi(self.c, r, &settings.uwsgi, &mut message),
+            Family::Uwsgi => protocol::uwsgi(self.c, r, self.location, &mut message),
         };
         r.message = message;
         form.map_err(|length| {
             self.c.log(r, Level::Alert, format_args!("uwsgi request is too big: {length}"));
             500
         })
+    }
+
+    /// What asks for a WebSocket must be the handshake of one.
+    fn check_upgrade(&self, r: &Request) -> Result<(), u16> {
+        if let Some(upgrade) = r.message.refused_upgrade()
+            && !TOLD_OF_REFUSED.replace(true)
+        {
+            let shown = escape(upgrade);
+            let text = format_args!(
+                "upgrade to \"{shown}\" is not passed on, see \"proxy_upgrade_allow\""
+            );
+            self.c.log(r, Level::Notice, text);
+        }
+        if !self.is_strict(r) {
+            return Ok(());
+        }
+        handshake::check_request(&r.head, r.bytes()).map_err(|invalid| {
+            let text = format_args!("client sent invalid WebSocket handshake: {invalid}");
+            self.c.log(r, Level::Info, text);
+            400
+        })
+    }
+
+    /// Whether a WebSocket was asked for, by the rules.
+    fn is_strict(&self, r: &Request) -> bool {
+        r.message.asked() == Asked::WebSocket && *self.location.settings.websocket.strict
+    }
+
+    /// Whether a 101 makes a tunnel.
+    fn check_switch(&self, r: &Request) -> Result<(), BadSwitch> {
+        if r.message.upgrade().is_empty() {
+            return Err(BadSwitch::Unasked);
+        }
+        if r.body.is_abandoned || (body::is_announced(r) && !r.body.is_done()) {
+            // The client's next bytes are its request's body: nothing to build a tunnel on.
+            return Err(BadSwitch::BeforeBody);
+        }
+        let (headers, bytes) = (&r.upstream_head.headers, r.upstream_bytes.as_slice());
+        handshake::check_switched(headers, bytes, &self.location.settings.websocket.upgrade_allow)?;
+        if self.is_strict(r) {
+            handshake::check_response(&r.head, r.bytes(), headers, bytes)?;
+        }
+        Ok(())
     }
 
     async fn try_servers(&self, r: &mut Request) -> Result<Outcome, Close> {
@@ -709,22 +760,18 @@ impl Exchange<'_> {
         r: &mut Request,
         peer: &Peer,
         connection: UpstreamConnection,
-        active: Active<'_>,
+        active: Active,
         started: Duration,
     ) -> Result<Outcome, Close> {
         let code = r.upstream_head.code;
-        if code == 101 && r.head.headers.find(Known::Upgrade).is_some() {
-            if r.body.is_abandoned || (body::is_announced(r) && !r.body.is_done()) {
-                // The client's next bytes are its request's body: nothing to build a tunnel on.
-                let text = "upstream switched protocols before it had the request body";
-                self.c.log(r, Level::Error, format_args!("{text}"));
+        if code == 101 {
+            if let Err(bad) = self.check_switch(r) {
+                self.c.log(r, Level::Error, format_args!("{bad}"));
                 set_response_time(r, started);
                 return Ok(Outcome::Status(502));
             }
-            let result = tunnel::run(self.c, r, &connection.stream, self.settings).await;
             set_response_time(r, started);
-            drop(active);
-            return result.map(|()| Outcome::Done);
+            return Err(tunnel::open(self.c, r, connection.stream, self.settings, active).await);
         }
         if let Some(outcome) = self.accel_redirect(r) {
             set_response_time(r, started);

@@ -11,6 +11,7 @@ use crate::http::location::Location;
 use crate::http::modules::proxy::{self, HttpVersion, ProxyPass};
 use crate::http::modules::uwsgi::{self, Piece};
 use crate::http::request::Request;
+use crate::http::tunnel::handshake::{self, Asked, HTTP2_SETTINGS};
 use crate::http::value;
 use crate::http1::framing::BodyLength;
 use crate::http1::header::{Field, Known};
@@ -32,6 +33,10 @@ pub struct Message {
     uri: Span,
     /// The method sent is HEAD: no body will come.
     is_head: bool,
+    /// The value of Upgrade, whether it is sent or kept back.
+    upgrade: Vec<u8>,
+    /// What that value asks for.
+    asked: Asked,
 }
 
 impl Message {
@@ -40,11 +45,31 @@ impl Message {
         self.inserts.clear();
         self.uri = Span::default();
         self.is_head = false;
+        self.upgrade.clear();
+        self.asked = Asked::Nothing;
     }
 
     /// Whether what was asked for is a head alone.
     pub fn is_head(&self) -> bool {
         self.is_head
+    }
+
+    /// The Upgrade that was sent; empty when the server was not asked to switch protocols.
+    pub fn upgrade(&self) -> &[u8] {
+        match self.asked {
+            Asked::WebSocket | Asked::Other => &self.upgrade,
+            Asked::Nothing | Asked::Refused => b"",
+        }
+    }
+
+    /// The Upgrade that was kept back.
+    pub fn refused_upgrade(&self) -> Option<&[u8]> {
+        (self.asked == Asked::Refused).then_some(&self.upgrade)
+    }
+
+    /// What the server was asked to become.
+    pub fn asked(&self) -> Asked {
+        self.asked
     }
 
     /// The URI as sent; empty for uwsgi.
@@ -119,6 +144,12 @@ pub fn http(
     message: &mut Message,
 ) -> BodyForm {
     let settings = &location.settings.proxy;
+    let websocket = &location.settings.websocket;
+    put_proxied_upgrade(c, r, location, &mut message.upgrade);
+    message.asked = handshake::asked(&message.upgrade, &websocket.upgrade_allow);
+    let makes_websocket = *websocket.enabled && message.asked == Asked::WebSocket;
+    let version = if makes_websocket { HttpVersion::Http11 } else { *settings.http_version };
+
     let out = &mut message.bytes;
     match &*settings.method {
         Some(method) => value::expand(method, c, r, out),
@@ -129,20 +160,34 @@ pub fn http(
     let uri_start = out.len();
     put_uri(r, location, destination.uri, out);
     message.uri = Span::new(uri_start, out.len());
-    out.extend_from_slice(match *settings.http_version {
+    out.extend_from_slice(match version {
         HttpVersion::Http10 => b" HTTP/1.0\r\n",
         HttpVersion::Http11 => b" HTTP/1.1\r\n",
     });
 
-    put_host(c, r, settings, destination.host, out);
+    put_host(c, r, settings, destination.host, version, out);
+    let is_refused = message.asked == Asked::Refused;
+    let (mut says_upgrade, mut says_connection) = (false, false);
     for line in &settings.head.lines {
-        put_line(c, r, line, out);
+        if is_refused && is_about_upgrade(&line.name) {
+            put_line_without_upgrade(c, r, line, out);
+        } else if put_line(c, r, line, out) {
+            says_upgrade |= line.name.eq_ignore_ascii_case("upgrade");
+            says_connection |= line.name.eq_ignore_ascii_case("connection");
+        }
+    }
+    if makes_websocket && !says_upgrade {
+        out.extend_from_slice(b"Upgrade: websocket\r\n");
+    }
+    if makes_websocket && !says_connection {
+        out.extend_from_slice(b"Connection: upgrade\r\n");
     }
     let body = put_length(c, r, settings, streams, out);
     if *settings.exchange.pass_request_headers {
         for field in &r.head.headers {
             let name = r.text(field.name);
-            if !contains(&settings.head.suppressed, name) {
+            let untrue = is_refused && name.eq_ignore_ascii_case(HTTP2_SETTINGS);
+            if !untrue && !contains(&settings.head.suppressed, name) {
                 encode::header(name, r.text(field.value), out);
             }
         }
@@ -152,6 +197,44 @@ pub fn http(
         value::expand(set_body, c, r, out);
     }
     body
+}
+
+/// The value of Upgrade: that of the `proxy_set_header` lines, or what `websocket` makes of the
+/// client's.
+fn put_proxied_upgrade(c: &Connection, r: &Request, location: &Location, out: &mut Vec<u8>) {
+    let lines = &location.settings.proxy.head.lines;
+    for line in lines.iter().filter(|line| line.name.eq_ignore_ascii_case("upgrade")) {
+        if !out.is_empty() {
+            out.extend_from_slice(b", ");
+        }
+        value::expand(&line.value, c, r, out);
+    }
+    let websocket = &location.settings.websocket;
+    if out.is_empty() && *websocket.enabled && r.head.headers.contains(Known::Upgrade) {
+        put_client_upgrade(r, out);
+        let asked = handshake::asked(out, &websocket.upgrade_allow);
+        out.clear();
+        if asked == Asked::WebSocket {
+            out.extend_from_slice(b"websocket");
+        }
+    }
+}
+
+/// The client's Upgrade lines, joined.
+fn put_client_upgrade(r: &Request, out: &mut Vec<u8>) {
+    for (n, field) in r.head.headers.find_all(Known::Upgrade).enumerate() {
+        if n > 0 {
+            out.extend_from_slice(b", ");
+        }
+        out.extend_from_slice(r.text(field.value));
+    }
+}
+
+/// Whether a header is only true of a request that asks for an upgrade.
+fn is_about_upgrade(name: &str) -> bool {
+    [b"Upgrade".as_slice(), b"Connection", HTTP2_SETTINGS]
+        .iter()
+        .any(|known| known.eq_ignore_ascii_case(name.as_bytes()))
 }
 
 /// The URI to send (proxy, section 1).
@@ -184,6 +267,7 @@ fn put_host(
     r: &Request,
     settings: &proxy::Settings,
     proxy_host: &[u8],
+    version: HttpVersion,
     out: &mut Vec<u8>,
 ) {
     let start = out.len();
@@ -194,7 +278,7 @@ fn put_host(
         None => out.extend_from_slice(proxy_host),
     }
     if out.len() == value_start {
-        match *settings.http_version {
+        match version {
             HttpVersion::Http10 => return out.truncate(start),
             HttpVersion::Http11 => out.extend_from_slice(proxy_host),
         }
@@ -202,17 +286,35 @@ fn put_host(
     out.extend_from_slice(b"\r\n");
 }
 
-/// One `proxy_set_header` line; an empty value sends nothing.
-fn put_line(c: &Connection, r: &Request, line: &proxy::SetHeader, out: &mut Vec<u8>) {
+/// One `proxy_set_header` line; an empty value sends nothing. Tells whether there was one.
+fn put_line(c: &Connection, r: &Request, line: &proxy::SetHeader, out: &mut Vec<u8>) -> bool {
     let start = out.len();
     out.extend_from_slice(line.name.as_bytes());
     out.extend_from_slice(b": ");
     let value_start = out.len();
     value::expand(&line.value, c, r, out);
-    if out.len() == value_start {
-        out.truncate(start);
-    } else {
+    let has_value = out.len() > value_start;
+    if has_value {
         out.extend_from_slice(b"\r\n");
+    } else {
+        out.truncate(start);
+    }
+    has_value
+}
+
+/// What is left of such a line when the upgrade is kept back: of Connection the other options.
+fn put_line_without_upgrade(
+    c: &Connection,
+    r: &Request,
+    line: &proxy::SetHeader,
+    out: &mut Vec<u8>,
+) {
+    if line.name.eq_ignore_ascii_case("connection") {
+        let mut left = Vec::new();
+        handshake::without_upgrade(&value::expanded(&line.value, c, r), &mut left);
+        if !left.is_empty() {
+            encode::header(line.name.as_bytes(), &left, out);
+        }
     }
 }
 
@@ -256,13 +358,22 @@ pub fn contains(names: &[Box<[u8]>], name: &[u8]) -> bool {
 pub fn uwsgi(
     c: &Connection,
     r: &Request,
-    settings: &uwsgi::Settings,
+    location: &Location,
     message: &mut Message,
 ) -> Result<BodyForm, usize> {
+    let settings = &location.settings.uwsgi;
     message.is_head = r.is_head();
+    put_uwsgi_upgrade(c, r, settings, &mut message.upgrade);
+    let allowed = &location.settings.websocket.upgrade_allow;
+    message.asked = handshake::asked(&message.upgrade, allowed);
+    let is_refused = message.asked == Asked::Refused;
+
     // The header is written last, when the length is known.
     message.bytes.extend_from_slice(&[0; packet::HEADER_LENGTH]);
     for piece in &settings.plan.pieces {
+        if is_refused && is_upgrade_piece(piece) {
+            continue;
+        }
         put_piece(c, r, piece, &mut message.bytes).map_err(|()| too_big(message))?;
     }
     if settings.plan.default_host {
@@ -280,6 +391,28 @@ pub fn uwsgi(
 
     let sends_body = *settings.exchange.pass_request_body && body::is_announced(r);
     Ok(if sends_body { BodyForm::Plain } else { BodyForm::None })
+}
+
+/// The value of `HTTP_UPGRADE`: that of its `uwsgi_param`, or the client's.
+fn put_uwsgi_upgrade(c: &Connection, r: &Request, settings: &uwsgi::Settings, out: &mut Vec<u8>) {
+    let key = |param: &&uwsgi::Param| param.key.eq_ignore_ascii_case("HTTP_UPGRADE");
+    if let Some(param) = settings.param.iter().find(key) {
+        value::expand(&param.value, c, r, out);
+    } else if *settings.exchange.pass_request_headers {
+        put_client_upgrade(r, out);
+    }
+}
+
+/// A parameter that passes on the client's wish. One that is constant is the configuration's own.
+fn is_upgrade_piece(piece: &Piece) -> bool {
+    let Piece::Dynamic { encoded_key, .. } = piece else { return false };
+    let key = encoded_key.get(2..).and_then(|key| key.strip_prefix(b"HTTP_"));
+    key.is_some_and(is_upgrade_variable)
+}
+
+/// `UPGRADE` and `HTTP2_SETTINGS`, or a header that becomes one of them.
+fn is_upgrade_variable(name: &[u8]) -> bool {
+    same_variable(name, b"UPGRADE") || same_variable(name, HTTP2_SETTINGS)
 }
 
 /// A single key or value does not fit: the block cannot either.
@@ -334,8 +467,9 @@ fn put_client_headers(
     let was_chunked = r.head.body == BodyLength::Chunked;
     for (at, field) in fields().enumerate() {
         let name = r.text(field.name);
-        // The body has been decoded: its coding is no longer true of it.
-        let untrue = was_chunked && field.known == Known::TransferEncoding;
+        // The body has been decoded: its coding is no longer true of it. An upgrade may be kept back.
+        let untrue = (was_chunked && field.known == Known::TransferEncoding)
+            || (message.asked == Asked::Refused && is_upgrade_variable(name));
         if field.known == Known::Host || untrue || is_suppressed(settings, name) {
             continue;
         }
@@ -401,8 +535,7 @@ mod tests {
         let message = Message {
             bytes: b"abcd".to_vec(),
             inserts: SmallVec::from_slice(&[(1, Span::new(0, 2)), (4, Span::new(2, 3))]),
-            uri: Span::default(),
-            is_head: false,
+            ..Message::default()
         };
         let joined: Vec<u8> = message.slices(b"XYZ").iter().flat_map(|s| s.to_vec()).collect();
         assert_eq!(joined, b"aXYbcdZ");

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::rc::{Rc, Weak};
 use std::time::Duration;
 
+use super::Hold;
 use crate::error_log::{FileHandle, Files, OpenError};
 use crate::http::connection::Connection;
 use crate::http::request::Request;
@@ -27,13 +28,14 @@ pub struct LogWriters {
 }
 
 /// One log file as a shard writes it.
+#[derive(Debug)]
 pub struct LogWriter {
     path: PathBuf,
     file: FileHandle,
     lines: RefCell<Lines>,
 }
 
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Lines {
     /// Without `buffer=`: written as soon as the shard is idle.
     now: Vec<u8>,
@@ -64,6 +66,34 @@ impl LogWriters {
             Ok(writer)
         });
         writers.collect()
+    }
+
+    /// Adds a line to those of one log.
+    pub fn add_line(&self, writer: &LogWriter, hold: Hold, put: impl FnOnce(&mut Vec<u8>)) {
+        let lines = &mut *writer.lines.borrow_mut();
+        let buffered = hold.buffer > 0;
+        let out = if buffered { &mut lines.later } else { &mut lines.now };
+        let start = out.len();
+        put(out);
+        out.push(b'\n');
+        if buffered {
+            if out.len() > hold.buffer {
+                // The lines before this one fill the buffer; this one begins the next.
+                let line = out.split_off(start);
+                writer.write_out(out);
+                *out = line;
+            }
+            if let Some(flush) = hold.flush
+                && lines.flush_at_ms.is_none()
+            {
+                lines.flush_at_ms = Some(timer::now_ms() + flush.as_millis() as u64);
+                self.pending.raise();
+            }
+        } else if out.len() >= PENDING_MAX {
+            writer.write_out(out);
+        } else if start == 0 {
+            self.pending.raise();
+        }
     }
 
     /// Writes the lines that are due now.
@@ -158,29 +188,8 @@ pub fn write(c: &Connection, r: &Request) {
             continue;
         }
         let Some(writer) = generation.access_logs.get(log.file) else { continue };
-        let lines = &mut *writer.lines.borrow_mut();
-        let buffered = log.buffer > 0;
-        let out = if buffered { &mut lines.later } else { &mut lines.now };
-        let start = out.len();
-        value::expand_log(&log.format.line, log.format.escape, c, r, out);
-        out.push(b'\n');
-        if buffered {
-            if out.len() > log.buffer {
-                // The lines before this one fill the buffer; this one begins the next.
-                let line = out.split_off(start);
-                writer.write_out(out);
-                *out = line;
-            }
-            if let Some(flush) = log.flush
-                && lines.flush_at_ms.is_none()
-            {
-                lines.flush_at_ms = Some(timer::now_ms() + flush.as_millis() as u64);
-                c.shard.access_logs.pending.raise();
-            }
-        } else if out.len() >= PENDING_MAX {
-            writer.write_out(out);
-        } else if start == 0 {
-            c.shard.access_logs.pending.raise();
-        }
+        c.shard.access_logs.add_line(writer, log.hold, |out| {
+            value::expand_log(&log.format.line, log.format.escape, c, r, out);
+        });
     }
 }

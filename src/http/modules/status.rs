@@ -1,0 +1,152 @@
+//! ringx's own status module: what every shard has counted, as JSON.
+
+use std::fmt::Write as _;
+use std::io::IoSlice;
+
+use crate::config::directive::{Contexts, Count, Directive};
+use crate::counters::{Counters, TunnelCounters};
+use crate::http::close::Close;
+use crate::http::connection::Connection;
+use crate::http::location::Handler;
+use crate::http::phase::Outcome;
+use crate::http::request::Request;
+use crate::http::response::{self, Head, Length};
+use crate::http1::encode;
+use crate::http1::request::Method;
+use crate::modules::Build;
+
+pub const DIRECTIVES: &[Directive<Build>] =
+    &[Directive::new("ringx_status", Contexts::LOCATION, Count::Exactly(0))
+        .doc("Answers with what each shard has counted since the start, as JSON.")
+        .set(|b, _| {
+            b.http.set_handler(Handler::Status);
+            Ok(())
+        })];
+
+/// The content handler: GET and HEAD of the counters as they are now.
+pub async fn serve(c: &Connection, r: &mut Request) -> Result<Outcome, Close> {
+    if !matches!(r.method, Method::Get | Method::Head) {
+        return Ok(Outcome::Status(405));
+    }
+    let body = json(c.shard.counters.all());
+    let head = Head {
+        content_type: Some(b"application/json"),
+        length: Length::Known(body.len() as u64),
+        ..Head::default()
+    };
+    response::begin(c, r, &head);
+    encode::header(b"Cache-Control", b"no-store", &mut r.response.head);
+    response::finish(c, r);
+    if r.response.is_bodiless {
+        response::send_head(c, r, &mut []).await?;
+    } else {
+        response::send_head(c, r, &mut [IoSlice::new(body.as_bytes())]).await?;
+    }
+    r.response.complete = true;
+    Ok(Outcome::Done)
+}
+
+/// `{"shards":[{"shard":0,"connections":1,…},…]}`
+fn json(shards: &[Counters]) -> String {
+    let mut out = String::with_capacity(16 + 400 * shards.len());
+    out.push_str("{\"shards\":[");
+    for (shard, counters) in shards.iter().enumerate() {
+        if shard > 0 {
+            out.push(',');
+        }
+        put_shard(shard, counters, &mut out);
+    }
+    out.push_str("]}\n");
+    out
+}
+
+fn put_shard(shard: usize, counters: &Counters, out: &mut String) {
+    // Every field is named, so that a new counter cannot be forgotten here.
+    let Counters { requests, connections, accepted, panics, tunnels } = counters;
+    let TunnelCounters {
+        open,
+        opened,
+        bytes_copied,
+        bytes_spliced,
+        mode_switches,
+        pipes_in_use,
+        backlog_bytes,
+        closes_sent,
+        websocket_frames,
+        websocket_messages,
+    } = tunnels;
+    let of_shard = [
+        ("connections", connections),
+        ("accepted", accepted),
+        ("requests", requests),
+        ("panics", panics),
+    ];
+    let of_tunnels = [
+        ("open", open),
+        ("opened", opened),
+        ("bytes_copied", bytes_copied),
+        ("bytes_spliced", bytes_spliced),
+        ("mode_switches", mode_switches),
+        ("pipes_in_use", pipes_in_use),
+        ("backlog_bytes", backlog_bytes),
+        ("closes_sent", closes_sent),
+        ("websocket_frames", websocket_frames),
+        ("websocket_messages", websocket_messages),
+    ];
+    // Writing to a string cannot fail.
+    let _ = write!(out, "{{\"shard\":{shard}");
+    for (name, counter) in of_shard {
+        let _ = write!(out, ",\"{name}\":{}", counter.get());
+    }
+    out.push_str(",\"tunnels\":{");
+    for (n, (name, counter)) in of_tunnels.into_iter().enumerate() {
+        let separator = if n == 0 { "" } else { "," };
+        let _ = write!(out, "{separator}\"{name}\":{}", counter.get());
+    }
+    out.push_str("}}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::counters::for_shards;
+
+    #[test]
+    fn two_shards() {
+        let shards = for_shards(2);
+        shards[0].requests.set(7);
+        shards[0].accepted.set(3);
+        shards[0].connections.set(2);
+        shards[0].panics.set(1);
+        let tunnels = &shards[1].tunnels;
+        let counters = [
+            &tunnels.open,
+            &tunnels.opened,
+            &tunnels.bytes_copied,
+            &tunnels.bytes_spliced,
+            &tunnels.mode_switches,
+            &tunnels.pipes_in_use,
+            &tunnels.backlog_bytes,
+            &tunnels.closes_sent,
+            &tunnels.websocket_frames,
+            &tunnels.websocket_messages,
+        ];
+        for (n, counter) in (1..).zip(counters) {
+            counter.set(n);
+        }
+        assert_eq!(
+            json(&shards),
+            concat!(
+                r#"{"shards":[{"shard":0,"connections":2,"accepted":3,"requests":7,"panics":1,"#,
+                r#""tunnels":{"open":0,"opened":0,"bytes_copied":0,"bytes_spliced":0,"#,
+                r#""mode_switches":0,"pipes_in_use":0,"backlog_bytes":0,"closes_sent":0,"#,
+                r#""websocket_frames":0,"websocket_messages":0}},"#,
+                r#"{"shard":1,"connections":0,"accepted":0,"requests":0,"panics":0,"#,
+                r#""tunnels":{"open":1,"opened":2,"bytes_copied":3,"bytes_spliced":4,"#,
+                r#""mode_switches":5,"pipes_in_use":6,"backlog_bytes":7,"closes_sent":8,"#,
+                r#""websocket_frames":9,"websocket_messages":10}}]}"#,
+                "\n"
+            )
+        );
+    }
+}

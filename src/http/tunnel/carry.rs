@@ -1,0 +1,1127 @@
+//! One tunnel: two sockets, two directions, and how bytes go from the one to the other.
+//!
+//! Nothing here waits. A direction is run when an event says that it can go on, until it can go no
+//! further or has used up its turn; what it needs for that (the scratch buffer, a pipe) it borrows
+//! from the shard. Only bytes that the receiver does not take are kept, and then nothing more is
+//! received until they are gone.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
+
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, SendFlags, Shutdown};
+
+use super::flow::{BUDGET, Mode, Pace, SCRATCH, SPLICE_MIN};
+use super::frame::{self, Event, Follower, Masking, Opcode};
+use super::metrics::{Metrics, Side};
+use super::pipe::{self, Pipe, Pipes};
+use crate::counters::TunnelCounters;
+use crate::http::modules::websocket::{IdleCounts, IdleTimeout};
+use crate::io::{Buffer, timer};
+
+/// Bytes of a frame header at most (RFC 6455 section 5.2).
+const HEADER_MAX: usize = 14;
+
+/// What a turn borrows from the shard.
+pub struct Means<'a> {
+    pub scratch: &'a mut [u8; SCRATCH],
+    pub pipes: &'a mut Pipes,
+    pub counters: &'a TunnelCounters,
+    pub now_ms: u64,
+}
+
+/// How long a tunnel waits, milliseconds, and what it does then.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// `*_read_timeout`: silence both ways.
+    pub silence_ms: u64,
+    /// `send_timeout`, `*_send_timeout`: until a receiver takes something, by [`Side`] of the receiver.
+    pub untaken_ms: [u64; 2],
+    /// `websocket_idle_timeout`
+    pub idle: Option<IdleTimeout>,
+    /// `lingering_timeout`: for an answer to a Close frame.
+    pub answer_ms: u64,
+    /// `websocket_close_spread`
+    pub close_spread_ms: Option<u64>,
+    /// `proxy_half_close`
+    pub half_close: bool,
+    /// `reset_timedout_connection`
+    pub reset_timedout: bool,
+}
+
+/// How a tunnel ends.
+#[derive(Debug)]
+pub enum End {
+    /// Both sides have ended, and each has got what the other sent.
+    Finished,
+    /// A socket has failed.
+    Failed { side: Side, call: &'static str, error: io::Error },
+    /// `*_read_timeout`
+    Silent,
+    /// `*_send_timeout`, `send_timeout`: this side took nothing.
+    NotTaken(Side),
+    /// Close frames were sent and answered, or the time for an answer was up.
+    Closed,
+    /// The shard ends (`worker_shutdown_timeout`).
+    Interrupted,
+    /// A fault of ours: the text of the panic.
+    Panicked(String),
+}
+
+/// What a direction waits for after it was run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Waits {
+    /// For its source to become readable.
+    Input,
+    /// For its receiver to take bytes: the poller must be asked.
+    Output,
+    /// For its turn: it could go on now.
+    Turn,
+    /// For nothing any more.
+    Nothing,
+}
+
+/// What a step came to: which direction was run, and what it waits for.
+#[derive(Debug, Clone, Copy)]
+pub struct Ran {
+    pub from: Side,
+    pub waits: Waits,
+}
+
+/// How far a direction has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    Open,
+    /// Its source has ended; what is pending still has to go out.
+    Ending,
+    /// The end was passed on.
+    Ended,
+    /// Its receiver got a Close frame of ours: whatever still comes is read over.
+    Closed,
+}
+
+/// One direction.
+#[derive(Debug)]
+struct Way {
+    stage: Stage,
+    pace: Pace,
+    /// Received bytes that the receiver has not taken. Behind those in the pipe, if there are any.
+    backlog: Buffer,
+    /// Borrowed while the direction is run, and as long as there are bytes in it.
+    pipe: Option<Pipe>,
+    /// The source has been reported readable and not yet been read empty.
+    readable: bool,
+    /// The source has been reported at its end: a short receive is not the last one.
+    ending: bool,
+    /// It has used up its turn and waits for the next.
+    queued: bool,
+    /// The poller was asked to tell when the receiver takes bytes.
+    awaits_output: bool,
+    /// A Close frame of the source has passed.
+    source_closed: bool,
+    /// Header bytes that the follower has seen and that were not moved yet.
+    header_left: u8,
+    /// Bytes moved since the source was last read empty.
+    of_wakeup: u32,
+    /// Pending bytes as they are in the shard's counter.
+    counted: u32,
+    follower: Option<Follower>,
+    bytes: u64,
+    /// Since when the receiver has taken nothing of what is pending.
+    untaken_since_ms: u64,
+}
+
+/// Close frames are being sent and answers awaited.
+#[derive(Debug, Clone, Copy)]
+struct Closing {
+    code: u16,
+    until_ms: u64,
+}
+
+pub struct Tunnel {
+    /// By [`Side`].
+    sockets: [OwnedFd; 2],
+    /// By [`Side`] of the source.
+    ways: [Way; 2],
+    pub limits: Limits,
+    /// When bytes moved last, and when bytes of a data frame did.
+    active_ms: u64,
+    data_ms: u64,
+    closing: Option<Closing>,
+    /// When a graceful quit closes it.
+    close_at_ms: u64,
+    metrics: Option<Box<Metrics>>,
+}
+
+impl Way {
+    fn new(follower: Option<Follower>) -> Self {
+        Way {
+            stage: Stage::Open,
+            pace: Pace::default(),
+            backlog: Buffer::empty(),
+            pipe: None,
+            readable: false,
+            ending: false,
+            queued: false,
+            awaits_output: false,
+            source_closed: false,
+            header_left: 0,
+            of_wakeup: 0,
+            counted: 0,
+            follower,
+            bytes: 0,
+            untaken_since_ms: 0,
+        }
+    }
+
+    /// The follower, unless the bytes turned out not to be frames.
+    fn followed(&self) -> Option<&Follower> {
+        self.follower.as_ref().filter(|follower| !follower.is_lost())
+    }
+
+    /// A frame of ours can be put in here.
+    fn is_at_boundary(&self) -> bool {
+        self.header_left == 0
+            && self.pending() == 0
+            && self.followed().is_some_and(Follower::is_at_boundary)
+    }
+
+    /// Bytes ahead that may be moved unseen, as far as is known without looking.
+    fn unseen_ahead(&self) -> u64 {
+        match self.followed() {
+            None => u64::MAX,
+            Some(follower) if follower.in_data_payload() => {
+                follower.payload_left() + u64::from(self.header_left)
+            }
+            Some(_) => 0,
+        }
+    }
+
+    /// Bytes that the receiver has not taken yet.
+    fn pending(&self) -> usize {
+        self.backlog.len() + self.pipe.as_ref().map_or(0, Pipe::held)
+    }
+
+    fn keep(&mut self, bytes: &[u8], now_ms: u64) {
+        self.backlog.extend(bytes);
+        self.untaken_since_ms = now_ms;
+    }
+}
+
+impl Tunnel {
+    /// Two connected, non-blocking sockets. `follows`: the bytes are WebSocket frames whose headers
+    /// are of interest; `metrics`: they are counted as well.
+    pub fn new(
+        client: OwnedFd,
+        upstream: OwnedFd,
+        limits: Limits,
+        follows: bool,
+        metrics: bool,
+        now_ms: u64,
+    ) -> Self {
+        let way = |masking| Way::new(follows.then(|| Follower::new(masking)));
+        Tunnel {
+            sockets: [client, upstream],
+            ways: [way(Masking::Masked), way(Masking::Unmasked)],
+            limits,
+            active_ms: now_ms,
+            data_ms: now_ms,
+            closing: None,
+            close_at_ms: u64::MAX,
+            metrics: metrics.then(Box::default),
+        }
+    }
+
+    pub fn socket(&self, side: Side) -> BorrowedFd<'_> {
+        self.sockets[side as usize].as_fd()
+    }
+
+    /// Whether the poller was asked for output of this side.
+    pub fn awaits_output(&self, side: Side) -> bool {
+        self.ways[side.other() as usize].awaits_output
+    }
+
+    /// Bytes that the tunnel has carried from this side to the other.
+    pub fn bytes_from(&self, side: Side) -> u64 {
+        self.ways[side as usize].bytes
+    }
+
+    pub fn metrics(&self) -> Option<&Metrics> {
+        self.metrics.as_deref()
+    }
+
+    /// Bytes that `from` sent before the tunnel was there. They wait for the first run.
+    pub fn begin_with(&mut self, from: Side, bytes: &[u8], m: &mut Means<'_>) {
+        self.follow(from, bytes, m.counters, m.now_ms);
+        self.way(from).keep(bytes, m.now_ms);
+    }
+
+    /// Bytes that `from` sent and that have been passed on, and counted, already.
+    pub fn has_passed(&mut self, from: Side, bytes: &[u8], m: &mut Means<'_>) {
+        self.follow(from, bytes, m.counters, m.now_ms);
+    }
+
+    /// `side` can be read, or has ended.
+    pub fn on_input(&mut self, side: Side, ends: bool, m: &mut Means<'_>) -> Result<Ran, End> {
+        let way = self.way(side);
+        way.readable = true;
+        way.ending |= ends;
+        if way.queued {
+            return Ok(Ran { from: side, waits: Waits::Nothing });
+        }
+        self.run(side, m)
+    }
+
+    /// `side` takes bytes again.
+    pub fn on_output(&mut self, side: Side, m: &mut Means<'_>) -> Result<Ran, End> {
+        let from = side.other();
+        if !std::mem::take(&mut self.way(from).awaits_output) {
+            // An epoll tells of every edge, asked for or not.
+            return Ok(Ran { from, waits: Waits::Nothing });
+        }
+        self.run(from, m)
+    }
+
+    /// The socket has an error on it, which a direction that waits for its receiver does not see.
+    pub fn on_failure(&mut self, side: Side) -> Result<Ran, End> {
+        match rustix::net::sockopt::socket_error(self.socket(side)) {
+            Ok(Err(errno)) => Err(self.failed(side, "recv()", errno)),
+            _ => Ok(Ran { from: side, waits: Waits::Nothing }),
+        }
+    }
+
+    /// Runs the direction that comes from this side, until it waits.
+    pub fn run(&mut self, from: Side, m: &mut Means<'_>) -> Result<Ran, End> {
+        let waits = self.run_way(from, m);
+        self.way(from).queued = matches!(waits, Ok(Waits::Turn));
+        self.settle(from, m);
+        if self.is_finished() {
+            return Err(if self.closing.is_some() { End::Closed } else { End::Finished });
+        }
+        waits.map(|waits| Ran { from, waits })
+    }
+
+    fn run_way(&mut self, from: Side, m: &mut Means<'_>) -> Result<Waits, End> {
+        let mut moved = 0;
+        loop {
+            if self.way(from).awaits_output {
+                return Ok(Waits::Nothing);
+            }
+            if !self.flush(from, m)? {
+                self.way(from).awaits_output = true;
+                return Ok(Waits::Output);
+            }
+            if self.closing.is_some() {
+                self.put_close(from, m)?;
+            }
+            let way = self.way(from);
+            match way.stage {
+                Stage::Ended => return Ok(Waits::Nothing),
+                Stage::Ending => {
+                    way.stage = Stage::Ended;
+                    let _ = rustix::net::shutdown(self.socket(from.other()), Shutdown::Write);
+                    return Ok(Waits::Nothing);
+                }
+                Stage::Open | Stage::Closed => {}
+            }
+            if !way.readable {
+                way.of_wakeup = 0;
+                return Ok(Waits::Input);
+            }
+            if moved >= BUDGET {
+                return Ok(Waits::Turn);
+            }
+            let received = match way.pace.mode() {
+                Mode::Splice if way.stage == Stage::Open => self.splice(from, m)?,
+                _ => self.copy(from, m)?,
+            };
+            moved += received;
+            let way = self.way(from);
+            way.of_wakeup = way.of_wakeup.saturating_add(received as u32);
+        }
+    }
+
+    /// What is left to do when a direction waits: an empty pipe goes back, the counters are told.
+    fn settle(&mut self, from: Side, m: &mut Means<'_>) {
+        let way = self.way(from);
+        if let Some(pipe) = way.pipe.take_if(|pipe| pipe.held() == 0) {
+            m.pipes.give_back(pipe, &m.counters.pipes_in_use, m.now_ms);
+        }
+        let (before, now) = (u64::from(way.counted), way.pending() as u64);
+        if before != now {
+            way.counted = now as u32;
+            m.counters.backlog_bytes.add(now);
+            m.counters.backlog_bytes.sub(before);
+        }
+    }
+
+    /// One receive into the scratch buffer, sent on at once. How much was received.
+    fn copy(&mut self, from: Side, m: &mut Means<'_>) -> Result<usize, End> {
+        let received = match recv(self.socket(from), &mut m.scratch[..], RecvFlags::DONTWAIT) {
+            Ok(0) => {
+                self.source_ended(from);
+                return Ok(0);
+            }
+            Ok(received) => received,
+            Err(Errno::AGAIN) => {
+                self.way(from).readable = false;
+                return Ok(0);
+            }
+            Err(errno) => return Err(self.failed(from, "recv()", errno)),
+        };
+        if received < SCRATCH && !self.way(from).ending {
+            self.way(from).readable = false;
+        }
+        let bytes = &m.scratch[..received];
+        let passed = self.follow(from, bytes, m.counters, m.now_ms);
+        let bytes = &bytes[..passed];
+        let sent = self.send(from, bytes)?;
+        m.counters.bytes_copied.add(sent as u64);
+        let way = self.way(from);
+        way.bytes += sent as u64;
+        if way.pace.copied(received, way.unseen_ahead() >= SPLICE_MIN) {
+            m.counters.mode_switches.add(1);
+        }
+        self.active_ms = m.now_ms;
+        if sent < bytes.len() {
+            self.way(from).keep(&bytes[sent..], m.now_ms);
+        }
+        Ok(received)
+    }
+
+    /// One splice into a pipe, which is emptied before the next. How much came in.
+    fn splice(&mut self, from: Side, m: &mut Means<'_>) -> Result<usize, End> {
+        let ahead = match self.way(from).unseen_ahead() {
+            0 => match self.look_ahead(from, m) {
+                0 => {
+                    // A small frame: it is copied, and too many of them in a row end the splicing.
+                    if self.way(from).pace.spliced(0) {
+                        m.counters.mode_switches.add(1);
+                    }
+                    return self.copy(from, m);
+                }
+                ahead => ahead,
+            },
+            ahead => ahead,
+        };
+        let way = &mut self.ways[from as usize];
+        if way.pipe.is_none() {
+            way.pipe = m.pipes.borrow(&m.counters.pipes_in_use, m.now_ms);
+        }
+        let Some(pipe) = &mut way.pipe else {
+            if way.pace.without_pipe() {
+                m.counters.mode_switches.add(1);
+            }
+            return Ok(0);
+        };
+        let most = ahead.min(pipe::CAPACITY as u64) as usize;
+        let moved = match pipe.fill(self.sockets[from as usize].as_fd(), most) {
+            Ok(0) => {
+                self.source_ended(from);
+                return Ok(0);
+            }
+            Ok(moved) => moved,
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                way.readable = false;
+                let of_wakeup = std::mem::take(&mut way.of_wakeup);
+                if way.pace.spliced(of_wakeup as usize) {
+                    m.counters.mode_switches.add(1);
+                }
+                return Ok(0);
+            }
+            Err(e) if e.kind() == io::ErrorKind::InvalidInput => {
+                way.pace.only_copies();
+                m.counters.mode_switches.add(1);
+                return Ok(0);
+            }
+            Err(e) => return Err(self.failed(from, "splice()", errno_of(&e))),
+        };
+        let of_header = moved.min(usize::from(way.header_left));
+        way.header_left -= of_header as u8;
+        way.untaken_since_ms = m.now_ms;
+        if let Some(follower) = way.follower.as_mut().filter(|follower| !follower.is_lost()) {
+            follower.skip((moved - of_header) as u64);
+        }
+        self.active_ms = m.now_ms;
+        self.data_ms = m.now_ms;
+        Ok(moved)
+    }
+
+    /// Between two frames in splice mode: looks at the next header without taking it. The length of
+    /// the frame if it is worth a splice; zero otherwise.
+    fn look_ahead(&mut self, from: Side, m: &mut Means<'_>) -> u64 {
+        if !self.way(from).followed().is_some_and(Follower::is_at_boundary) {
+            return 0;
+        }
+        let mut header = [0; HEADER_MAX];
+        let flags = RecvFlags::DONTWAIT | RecvFlags::PEEK;
+        let header = match recv(self.socket(from), &mut header, flags) {
+            Ok(n) => &header[..n],
+            // Receiving will tell.
+            Err(_) => return 0,
+        };
+        let Some((length, payload)) = self.way(from).followed().and_then(|f| f.peek(header)) else {
+            return 0;
+        };
+        if payload < SPLICE_MIN {
+            return 0;
+        }
+        self.follow(from, &header[..length], m.counters, m.now_ms);
+        let way = self.way(from);
+        way.header_left = length as u8;
+        way.unseen_ahead()
+    }
+
+    /// Sends what is pending. False: the receiver does not take all of it.
+    fn flush(&mut self, from: Side, m: &mut Means<'_>) -> Result<bool, End> {
+        let to = from.other();
+        loop {
+            let socket = self.sockets[to as usize].as_fd();
+            let way = &mut self.ways[from as usize];
+            match &mut way.pipe {
+                Some(pipe) if pipe.held() > 0 => match pipe.drain(socket) {
+                    Ok(sent) => {
+                        m.counters.bytes_spliced.add(sent as u64);
+                        way.bytes += sent as u64;
+                    }
+                    Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+                    Err(e) if e.kind() == io::ErrorKind::InvalidInput => self.unpipe(from, m)?,
+                    Err(e) => return Err(self.failed(to, "splice()", errno_of(&e))),
+                },
+                _ if way.backlog.is_empty() => return Ok(true),
+                _ => match send(socket, way.backlog.as_slice()) {
+                    Ok(sent) => {
+                        way.backlog.consume(sent);
+                        if way.backlog.is_empty() {
+                            way.backlog = Buffer::empty();
+                        }
+                        m.counters.bytes_copied.add(sent as u64);
+                        way.bytes += sent as u64;
+                    }
+                    Err(Errno::AGAIN) => return Ok(false),
+                    Err(errno) => return Err(self.failed(to, "send()", errno)),
+                },
+            }
+            self.way(from).untaken_since_ms = m.now_ms;
+            self.active_ms = m.now_ms;
+        }
+    }
+
+    /// The receiver cannot be spliced to: what is in the pipe goes on as bytes, as all that follows.
+    fn unpipe(&mut self, from: Side, m: &mut Means<'_>) -> Result<(), End> {
+        let way = &mut self.ways[from as usize];
+        if way.pace.only_copies() {
+            m.counters.mode_switches.add(1);
+        }
+        let Some(mut pipe) = way.pipe.take() else { return Ok(()) };
+        let mut failure = None;
+        while pipe.held() > 0 && failure.is_none() {
+            match pipe.take(&mut m.scratch[..]) {
+                Ok(taken) => way.backlog.extend(&m.scratch[..taken]),
+                Err(e) => failure = Some(errno_of(&e)),
+            }
+        }
+        m.pipes.give_back(pipe, &m.counters.pipes_in_use, m.now_ms);
+        failure.map_or(Ok(()), |errno| Err(self.failed(from, "splice()", errno)))
+    }
+
+    /// Sends at once what the receiver takes.
+    fn send(&self, from: Side, bytes: &[u8]) -> Result<usize, End> {
+        if bytes.is_empty() {
+            return Ok(0);
+        }
+        match send(self.socket(from.other()), bytes) {
+            Ok(sent) => Ok(sent),
+            Err(Errno::AGAIN) => Ok(0),
+            Err(errno) => Err(self.failed(from.other(), "send()", errno)),
+        }
+    }
+
+    /// Follows received bytes by their frame headers. Tells how many of them are passed on: all, but
+    /// when a Close frame of ours is due those behind the next end of a frame are not.
+    fn follow(
+        &mut self,
+        from: Side,
+        bytes: &[u8],
+        counters: &TunnelCounters,
+        now_ms: u64,
+    ) -> usize {
+        let way = &mut self.ways[from as usize];
+        let seen = bytes.len().min(usize::from(way.header_left));
+        way.header_left -= seen as u8;
+        let Some(follower) = &mut way.follower else {
+            self.data_ms = now_ms;
+            return bytes.len();
+        };
+        let (metrics, source_closed) = (&mut self.metrics, &mut way.source_closed);
+        let mut on = |event: Event| {
+            if let Event::Closed(_) = event {
+                *source_closed = true;
+            }
+            if let Some(metrics) = metrics {
+                note(metrics, from, event, counters);
+            }
+        };
+        let mut passed = bytes.len();
+        let mut rest = &bytes[seen..];
+        let mut data = false;
+        if self.closing.is_some() {
+            if way.stage == Stage::Closed {
+                passed = 0;
+            } else {
+                let frame = follower.take_frame(rest, &mut on);
+                passed = seen + frame.taken;
+                data = frame.data;
+                rest = &rest[frame.taken..];
+            }
+        }
+        data |= follower.take(rest, &mut on).data;
+        if data {
+            self.data_ms = now_ms;
+        }
+        passed
+    }
+
+    fn source_ended(&mut self, from: Side) {
+        let way = self.way(from);
+        way.readable = false;
+        way.stage = match way.stage {
+            Stage::Open => Stage::Ending,
+            // Its receiver has been told that nothing more comes.
+            Stage::Closed => Stage::Ended,
+            stage => stage,
+        };
+        way.source_closed = true;
+    }
+
+    /// A failed call. When that side has ended in good order before, its reset is only the way it
+    /// refuses what came later.
+    fn failed(&self, side: Side, call: &'static str, errno: Errno) -> End {
+        if self.ways[side as usize].stage == Stage::Ended {
+            return End::Finished;
+        }
+        End::Failed { side, call, error: errno.into() }
+    }
+
+    fn is_finished(&self) -> bool {
+        let [a, b] = &self.ways;
+        if self.closing.is_some() {
+            let answered = |way: &Way| way.source_closed && way.pending() == 0;
+            return answered(a) && answered(b);
+        }
+        let ended = |way: &Way| way.stage == Stage::Ended;
+        if self.limits.half_close { ended(a) && ended(b) } else { ended(a) || ended(b) }
+    }
+
+    fn way(&mut self, from: Side) -> &mut Way {
+        &mut self.ways[from as usize]
+    }
+
+    // The end that ringx brings about.
+
+    /// Begins to close it with this code: a Close frame to either side as soon as the frame under
+    /// way is complete, then a wait for the answers. False: its bytes are not followed, so no frame
+    /// can be put between them.
+    pub fn close(&mut self, code: u16, now_ms: u64) -> bool {
+        if self.ways.iter().any(|way| way.followed().is_none()) {
+            return false;
+        }
+        if self.closing.is_none() {
+            self.closing = Some(Closing { code, until_ms: now_ms + self.limits.answer_ms });
+        }
+        true
+    }
+
+    /// Sends the Close frame that is due, if it can be put in here.
+    fn put_close(&mut self, from: Side, m: &mut Means<'_>) -> Result<(), End> {
+        let Some(Closing { code, .. }) = self.closing else { return Ok(()) };
+        let way = self.way(from);
+        if way.stage != Stage::Open {
+            return Ok(());
+        }
+        if way.source_closed || way.followed().is_none() {
+            // A Close frame has passed already, or there is no telling where one could go.
+            way.stage = Stage::Closed;
+            return Ok(());
+        }
+        if !way.is_at_boundary() {
+            return Ok(());
+        }
+        way.stage = Stage::Closed;
+        let frame = close_frame(from, code);
+        let sent = self.send(from, &frame)?;
+        m.counters.closes_sent.add(1);
+        self.way(from).bytes += sent as u64;
+        if let Some(metrics) = &mut self.metrics {
+            let header = Event::Frame { opcode: Opcode::Close, fin: true, payload: 2 };
+            note(metrics, from, header, m.counters);
+            note(metrics, from, Event::Closed(Some(code)), m.counters);
+        }
+        if sent < frame.len() {
+            self.way(from).keep(&frame[sent..], m.now_ms);
+        }
+        Ok(())
+    }
+
+    /// The last moment: sends Close frames where that can be done at once.
+    pub fn close_now(&mut self, code: u16, m: &mut Means<'_>) {
+        if self.close(code, m.now_ms) {
+            for side in Side::BOTH {
+                let _ = self.put_close(side, m);
+            }
+        }
+    }
+
+    /// A graceful quit closes it then.
+    pub fn close_at(&mut self, at_ms: u64) {
+        self.close_at_ms = at_ms;
+    }
+
+    // Time.
+
+    /// When something is due at the latest.
+    pub fn deadline_ms(&self) -> u64 {
+        let limits = &self.limits;
+        let mut deadline = self.active_ms.saturating_add(limits.silence_ms).min(self.close_at_ms);
+        if let Some(idle) = &limits.idle {
+            deadline = deadline.min(self.idle_deadline_ms(idle));
+        }
+        if let Some(closing) = &self.closing {
+            deadline = deadline.min(closing.until_ms);
+        }
+        for from in Side::BOTH {
+            deadline = deadline.min(self.untaken_deadline_ms(from));
+        }
+        deadline
+    }
+
+    /// What is due now: an end, or the beginning of one. True: both directions are to be run.
+    pub fn on_time(&mut self, now_ms: u64) -> Result<bool, End> {
+        if self.closing.is_some_and(|closing| closing.until_ms <= now_ms) {
+            return Err(End::Closed);
+        }
+        for from in Side::BOTH {
+            if self.untaken_deadline_ms(from) <= now_ms {
+                return Err(End::NotTaken(from.other()));
+            }
+        }
+        if self.active_ms.saturating_add(self.limits.silence_ms) <= now_ms {
+            return Err(End::Silent);
+        }
+        let mut code = None;
+        if self.close_at_ms <= now_ms {
+            self.close_at_ms = u64::MAX;
+            code = Some(frame::GOING_AWAY);
+        } else if let Some(idle) = self.limits.idle
+            && self.idle_deadline_ms(&idle) <= now_ms
+        {
+            self.limits.idle = None;
+            code = Some(frame::NORMAL);
+        }
+        match code {
+            Some(code) if self.close(code, now_ms) => Ok(true),
+            // Bytes that are no frames: a quit leaves them alone, idleness ends them.
+            Some(frame::NORMAL) => Err(End::Closed),
+            _ => Ok(false),
+        }
+    }
+
+    fn idle_deadline_ms(&self, idle: &IdleTimeout) -> u64 {
+        let since_ms = match idle.counts {
+            IdleCounts::Data => self.data_ms,
+            IdleCounts::Any => self.active_ms,
+        };
+        since_ms.saturating_add(idle.time.as_millis() as u64)
+    }
+
+    fn untaken_deadline_ms(&self, from: Side) -> u64 {
+        let way = &self.ways[from as usize];
+        if !way.awaits_output {
+            return u64::MAX;
+        }
+        way.untaken_since_ms.saturating_add(self.limits.untaken_ms[from.other() as usize])
+    }
+
+    /// Gives back what it borrowed from the shard.
+    pub fn release(&mut self, pipes: &mut Pipes, counters: &TunnelCounters, now_ms: u64) {
+        for way in &mut self.ways {
+            counters.backlog_bytes.sub(u64::from(std::mem::take(&mut way.counted)));
+            if let Some(pipe) = way.pipe.take() {
+                pipes.give_back(pipe, &counters.pipes_in_use, now_ms);
+            }
+        }
+    }
+}
+
+fn note(metrics: &mut Metrics, from: Side, event: Event, counters: &TunnelCounters) {
+    let now = match event {
+        Event::Ping(_) | Event::Pong(_) => timer::now_precise(),
+        _ => Duration::ZERO,
+    };
+    if let Event::Frame { opcode, fin, .. } = event {
+        counters.websocket_frames.add(1);
+        if fin && matches!(opcode, Opcode::Text | Opcode::Binary | Opcode::Continuation) {
+            counters.websocket_messages.add(1);
+        }
+    }
+    metrics.note(from, event, now);
+}
+
+/// A Close frame in place of one from this side: what goes to a server is masked.
+fn close_frame(from: Side, code: u16) -> impl std::ops::Deref<Target = [u8]> {
+    let mask = match from {
+        Side::Client => crate::os::random_bytes().first_chunk().copied(),
+        Side::Upstream => None,
+    };
+    frame::close_frame(code, mask)
+}
+
+fn recv(socket: BorrowedFd<'_>, buffer: &mut [u8], flags: RecvFlags) -> Result<usize, Errno> {
+    loop {
+        match rustix::net::recv(socket, &mut *buffer, flags) {
+            Err(Errno::INTR) => {}
+            other => return other.map(|(received, _)| received),
+        }
+    }
+}
+
+fn send(socket: BorrowedFd<'_>, bytes: &[u8]) -> Result<usize, Errno> {
+    loop {
+        match rustix::net::send(socket, bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
+            Err(Errno::INTR) => {}
+            other => return other,
+        }
+    }
+}
+
+fn errno_of(error: &io::Error) -> Errno {
+    Errno::from_io_error(error).unwrap_or(Errno::IO)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixStream;
+
+    /// A tunnel between two socket pairs, run by hand.
+    struct Table {
+        tunnel: Tunnel,
+        client: UnixStream,
+        server: UnixStream,
+        scratch: Box<[u8; SCRATCH]>,
+        pipes: Pipes,
+        counters: TunnelCounters,
+        now_ms: u64,
+        /// Sides whose output was asked for.
+        blocked: Vec<Side>,
+    }
+
+    const LIMITS: Limits = Limits {
+        silence_ms: 60_000,
+        untaken_ms: [60_000, 60_000],
+        idle: None,
+        answer_ms: 5000,
+        close_spread_ms: Some(10_000),
+        half_close: true,
+        reset_timedout: false,
+    };
+
+    impl Table {
+        fn new(follows: bool, limits: Limits) -> Self {
+            let (client, ours) = UnixStream::pair().unwrap();
+            let (theirs, server) = UnixStream::pair().unwrap();
+            for socket in [&client, &ours, &theirs, &server] {
+                socket.set_nonblocking(true).unwrap();
+            }
+            Table {
+                tunnel: Tunnel::new(ours.into(), theirs.into(), limits, follows, follows, 0),
+                client,
+                server,
+                scratch: vec![0; SCRATCH].try_into().unwrap(),
+                pipes: Pipes::default(),
+                counters: TunnelCounters::default(),
+                now_ms: 0,
+                blocked: Vec::new(),
+            }
+        }
+
+        fn step(
+            &mut self,
+            run: impl Fn(&mut Tunnel, &mut Means<'_>) -> Result<Ran, End>,
+        ) -> Result<(), End> {
+            loop {
+                let mut means = Means {
+                    scratch: &mut self.scratch,
+                    pipes: &mut self.pipes,
+                    counters: &self.counters,
+                    now_ms: self.now_ms,
+                };
+                match run(&mut self.tunnel, &mut means)? {
+                    Ran { waits: Waits::Turn, .. } => {}
+                    Ran { from, waits: Waits::Output } => {
+                        self.blocked.push(from.other());
+                        return Ok(());
+                    }
+                    Ran { .. } => return Ok(()),
+                }
+            }
+        }
+
+        /// Both sides are reported readable, and writable if that was asked for.
+        fn turn(&mut self) -> Result<(), End> {
+            for side in std::mem::take(&mut self.blocked) {
+                self.step(|tunnel, means| tunnel.on_output(side, means))?;
+            }
+            for side in Side::BOTH {
+                self.step(|tunnel, means| tunnel.on_input(side, true, means))?;
+                self.step(|tunnel, means| tunnel.run(side, means))?;
+            }
+            Ok(())
+        }
+
+        fn time(&mut self, now_ms: u64) -> Result<(), End> {
+            self.now_ms = now_ms;
+            if self.tunnel.on_time(now_ms)? {
+                self.turn()?;
+            }
+            Ok(())
+        }
+    }
+
+    /// What there is to read.
+    fn read(socket: &mut UnixStream) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        match socket.read_to_end(&mut bytes) {
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+            other => drop(other.unwrap()),
+        }
+        bytes
+    }
+
+    fn text(payload: &[u8], masked: bool) -> Vec<u8> {
+        let mut frame = vec![0x81];
+        let mask = if masked { 0x80 } else { 0 };
+        match payload.len() {
+            n @ ..126 => frame.push(mask | n as u8),
+            n @ ..65536 => {
+                frame.push(mask | 0x7e);
+                frame.extend((n as u16).to_be_bytes());
+            }
+            n => {
+                frame.push(mask | 0x7f);
+                frame.extend((n as u64).to_be_bytes());
+            }
+        }
+        if masked {
+            frame.extend([0; 4]);
+        }
+        frame.extend(payload);
+        frame
+    }
+
+    #[test]
+    fn bytes_go_both_ways_and_ends_are_passed_on() {
+        let mut table = Table::new(false, LIMITS);
+        table.client.write_all(b"question").unwrap();
+        table.turn().unwrap();
+        assert_eq!(read(&mut table.server), b"question");
+        table.client.shutdown(std::net::Shutdown::Write).unwrap();
+        table.turn().unwrap();
+        table.server.write_all(b"answer").unwrap();
+        table.turn().unwrap();
+        assert_eq!(read(&mut table.client), b"answer");
+        table.server.shutdown(std::net::Shutdown::Write).unwrap();
+        assert!(matches!(table.turn(), Err(End::Finished)));
+        assert_eq!(table.tunnel.bytes_from(Side::Client), 8);
+        assert_eq!(table.tunnel.bytes_from(Side::Upstream), 6);
+    }
+
+    #[test]
+    fn without_half_close_the_first_end_ends_it() {
+        let mut table = Table::new(false, Limits { half_close: false, ..LIMITS });
+        table.client.write_all(b"last").unwrap();
+        table.client.shutdown(std::net::Shutdown::Write).unwrap();
+        assert!(matches!(table.turn(), Err(End::Finished)));
+        assert_eq!(read(&mut table.server), b"last");
+    }
+
+    /// A stalled reader stops the writer; whatever was received arrives once it reads again.
+    fn stall(follows: bool, sent: &[u8]) {
+        let mut table = Table::new(follows, LIMITS);
+        let mut rest = sent;
+        let mut quiet = 0;
+        while quiet < 3 {
+            match table.client.write(rest) {
+                Ok(n) => {
+                    rest = &rest[n..];
+                    quiet = 0;
+                }
+                Err(e) => {
+                    assert_eq!(e.kind(), io::ErrorKind::WouldBlock);
+                    quiet += 1;
+                }
+            }
+            table.turn().unwrap();
+        }
+        assert!(!rest.is_empty(), "it was not stopped");
+        assert!(table.counters.backlog_bytes.get() > 0);
+        assert!(table.counters.backlog_bytes.get() <= pipe::CAPACITY as u64);
+        let mut arrived = Vec::new();
+        while arrived.len() < sent.len() {
+            arrived.extend(read(&mut table.server));
+            if let Ok(n) = table.client.write(rest) {
+                rest = &rest[n..];
+            }
+            table.turn().unwrap();
+        }
+        assert!(arrived == sent, "bytes differ");
+        assert_eq!(table.counters.backlog_bytes.get(), 0);
+        assert_eq!(table.counters.pipes_in_use.get(), 0);
+        let counters = &table.counters;
+        assert_eq!(counters.bytes_copied.get() + counters.bytes_spliced.get(), sent.len() as u64);
+        assert!(counters.bytes_spliced.get() > 0 && counters.mode_switches.get() > 0);
+    }
+
+    #[test]
+    fn a_stalled_reader_stops_the_writer() {
+        let bytes: Vec<u8> = (0..4 << 20).map(|n: u32| (n.wrapping_mul(31) >> 3) as u8).collect();
+        stall(false, &bytes);
+    }
+
+    #[test]
+    fn a_stalled_reader_of_frames_stops_the_writer() {
+        let payload: Vec<u8> = (0..100_000).map(|n: u32| (n.wrapping_mul(7) >> 2) as u8).collect();
+        let mut frames = Vec::new();
+        for n in 0..60 {
+            let small = n % 7 == 3;
+            frames.extend(text(if small { &payload[..n] } else { &payload[n..] }, true));
+        }
+        stall(true, &frames);
+    }
+
+    #[test]
+    fn small_traffic_after_bulk_is_copied_and_holds_no_pipe() {
+        let mut table = Table::new(false, LIMITS);
+        let bulk = vec![7; 100_000];
+        let mut sent = 0;
+        while table.counters.bytes_spliced.get() == 0 {
+            sent += table.client.write(&bulk).unwrap_or(0);
+            table.turn().unwrap();
+            read(&mut table.server);
+            assert!(sent < 100 << 20, "never spliced");
+        }
+        table.turn().unwrap();
+        read(&mut table.server);
+        table.turn().unwrap();
+        for _ in 0..8 {
+            table.client.write_all(b"x").unwrap();
+            table.turn().unwrap();
+            assert_eq!(read(&mut table.server), b"x");
+        }
+        assert_eq!(table.counters.mode_switches.get(), 2, "there and back");
+        assert_eq!(table.counters.pipes_in_use.get(), 0);
+    }
+
+    #[test]
+    fn a_quit_closes_between_two_frames() {
+        let mut table = Table::new(true, LIMITS);
+        let frame = text(b"hello", false);
+        table.server.write_all(&frame[..3]).unwrap();
+        table.turn().unwrap();
+        table.tunnel.close_at(100);
+        assert_eq!(table.tunnel.deadline_ms(), 100);
+        table.time(100).unwrap();
+        // The server's side of the frame is complete: it gets its Close, masked, at once.
+        let close = read(&mut table.server);
+        assert_eq!((close[0], close[1], close.len()), (0x88, 0x82, 8));
+        let code = [close[6] ^ close[2], close[7] ^ close[3]];
+        assert_eq!(u16::from_be_bytes(code), frame::GOING_AWAY);
+        assert_eq!(read(&mut table.client), &frame[..3], "and the client has to wait");
+        // What follows the frame is not passed on any more.
+        table.server.write_all(&frame[3..]).unwrap();
+        table.server.write_all(&text(b"late", false)).unwrap();
+        table.turn().unwrap();
+        let mut expected = frame[3..].to_vec();
+        expected.extend([0x88, 2, 0x03, 0xe9]);
+        assert_eq!(read(&mut table.client), expected);
+        assert_eq!(table.counters.closes_sent.get(), 2);
+        // Both answer, the client behind a message that came too late.
+        table.client.write_all(&text(b"late", true)).unwrap();
+        table.client.write_all(&frame::close_frame(1001, Some([0; 4]))).unwrap();
+        table.turn().unwrap();
+        assert_eq!(read(&mut table.server), b"");
+        table.server.write_all(&frame::close_frame(1001, None)).unwrap();
+        assert!(matches!(table.turn(), Err(End::Closed)));
+        let metrics = table.tunnel.metrics().unwrap();
+        assert_eq!(metrics.from_upstream.close_code, Some(1001));
+    }
+
+    #[test]
+    fn a_close_that_nobody_answers_ends_in_time() {
+        let mut table = Table::new(true, LIMITS);
+        table.tunnel.close_at(0);
+        table.time(0).unwrap();
+        table.time(4999).unwrap();
+        assert_eq!(table.tunnel.deadline_ms(), 5000);
+        assert!(matches!(table.time(5000), Err(End::Closed)));
+    }
+
+    #[test]
+    fn bytes_that_are_no_frames_are_left_alone_by_a_quit() {
+        let mut table = Table::new(true, LIMITS);
+        table.client.write_all(b"not a frame").unwrap();
+        table.turn().unwrap();
+        table.tunnel.close_at(0);
+        table.time(0).unwrap();
+        assert_eq!(read(&mut table.server), b"not a frame");
+        assert_eq!(read(&mut table.client), b"");
+        assert_eq!(table.tunnel.deadline_ms(), 60_000);
+    }
+
+    #[test]
+    fn pings_are_silence_or_not() {
+        let ping = [0x89, 0x80, 0, 0, 0, 0];
+        for (counts, ends_at) in [(IdleCounts::Data, 1000), (IdleCounts::Any, 1900)] {
+            let idle = Some(IdleTimeout { time: Duration::from_secs(1), counts });
+            let mut table = Table::new(true, Limits { idle, ..LIMITS });
+            table.now_ms = 900;
+            table.client.write_all(&ping).unwrap();
+            table.turn().unwrap();
+            assert_eq!(read(&mut table.server), ping);
+            assert_eq!(table.tunnel.deadline_ms(), ends_at);
+            table.time(ends_at - 1).unwrap();
+            assert_eq!(read(&mut table.client), b"");
+            table.time(ends_at).unwrap();
+            assert_eq!(read(&mut table.client), [0x88, 2, 0x03, 0xe8], "1000");
+        }
+    }
+
+    #[test]
+    fn silence_and_a_reader_that_takes_nothing() {
+        let mut table = Table::new(false, Limits { untaken_ms: [500, 300], ..LIMITS });
+        assert!(matches!(table.time(60_000), Err(End::Silent)));
+        let mut table = Table::new(false, Limits { untaken_ms: [500, 300], ..LIMITS });
+        while table.blocked.is_empty() {
+            table.client.write_all(&[0; 1000]).unwrap();
+            table.turn().unwrap();
+        }
+        assert_eq!(table.tunnel.deadline_ms(), 300);
+        assert!(table.time(299).is_ok());
+        assert!(matches!(table.time(300), Err(End::NotTaken(Side::Upstream))));
+    }
+
+    #[test]
+    fn the_last_moment() {
+        let mut table = Table::new(true, LIMITS);
+        table
+            .step(|tunnel, means| {
+                tunnel.close_now(frame::GOING_AWAY, means);
+                Ok(Ran { from: Side::Client, waits: Waits::Nothing })
+            })
+            .unwrap();
+        assert_eq!(read(&mut table.client), [0x88, 2, 0x03, 0xe9]);
+        assert_eq!(read(&mut table.server).len(), 8);
+    }
+}

@@ -1,0 +1,424 @@
+//! The shard's tunnels: one poller for all of their sockets, one task that runs whichever can go on.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::rc::Rc;
+use std::time::Duration;
+
+use slab::Slab;
+
+use super::carry::{End, Means, Ran, Tunnel, Waits};
+use super::flow::SCRATCH;
+use super::frame;
+use super::metrics::Side;
+use super::pipe::Pipes;
+use super::wheel::Wheel;
+use super::{Ending, Opening};
+use crate::error_log::Level;
+use crate::io::Stream;
+use crate::io::poller::{Event, Poller, Token};
+use crate::io::runtime::{self, Ring};
+use crate::io::select::{Either, Signal, either, yield_now};
+use crate::io::timer::{self, Timer, Wait};
+use crate::shard::{ConnectionGuard, Shard};
+
+/// Batches of events served before the shard's other tasks have their turn.
+const ROUNDS: usize = 8;
+/// How long to pause when waiting for events has failed.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// The tunnels of a shard.
+pub struct Tunnels {
+    engine: RefCell<Engine>,
+    /// Readable when the poller has events.
+    bell: Stream,
+    timer: Timer,
+    /// There is something to do that no event tells of.
+    stirred: Signal,
+    /// A forced end has begun.
+    closed: Cell<bool>,
+}
+
+struct Engine {
+    poller: Poller,
+    slots: Slab<Slot>,
+    /// Told apart from an earlier holder of the same slot.
+    sequence: u32,
+    wheel: Wheel,
+    /// Directions that have used up their turn.
+    ready: VecDeque<(Token, Side)>,
+    pipes: Pipes,
+    scratch: Box<[u8; SCRATCH]>,
+    /// Tunnels that have ended in this turn.
+    ended: Vec<(Slot, End)>,
+    // Reused from turn to turn.
+    events: Vec<Event>,
+    due: Vec<usize>,
+}
+
+struct Slot {
+    sequence: u32,
+    tunnel: Tunnel,
+    ending: Ending,
+    /// The shard has a connection less when it is dropped.
+    _connection: ConnectionGuard,
+}
+
+impl Tunnels {
+    pub fn new(ring: Ring) -> io::Result<Self> {
+        let poller = Poller::new(ring)?;
+        let bell = poller.bell()?;
+        let scratch = vec![0; SCRATCH].into_boxed_slice();
+        let engine = Engine {
+            poller,
+            slots: Slab::new(),
+            sequence: 0,
+            wheel: Wheel::new(timer::now_ms()),
+            ready: VecDeque::new(),
+            pipes: Pipes::default(),
+            scratch: scratch.try_into().map_err(|_| io::ErrorKind::OutOfMemory)?,
+            ended: Vec::new(),
+            events: Vec::new(),
+            due: Vec::new(),
+        };
+        Ok(Tunnels {
+            engine: RefCell::new(engine),
+            bell,
+            timer: Timer::new(),
+            stirred: Signal::default(),
+            closed: Cell::new(false),
+        })
+    }
+
+    /// Takes over two sockets. What they carry from now on is no task's.
+    pub fn open(
+        &self,
+        shard: &Shard,
+        client: OwnedFd,
+        connection: ConnectionGuard,
+        opening: Opening,
+    ) {
+        let engine = &mut *self.engine.borrow_mut();
+        engine.open(shard, client, connection, opening);
+        if self.closed.get() {
+            engine.close_all(shard);
+        }
+        engine.bury(shard);
+        // A deadline may come before the one that the task sleeps until.
+        self.stirred.raise();
+    }
+
+    /// A graceful quit: spreads the Close frames over the time that each tunnel's configuration
+    /// gives. Other tunnels are left alone.
+    pub fn begin_quit(&self) {
+        let engine = &mut *self.engine.borrow_mut();
+        let (now_ms, count) = (timer::now_ms(), engine.slots.len() as u64);
+        for (rank, (key, slot)) in engine.slots.iter_mut().enumerate() {
+            if let Some(spread_ms) = slot.tunnel.limits.close_spread_ms {
+                slot.tunnel.close_at(now_ms + spread_ms * rank as u64 / count);
+                engine.wheel.set(key, slot.tunnel.deadline_ms());
+            }
+        }
+        self.stirred.raise();
+    }
+
+    /// A forced end: everything is closed now, with a Close frame where one can be sent at once.
+    pub fn close_all(&self, shard: &Shard) {
+        self.closed.set(true);
+        let engine = &mut *self.engine.borrow_mut();
+        engine.close_all(shard);
+        engine.bury(shard);
+    }
+
+    /// The shard's task that runs its tunnels, for ever.
+    pub async fn run(shard: Rc<Shard>) {
+        let tunnels = &shard.tunnels;
+        loop {
+            let next = tunnels.engine.borrow_mut().turn(&shard);
+            let until_ms = match next {
+                Next::Turn => {
+                    yield_now().await;
+                    continue;
+                }
+                Next::At(until_ms) => until_ms,
+                Next::Event => u64::MAX,
+            };
+            let limit = Duration::from_millis(until_ms.saturating_sub(timer::now_ms()));
+            let woken = either(tunnels.bell.readable_unlimited(), tunnels.stirred.wait());
+            if let Ok(Either::First(Err(e))) =
+                tunnels.timer.within(limit, Wait::Service, woken).await
+            {
+                shard.log_main(Level::Crit, format_args!("waiting for tunnels failed: {e}"));
+                timer::sleep(PAUSE).await;
+            }
+        }
+    }
+}
+
+/// When the engine has to run again.
+enum Next {
+    /// Now, after others had their turn.
+    Turn,
+    /// At the latest then.
+    At(u64),
+    Event,
+}
+
+impl Engine {
+    fn open(
+        &mut self,
+        shard: &Shard,
+        client: OwnedFd,
+        connection: ConnectionGuard,
+        opening: Opening,
+    ) {
+        let Opening { upstream, limits, first, behind_head, follows, metrics, ending } = opening;
+        let now_ms = timer::now_ms();
+        let mut tunnel = Tunnel::new(client, upstream, limits, follows, metrics, now_ms);
+        let mut means = Means {
+            scratch: &mut self.scratch,
+            pipes: &mut self.pipes,
+            counters: &shard.counters.tunnels,
+            now_ms,
+        };
+        tunnel.has_passed(Side::Upstream, behind_head.as_slice(), &mut means);
+        tunnel.begin_with(Side::Client, first.as_slice(), &mut means);
+        if shard.is_quitting() && tunnel.limits.close_spread_ms.is_some() {
+            tunnel.close_at(now_ms);
+        }
+        self.sequence = self.sequence.wrapping_add(1) & SEQUENCE_MAX;
+        let deadline_ms = tunnel.deadline_ms();
+        let key = self.slots.insert(Slot {
+            sequence: self.sequence,
+            tunnel,
+            ending,
+            _connection: connection,
+        });
+        shard.counters.tunnels.open.add(1);
+        shard.counters.tunnels.opened.add(1);
+        self.wheel.set(key, deadline_ms);
+        for side in Side::BOTH {
+            self.watch(key, side);
+        }
+        self.step(shard, key, |tunnel, means| tunnel.run(Side::Client, means));
+        self.submit(shard);
+    }
+
+    /// Serves what there is to do, within bounds.
+    fn turn(&mut self, shard: &Shard) -> Next {
+        let mut events = std::mem::take(&mut self.events);
+        let mut quiet = false;
+        for _ in 0..ROUNDS {
+            if let Err(e) = self.poller.take(&mut events) {
+                shard.log_main(Level::Crit, format_args!("taking events of tunnels failed: {e}"));
+            }
+            quiet = events.is_empty();
+            for event in events.drain(..) {
+                self.on_event(shard, event);
+            }
+            // What has used up its turn goes on behind whoever else had an event.
+            for _ in 0..self.ready.len() {
+                self.resume(shard);
+            }
+            if quiet || !self.ready.is_empty() {
+                break;
+            }
+        }
+        self.events = events;
+        let now_ms = timer::now_ms();
+        self.on_time(shard, now_ms);
+        self.submit(shard);
+        self.bury(shard);
+        if !quiet || !self.ready.is_empty() {
+            return Next::Turn;
+        }
+        let tidy_ms = self.pipes.tidy(now_ms);
+        match tidy_ms.into_iter().chain(self.wheel.next_ms()).min() {
+            Some(until_ms) => Next::At(until_ms),
+            None => Next::Event,
+        }
+    }
+
+    fn on_event(&mut self, shard: &Shard, event: Event) {
+        let Some((key, side)) = self.find(event.token) else { return };
+        if event.unwatched {
+            self.watch(key, side);
+        }
+        if event.failed && !self.step(shard, key, |tunnel, _| tunnel.on_failure(side)) {
+            return;
+        }
+        if event.writable && !self.step(shard, key, |tunnel, means| tunnel.on_output(side, means)) {
+            return;
+        }
+        if event.readable {
+            self.step(shard, key, |tunnel, means| tunnel.on_input(side, event.ended, means));
+        }
+    }
+
+    /// Goes on with the direction that has waited longest for its turn.
+    fn resume(&mut self, shard: &Shard) {
+        let Some((token, side)) = self.ready.pop_front() else { return };
+        if let Some((key, _)) = self.find(token) {
+            self.step(shard, key, |tunnel, means| tunnel.run(side, means));
+        }
+    }
+
+    fn on_time(&mut self, shard: &Shard, now_ms: u64) {
+        let mut due = std::mem::take(&mut self.due);
+        self.wheel.advance(now_ms, &mut due);
+        for key in due.drain(..) {
+            let Some(slot) = self.slots.get_mut(key) else { continue };
+            match slot.tunnel.on_time(now_ms) {
+                Ok(runs) => {
+                    self.wheel.set(key, slot.tunnel.deadline_ms());
+                    let mut sides = Side::BOTH.into_iter().filter(|_| runs);
+                    while let Some(side) = sides.next()
+                        && self.step(shard, key, |tunnel, means| tunnel.run(side, means))
+                    {
+                    }
+                }
+                Err(end) => self.end(key, end),
+            }
+        }
+        self.due = due;
+    }
+
+    /// One step of one tunnel, and what follows from it. False: the tunnel has ended.
+    fn step(
+        &mut self,
+        shard: &Shard,
+        key: usize,
+        run: impl FnOnce(&mut Tunnel, &mut Means<'_>) -> Result<Ran, End>,
+    ) -> bool {
+        let Some(slot) = self.slots.get_mut(key) else { return false };
+        let mut means = Means {
+            scratch: &mut self.scratch,
+            pipes: &mut self.pipes,
+            counters: &shard.counters.tunnels,
+            now_ms: timer::now_ms(),
+        };
+        // A panic ends this tunnel; what it shares with others is counters and pools that are
+        // consistent between any two of its steps.
+        let ran = catch_unwind(AssertUnwindSafe(|| run(&mut slot.tunnel, &mut means)));
+        let sequence = slot.sequence;
+        match ran {
+            Ok(Ok(Ran { from, waits: Waits::Output })) => {
+                let to = from.other();
+                let watched =
+                    self.poller.watch_output(slot.tunnel.socket(to), token(key, sequence, to));
+                self.wheel.set(key, slot.tunnel.deadline_ms());
+                if let Err(error) = watched {
+                    self.end(key, End::Failed { side: to, call: "poll()", error });
+                    return false;
+                }
+                true
+            }
+            Ok(Ok(Ran { from, waits: Waits::Turn })) => {
+                self.ready.push_back((token(key, sequence, from), from));
+                true
+            }
+            Ok(Ok(_)) => true,
+            Ok(Err(end)) => {
+                self.end(key, end);
+                false
+            }
+            Err(panic) => {
+                self.end(key, End::Panicked(runtime::panic_text(&*panic).to_owned()));
+                false
+            }
+        }
+    }
+
+    fn watch(&mut self, key: usize, side: Side) {
+        let Some(slot) = self.slots.get(key) else { return };
+        let token = token(key, slot.sequence, side);
+        if let Err(error) = self.poller.watch(slot.tunnel.socket(side), token) {
+            self.end(key, End::Failed { side, call: "poll()", error });
+        }
+    }
+
+    fn submit(&mut self, shard: &Shard) {
+        if let Err(e) = self.poller.submit() {
+            shard.log_main(Level::Crit, format_args!("io_uring_enter() failed: {e}"));
+        }
+    }
+
+    /// The tunnel of an event, unless it is of an earlier holder of the slot.
+    fn find(&self, token: Token) -> Option<(usize, Side)> {
+        let (key, sequence, side) = parts(token);
+        let slot = self.slots.get(key)?;
+        (slot.sequence == sequence).then_some((key, side))
+    }
+
+    fn end(&mut self, key: usize, end: End) {
+        self.wheel.remove(key);
+        if let Some(slot) = self.slots.try_remove(key) {
+            for side in Side::BOTH {
+                let awaits_output = slot.tunnel.awaits_output(side);
+                let token = token(key, slot.sequence, side);
+                self.poller.forget(slot.tunnel.socket(side), token, awaits_output);
+            }
+            self.ended.push((slot, end));
+        }
+    }
+
+    fn close_all(&mut self, shard: &Shard) {
+        let keys: Vec<usize> = self.slots.iter().map(|(key, _)| key).collect();
+        for key in keys {
+            let closed = self.step(shard, key, |tunnel, means| {
+                tunnel.close_now(frame::GOING_AWAY, means);
+                Err(End::Interrupted)
+            });
+            debug_assert!(!closed);
+        }
+    }
+
+    /// The last things of tunnels that have ended: their log lines, on disk before a client can see
+    /// the end, then the close.
+    fn bury(&mut self, shard: &Shard) {
+        if self.ended.is_empty() {
+            return;
+        }
+        let counters = &shard.counters.tunnels;
+        for (slot, end) in &mut self.ended {
+            slot.tunnel.release(&mut self.pipes, counters, timer::now_ms());
+            slot.ending.log(shard, &slot.tunnel, end);
+            counters.open.sub(1);
+        }
+        shard.flush_logs();
+        self.submit(shard);
+        self.ended.clear();
+    }
+}
+
+/// Sequence numbers are this at most: a token has 61 bits for both numbers.
+const SEQUENCE_MAX: u32 = (1 << 29) - 1;
+
+fn token(key: usize, sequence: u32, side: Side) -> Token {
+    Token(u64::from(sequence) << 33 | (key as u64) << 1 | side as u64)
+}
+
+fn parts(Token(token): Token) -> (usize, u32, Side) {
+    let side = if token & 1 == 0 { Side::Client } else { Side::Upstream };
+    ((token >> 1) as u32 as usize, (token >> 33) as u32, side)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_tell_slots_holders_and_sides_apart() {
+        for side in Side::BOTH {
+            for (key, sequence) in [(0, 0), (7, 1), (u32::MAX as usize, SEQUENCE_MAX)] {
+                let token = token(key, sequence, side);
+                assert!(token.0 < 1 << 62);
+                let (k, s, found) = parts(token);
+                assert_eq!((k, s, found as usize), (key, sequence, side as usize));
+            }
+        }
+    }
+}

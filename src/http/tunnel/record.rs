@@ -1,0 +1,144 @@
+//! What a tunnel says in the logs, prepared at the 101: the request, the connection and their
+//! configuration are gone by the time it is said.
+
+use std::fmt;
+use std::os::fd::BorrowedFd;
+use std::rc::Rc;
+use std::time::Duration;
+
+use super::metrics::Metrics;
+use crate::clock;
+use crate::error_log::{Level, Log, Tail};
+use crate::http::action::Action;
+use crate::http::connection::Connection;
+use crate::http::modules::access_log::{
+    AccessLog, Escape, Frozen, Hold, LateValues, LogWriter, LogWriters,
+};
+use crate::http::request::Request;
+use crate::http::value;
+
+/// The last lines of a request whose connection became a tunnel. Holds log files, and no
+/// configuration.
+#[derive(Debug)]
+pub struct Record {
+    /// `$connection`
+    serial: u64,
+    error_log: Log,
+    /// ` while proxying upgraded connection, client: …`
+    tail: Tail,
+    lines: Box<[Line]>,
+    // Time since the epoch.
+    accepted: Duration,
+    started: Duration,
+    upstream_started: Duration,
+    // What was sent and received until the 101 was sent on.
+    bytes_sent: u64,
+    body_bytes_sent: u64,
+    upstream_bytes_sent: u64,
+    upstream_bytes_received: u64,
+}
+
+/// A line of one access log.
+#[derive(Debug)]
+struct Line {
+    writer: Rc<LogWriter>,
+    hold: Hold,
+    text: Frozen,
+    /// `if=`, when it depends on what is not known yet.
+    condition: Option<Box<Frozen>>,
+}
+
+/// What a tunnel knows at its end.
+#[derive(Debug)]
+pub struct Ended<'a> {
+    /// Bytes sent to the client by the tunnel: behind what [`Record::new`] found sent.
+    pub to_client: u64,
+    /// Bytes received by the tunnel.
+    pub from_upstream: u64,
+    /// Bytes sent by the tunnel.
+    pub to_upstream: u64,
+    /// `$request_completion`
+    pub complete: bool,
+    /// Still open, for `$tcpinfo_*`.
+    pub client: BorrowedFd<'a>,
+    /// With `websocket_metrics on`.
+    pub websocket: Option<&'a Metrics>,
+}
+
+impl Record {
+    /// At the 101, after its head was sent and before the bytes of the upstream's are given away.
+    ///
+    /// The time of the upstream's exchange goes on from what the last try's response time says now,
+    /// or else its header time.
+    pub fn new(c: &Connection, r: &Request) -> Self {
+        let location = r.generation.http().location(r.location);
+        let logs = location.settings.access_log.access_log.iter();
+        let last = r.attempts.last();
+        let exchange = last.and_then(|last| last.response.or(last.header)).unwrap_or_default();
+        Record {
+            serial: c.serial,
+            error_log: r.generation.log(r.location).clone(),
+            tail: c.with_log_context(r, Action::ProxyingUpgraded, Tail::new),
+            lines: logs.filter_map(|log| Line::new(log, c, r)).collect(),
+            accepted: c.accepted,
+            started: r.started,
+            upstream_started: clock::now().saturating_sub(exchange),
+            bytes_sent: r.response.bytes_sent,
+            body_bytes_sent: r.response.body_bytes(),
+            upstream_bytes_sent: last.map_or(0, |last| last.bytes_sent),
+            upstream_bytes_received: last.map_or(0, |last| last.bytes_received),
+        }
+    }
+
+    /// A line in the error log, with everything nginx says about the connection and the request.
+    pub fn log(&self, level: Level, text: fmt::Arguments<'_>, errno: Option<i32>) {
+        self.error_log.write_with_tail(level, Some(self.serial), text, errno, &self.tail);
+    }
+
+    /// The access log's lines. They are written when the shard is idle, or with
+    /// [`LogWriters::flush_pending`].
+    pub fn write_access(&self, logs: &LogWriters, ended: &Ended<'_>) {
+        let now = clock::now();
+        let values = LateValues {
+            now,
+            bytes_sent: self.bytes_sent + ended.to_client,
+            body_bytes_sent: self.body_bytes_sent + ended.to_client,
+            connection_time: now.saturating_sub(self.accepted),
+            request_time: now.saturating_sub(self.started),
+            complete: ended.complete,
+            client: ended.client,
+            upstream_response_time: now.saturating_sub(self.upstream_started),
+            upstream_bytes_sent: self.upstream_bytes_sent + ended.to_upstream,
+            upstream_bytes_received: self.upstream_bytes_received + ended.from_upstream,
+            websocket: ended.websocket,
+        };
+        for line in &self.lines {
+            if line.is_wanted(&values) {
+                logs.add_line(&line.writer, line.hold, |out| line.text.put(&values, out));
+            }
+        }
+    }
+}
+
+impl Line {
+    /// `None`: there will be no line, whatever the tunnel does.
+    fn new(log: &AccessLog, c: &Connection, r: &Request) -> Option<Self> {
+        let writer = Rc::clone(r.generation.access_logs.get(log.file)?);
+        let condition = log.condition.as_ref().map(|it| Frozen::new(it, Escape::None, c, r));
+        let condition = match condition.as_ref().map(Frozen::as_text) {
+            Some(Some(known)) if value::is_true(known) => None,
+            Some(Some(_)) => return None,
+            _ => condition.map(Box::new),
+        };
+        let text = Frozen::new(&log.format.line, log.format.escape, c, r);
+        Some(Line { writer, hold: log.hold, text, condition })
+    }
+
+    fn is_wanted(&self, values: &LateValues<'_>) -> bool {
+        self.condition.as_ref().is_none_or(|condition| {
+            let mut value = Vec::new();
+            condition.put(values, &mut value);
+            value::is_true(&value)
+        })
+    }
+}
