@@ -7,6 +7,7 @@ A process of its own, because kosoku changes modules of the interpreter that it 
 
 import asyncio
 import json
+import os
 import sys
 
 from kosoku import FailureError, run_fuzzingclient, run_fuzzingserver
@@ -46,3 +47,6 @@ try:
 except FailureError as failure:
     results = failure.results
 json.dump(report(results), sys.stdout)
+sys.stdout.flush()
+# kosoku's threads may outlive the interpreter's shutdown, and then abort.
+os._exit(0)
