@@ -5,4 +5,5 @@ upstream  a scripted server that keeps the bytes it was sent
 proxy     the binary under test with a configuration in a folder of its own
 servers   the real ones: WebSocket echo, uWSGI, gunicorn
 packet    the uwsgi packet
+tunnel    what goes through tunnels: handshakes, frames, floods that can be checked
 """
