@@ -82,7 +82,9 @@ impl Echo {
                 Ok(length) => IoSlice::advance_slices(&mut slices, length),
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => {
-                    slices.iter().for_each(|slice| self.pending.extend_from_slice(slice));
+                    for slice in &*slices {
+                        self.pending.extend_from_slice(slice);
+                    }
                     return Wants::Output;
                 }
                 Err(_) => return Wants::Close,
@@ -262,11 +264,11 @@ mod tests {
         match payload.len() {
             length @ ..126 => frame.push(mask | length as u8),
             length @ ..65_536 => {
-                frame.push(mask | 126);
+                frame.push(mask | 0x7e);
                 frame.extend_from_slice(&(length as u16).to_be_bytes());
             }
             length => {
-                frame.push(mask | 127);
+                frame.push(mask | 0x7f);
                 frame.extend_from_slice(&(length as u64).to_be_bytes());
             }
         }
@@ -364,14 +366,15 @@ mod tests {
         let receiving = std::thread::spawn(move || {
             let mut received = vec![0; length];
             client.read_exact(&mut received).unwrap();
-            received
+            // Open until the test is over.
+            (client, received)
         });
         while !receiving.is_finished() {
             assert_ne!(echo.advance(&ours, &mut scratch), Wants::Close);
             std::thread::yield_now();
         }
         sending.join().unwrap();
-        assert!(receiving.join().unwrap() == expected);
+        assert!(receiving.join().unwrap().1 == expected);
     }
 
     proptest! {
