@@ -89,7 +89,7 @@ fn run(options: &Options) -> io::Result<()> {
         return Ok(());
     }
     if options.mode != Mode::Idle {
-        println!("{}", load.run(options.duration)?.json(options));
+        println!("{}", load.run(options.duration)?.json());
     }
     // Whoever measures says when the tunnels may go.
     io::copy(&mut io::stdin(), &mut io::sink())?;
@@ -388,8 +388,8 @@ impl Frames {
 fn frame_header(size: usize, mask: u8) -> Header {
     let mut header = Header::from_slice(&[0x82]);
     match size {
-        ..126 => header.push(mask | size as u8),
-        ..65_536 => {
+        0..126 => header.push(mask | size as u8),
+        126..65_536 => {
             header.push(mask | 0x7e);
             header.extend_from_slice(&(size as u16).to_be_bytes());
         }
@@ -668,30 +668,27 @@ struct Report {
     /// From the start to the last echo.
     seconds: f64,
     latency: Histogram,
+    /// Of mode rate only.
     late: Histogram,
     /// Tunnels that failed, and messages without an echo.
     errors: usize,
 }
 
 impl Report {
-    fn json(&self, options: &Options) -> String {
+    fn json(&self) -> String {
         let microseconds = |nanoseconds: u64| nanoseconds as f64 / 1e3;
-        let mut json = format!(
+        format!(
             "{{\"messages\": {}, \"mib\": {:.3}, \"duration_us\": {:.0}, \"p50_us\": {:.1}, \
-             \"p99_us\": {:.1}, \"max_us\": {:.1}, \"errors\": {}",
+             \"p99_us\": {:.1}, \"max_us\": {:.1}, \"late_p99_us\": {:.1}, \"errors\": {}}}",
             self.messages,
             self.bytes as f64 / f64::from(1 << 20),
             self.seconds * 1e6,
             microseconds(self.latency.percentile(50.0)),
             microseconds(self.latency.percentile(99.0)),
             microseconds(self.latency.max),
+            microseconds(self.late.percentile(99.0)),
             self.errors,
-        );
-        if options.mode == Mode::Rate {
-            let late = microseconds(self.late.percentile(99.0));
-            json += &format!(", \"late_p99_us\": {late:.1}");
-        }
-        json + "}"
+        )
     }
 }
 
