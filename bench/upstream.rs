@@ -45,6 +45,8 @@ const HEAD_MAX: usize = 65_536;
 const BODY_MAX: usize = 64 << 20;
 /// Bytes read, and bytes of pattern written, in one go.
 const CHUNK: usize = 65_536;
+/// Bytes read in one go from a WebSocket: a frame of 64 KiB, header and all, in one piece.
+const ECHO_CHUNK: usize = 2 * CHUNK;
 /// Pending connections the kernel may queue (`net.core.somaxconn` caps it).
 const BACKLOG: i32 = 4096;
 /// Connections accepted from one listener before the others get their turn.
@@ -128,7 +130,7 @@ impl Upstream {
             epoll,
             listeners,
             connections: Slab::with_capacity(256),
-            scratch: vec![0; CHUNK],
+            scratch: vec![0; ECHO_CHUNK],
             pattern: PATTERN.repeat(CHUNK / PATTERN.len()),
         })
     }
@@ -281,6 +283,7 @@ impl Connection {
                 return wants;
             }
         }
+        let Some(scratch) = scratch.get_mut(..CHUNK) else { return Wants::Close };
         match rustix::io::read(&self.socket, &mut *scratch) {
             Ok(0) => Wants::Close,
             Ok(length) => self.serve(scratch.get(..length).unwrap_or_default(), pattern),
