@@ -9,11 +9,15 @@
 //! 0 lets the kernel choose. With `--until-eof` the process ends when standard input closes, so it
 //! cannot outlive whoever started it.
 //!
-//! HTTP/1.1: keepalive; `/bytes/N` answers N bytes of a repeated pattern, any other path 12 bytes.
+//! HTTP/1.1: keepalive; `/bytes/N` answers N bytes of a repeated pattern, `/ws` is a WebSocket that
+//! echoes, any other path answers 12 bytes.
 //! uwsgi: one packet and its `CONTENT_LENGTH` bytes of body are read, the 12 bytes are answered with
 //! a `Content-Length`, and the connection is closed, as uWSGI does.
 //!
 //! Everything is bounded: connections, the head held for one, the body asked for.
+
+mod descriptors;
+mod echo;
 
 use std::cmp::Ordering;
 use std::io::{self, IoSlice, Write as _};
@@ -29,6 +33,9 @@ use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::io::Errno;
 use rustix::net::SocketFlags;
 use slab::Slab;
+use tungstenite::handshake::derive_accept_key;
+
+use crate::echo::Echo;
 
 /// Connections open at once; one more is closed as soon as it is accepted.
 const CONNECTIONS_MAX: usize = 8192;
@@ -38,6 +45,8 @@ const HEAD_MAX: usize = 65_536;
 const BODY_MAX: usize = 64 << 20;
 /// Bytes read, and bytes of pattern written, in one go.
 const CHUNK: usize = 65_536;
+/// Bytes read in one go from a WebSocket: a frame of 64 KiB, header and all, in one piece.
+const ECHO_CHUNK: usize = 2 * CHUNK;
 /// Pending connections the kernel may queue (`net.core.somaxconn` caps it).
 const BACKLOG: i32 = 4096;
 /// Connections accepted from one listener before the others get their turn.
@@ -104,7 +113,7 @@ struct Upstream {
 
 impl Upstream {
     fn new(arguments: Arguments) -> io::Result<Self> {
-        raise_descriptor_limit();
+        descriptors::raise_limit(CONNECTIONS_MAX + 64);
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let mut listeners = Vec::new();
         for (token, (protocol, address)) in arguments.listeners.into_iter().enumerate() {
@@ -121,7 +130,7 @@ impl Upstream {
             epoll,
             listeners,
             connections: Slab::with_capacity(256),
-            scratch: vec![0; CHUNK],
+            scratch: vec![0; ECHO_CHUNK],
             pattern: PATTERN.repeat(CHUNK / PATTERN.len()),
         })
     }
@@ -218,19 +227,6 @@ fn remove_stale_socket(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Lets the process hold [`CONNECTIONS_MAX`] sockets where the hard limit allows it.
-fn raise_descriptor_limit() {
-    use rustix::process::{Resource, getrlimit, setrlimit};
-
-    let wanted = CONNECTIONS_MAX as u64 + 64;
-    let mut limit = getrlimit(Resource::Nofile);
-    if limit.current.is_some_and(|current| current < wanted) {
-        limit.current = Some(limit.maximum.map_or(wanted, |maximum| wanted.min(maximum)));
-        // Refused means fewer connections, and accept() will say so.
-        let _ = setrlimit(Resource::Nofile, limit);
-    }
-}
-
 /// What a connection waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Wants {
@@ -253,6 +249,8 @@ impl Wants {
 struct Connection {
     socket: OwnedFd,
     exchange: Exchange,
+    /// Set once a 101 is sent: then there are no more requests.
+    echo: Option<Echo>,
     /// Received and not yet used: part of a head, or requests behind one being answered.
     /// At most [`HEAD_MAX`] + [`CHUNK`] bytes.
     held: Vec<u8>,
@@ -266,6 +264,7 @@ impl Connection {
         Self {
             socket,
             exchange: Exchange { protocol, state: State::Head },
+            echo: None,
             held: Vec::new(),
             output: Output::default(),
             registered: Wants::Input,
@@ -274,6 +273,9 @@ impl Connection {
 
     /// Sends what is due, reads once, answers every request that is complete.
     fn advance(&mut self, scratch: &mut [u8], pattern: &[u8]) -> Wants {
+        if let Some(echo) = &mut self.echo {
+            return echo.advance(&self.socket, scratch);
+        }
         // Output was pending: requests may be held behind it.
         if self.output.is_pending() {
             let wants = self.serve(&[], pattern);
@@ -281,6 +283,7 @@ impl Connection {
                 return wants;
             }
         }
+        let Some(scratch) = scratch.get_mut(..CHUNK) else { return Wants::Close };
         match rustix::io::read(&self.socket, &mut *scratch) {
             Ok(0) => Wants::Close,
             Ok(length) => self.serve(scratch.get(..length).unwrap_or_default(), pattern),
@@ -301,8 +304,15 @@ impl Connection {
         let mut rest = input;
         let wants = loop {
             match self.output.flush(&self.socket, pattern) {
-                Ok(()) if self.output.then == Then::Close => break Wants::Close,
-                Ok(()) => {}
+                Ok(()) => match self.output.then {
+                    Then::Keep => {}
+                    Then::Close => break Wants::Close,
+                    Then::Echo => {
+                        // What a hasty client sent without waiting for the 101.
+                        let mut early = rest.to_vec();
+                        return self.echo.insert(Echo::default()).answer(&self.socket, &mut early);
+                    }
+                },
                 Err(Errno::AGAIN | Errno::INTR) => break Wants::Output,
                 Err(_) => break Wants::Close,
             }
@@ -346,15 +356,23 @@ impl Output {
         let connection = match answer.then {
             Then::Keep => "keep-alive",
             Then::Close => "close",
+            Then::Echo => "upgrade",
         };
         // Writing to memory does not fail.
-        let _ = write!(
-            self.head,
-            "HTTP/1.1 {}\r\nContent-Type: text/plain\r\nContent-Length: {}\r\n\
-             Connection: {connection}\r\n\r\n",
-            answer.status.line(),
-            answer.body.len(),
-        );
+        let _ = write!(self.head, "HTTP/1.1 {}\r\n", answer.status.line());
+        let _ = match answer.status {
+            Status::SwitchingProtocols { accept } => write!(
+                self.head,
+                "Upgrade: websocket\r\nSec-WebSocket-Accept: {}\r\n",
+                accept.escape_ascii(),
+            ),
+            Status::Ok | Status::BadRequest => write!(
+                self.head,
+                "Content-Type: text/plain\r\nContent-Length: {}\r\n",
+                answer.body.len(),
+            ),
+        };
+        let _ = write!(self.head, "Connection: {connection}\r\n\r\n");
     }
 
     fn is_pending(&self) -> bool {
@@ -381,6 +399,8 @@ enum Then {
     #[default]
     Keep,
     Close,
+    /// WebSocket frames.
+    Echo,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -418,6 +438,10 @@ impl Body {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Status {
+    SwitchingProtocols {
+        /// `Sec-WebSocket-Accept` (RFC 6455 section 4.2.2): base64 of a SHA-1.
+        accept: [u8; 28],
+    },
     Ok,
     BadRequest,
 }
@@ -425,6 +449,7 @@ enum Status {
 impl Status {
     fn line(self) -> &'static str {
         match self {
+            Self::SwitchingProtocols { .. } => "101 Switching Protocols",
             Self::Ok => "200 OK",
             Self::BadRequest => "400 Bad Request",
         }
@@ -532,7 +557,9 @@ fn parse_http(input: &[u8]) -> Head {
     let mut body_length = 0;
     // HTTP/1.0 may keep a connection too, but no proxy here needs that.
     let mut then = if request.version == Some(1) { Then::Keep } else { Then::Close };
+    let mut upgrade = Upgrade::default();
     for header in request.headers.iter() {
+        upgrade.note(header);
         if header.name.eq_ignore_ascii_case("content-length") {
             let Some(value) = parse_decimal(header.value) else { return Head::Malformed };
             body_length = value;
@@ -544,14 +571,62 @@ fn parse_http(input: &[u8]) -> Head {
             then = Then::Close;
         }
     }
-    let Some(body) = body_of(request.path.unwrap_or_default()) else { return Head::Malformed };
-    Head::Complete { length, body_length, answer: Answer { status: Status::Ok, body, then } }
+    let target = request.path.unwrap_or_default();
+    let answer = if path_of(target) == "/ws" {
+        let accept = upgrade.accept().filter(|_| request.method == Some("GET"));
+        let Some(accept) = accept else { return Head::Malformed };
+        let status = Status::SwitchingProtocols { accept };
+        Answer { status, body: Body::default(), then: Then::Echo }
+    } else {
+        let Some(body) = body_of(target) else { return Head::Malformed };
+        Answer { status: Status::Ok, body, then }
+    };
+    Head::Complete { length, body_length, answer }
+}
+
+/// What of a request makes it the start of a WebSocket (RFC 6455 section 4.2.1).
+#[derive(Default)]
+struct Upgrade<'a> {
+    websocket: bool,
+    connection: bool,
+    version: bool,
+    key: Option<&'a [u8]>,
+}
+
+impl<'a> Upgrade<'a> {
+    fn note(&mut self, header: &httparse::Header<'a>) {
+        let has = |token: &str| {
+            let mut tokens = header.value.split(|byte| *byte == b',');
+            tokens.any(|one| one.trim_ascii().eq_ignore_ascii_case(token.as_bytes()))
+        };
+        let is = |name| header.name.eq_ignore_ascii_case(name);
+        if is("upgrade") {
+            self.websocket |= has("websocket");
+        } else if is("connection") {
+            self.connection |= has("upgrade");
+        } else if is("sec-websocket-version") {
+            self.version |= has("13");
+        } else if is("sec-websocket-key") {
+            self.key = Some(header.value);
+        }
+    }
+
+    /// `None`: it is no such request.
+    fn accept(&self) -> Option<[u8; 28]> {
+        // Base64 of 16 bytes.
+        let key = self.key.filter(|key| key.len() == 24)?;
+        let complete = self.websocket && self.connection && self.version;
+        if complete { derive_accept_key(key).into_bytes().try_into().ok() } else { None }
+    }
+}
+
+fn path_of(target: &str) -> &str {
+    target.split('?').next().unwrap_or_default()
 }
 
 /// `/bytes/N` asks for N bytes, anything else for [`HELLO`]; `None` when N is no number or too big.
 fn body_of(target: &str) -> Option<Body> {
-    let path = target.split('?').next().unwrap_or_default();
-    let Some(number) = path.strip_prefix("/bytes/") else { return Some(Body::Hello) };
+    let Some(number) = path_of(target).strip_prefix("/bytes/") else { return Some(Body::Hello) };
     let length = usize::try_from(parse_decimal(number.as_bytes())?).ok()?;
     (length <= BODY_MAX).then_some(Body::Pattern(length))
 }
@@ -613,7 +688,7 @@ fn fuzz_exchange(data: &[u8]) {
     }
 }
 
-/// The answers to `pieces` received one after the other, up to the first that closes.
+/// The answers to `pieces` received one after the other, up to the first that no request follows.
 #[cfg(test)]
 fn answers(protocol: Protocol, pieces: &[&[u8]]) -> Vec<Answer> {
     let mut exchange = Exchange { protocol, state: State::Head };
@@ -627,7 +702,7 @@ fn answers(protocol: Protocol, pieces: &[&[u8]]) -> Vec<Answer> {
             held.drain(..used);
             let Some(answer) = answer else { break };
             answers.push(answer);
-            if answer.then == Then::Close {
+            if answer.then != Then::Keep {
                 return answers;
             }
         }
@@ -686,6 +761,51 @@ mod tests {
                 answers(Protocol::Http, &[input.as_bytes()]),
                 [Answer::REFUSAL],
                 "{input:?}"
+            );
+        }
+    }
+
+    /// The example of RFC 6455 section 1.3, as nginx passes it on.
+    const UPGRADE: &str = "GET /ws HTTP/1.1\r\nUpgrade: websocket\r\nConnection: upgrade\r\n\
+        Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n";
+
+    #[test]
+    fn a_websocket_is_opened_and_echoes() {
+        let (ours, mut client) = UnixStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        let mut scratch = vec![0; CHUNK];
+        let mut connection = Connection::new(Protocol::Http, OwnedFd::from(ours));
+        // The first frame comes with the request, the second after the 101.
+        client.write_all(UPGRADE.as_bytes()).unwrap();
+        client.write_all(b"\x82\x83\0\0\0\0one").unwrap();
+        assert_eq!(connection.advance(&mut scratch, &[]), Wants::Input);
+        client.write_all(b"\x82\x83\x01\x01\x01\x01uvn").unwrap();
+        assert_eq!(connection.advance(&mut scratch, &[]), Wants::Input);
+        drop(connection);
+        let mut response = Vec::new();
+        client.read_to_end(&mut response).unwrap();
+        let head = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n\
+            Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\nConnection: upgrade\r\n\r\n";
+        let frames = b"\x82\x03one\x82\x03two".as_slice();
+        let expected = [head.as_bytes(), frames].concat();
+        assert_eq!(response, expected, "{}", response.escape_ascii());
+    }
+
+    #[test]
+    fn a_websocket_that_lacks_something_is_refused() {
+        for (what, instead) in [
+            ("GET", "POST"),
+            ("websocket", "h2c"),
+            ("Connection: upgrade", "Connection: close"),
+            ("dGhlIHNhbXBsZSBub25jZQ==", "c2hvcnQ="),
+            ("Version: 13", "Version: 8"),
+        ] {
+            let request = UPGRADE.replacen(what, instead, 1);
+            assert_ne!(request, UPGRADE);
+            assert_eq!(
+                answers(Protocol::Http, &[request.as_bytes()]),
+                [Answer::REFUSAL],
+                "{request:?}"
             );
         }
     }
