@@ -101,6 +101,15 @@ enum Stage {
     Closed,
 }
 
+/// What a look at the next bytes has shown.
+enum Ahead {
+    /// A large data frame of so many bytes.
+    Frame(u64),
+    /// Something to copy: a small frame, a part of a header, an end.
+    Small,
+    Nothing,
+}
+
 /// One direction.
 #[derive(Debug)]
 struct Way {
@@ -120,6 +129,8 @@ struct Way {
     awaits_output: bool,
     /// A Close frame of the source has passed.
     source_closed: bool,
+    /// The latest data frame is worth a splice, and so may be the next.
+    frames_are_large: bool,
     /// Header bytes that the follower has seen and that were not moved yet.
     header_left: u8,
     /// Bytes moved since the source was last read empty.
@@ -166,6 +177,7 @@ impl Way {
             queued: false,
             awaits_output: false,
             source_closed: false,
+            frames_are_large: false,
             header_left: 0,
             of_wakeup: 0,
             counted: 0,
@@ -380,7 +392,7 @@ impl Tunnel {
         m.counters.bytes_copied.add(sent as u64);
         let way = self.way(from);
         way.bytes += sent as u64;
-        if way.pace.copied(received, way.unseen_ahead() >= SPLICE_MIN) {
+        if way.pace.copied(received, way.frames_are_large || way.followed().is_none()) {
             m.counters.mode_switches.add(1);
         }
         self.active_ms = m.now_ms;
@@ -392,19 +404,23 @@ impl Tunnel {
 
     /// One splice into a pipe, which is emptied before the next. How much came in.
     fn splice(&mut self, from: Side, m: &mut Means<'_>) -> Result<usize, End> {
-        let ahead = match self.way(from).unseen_ahead() {
-            0 => match self.look_ahead(from, m) {
-                0 => {
-                    // A small frame: it is copied, and too many of them in a row end the splicing.
+        let mut ahead = self.way(from).unseen_ahead();
+        if ahead == 0 {
+            match self.look_ahead(from, m) {
+                Ahead::Frame(length) => ahead = length,
+                Ahead::Nothing => {
+                    self.source_is_empty(from, m);
+                    return Ok(0);
+                }
+                Ahead::Small => {
+                    // It is copied, and too many of them in a row end the splicing.
                     if self.way(from).pace.spliced(0) {
                         m.counters.mode_switches.add(1);
                     }
                     return self.copy(from, m);
                 }
-                ahead => ahead,
-            },
-            ahead => ahead,
-        };
+            }
+        }
         let way = &mut self.ways[from as usize];
         if way.pipe.is_none() {
             way.pipe = m.pipes.borrow(&m.counters.pipes_in_use, m.now_ms);
@@ -423,11 +439,7 @@ impl Tunnel {
             }
             Ok(moved) => moved,
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-                way.readable = false;
-                let of_wakeup = std::mem::take(&mut way.of_wakeup);
-                if way.pace.spliced(of_wakeup as usize) {
-                    m.counters.mode_switches.add(1);
-                }
+                self.source_is_empty(from, m);
                 return Ok(0);
             }
             Err(e) if e.kind() == io::ErrorKind::InvalidInput => {
@@ -448,29 +460,43 @@ impl Tunnel {
         Ok(moved)
     }
 
-    /// Between two frames in splice mode: looks at the next header without taking it. The length of
-    /// the frame if it is worth a splice; zero otherwise.
-    fn look_ahead(&mut self, from: Side, m: &mut Means<'_>) -> u64 {
+    /// In splice mode: the source has been read empty.
+    fn source_is_empty(&mut self, from: Side, m: &Means<'_>) {
+        let way = self.way(from);
+        way.readable = false;
+        let of_wakeup = std::mem::take(&mut way.of_wakeup);
+        if way.pace.spliced(of_wakeup as usize) {
+            m.counters.mode_switches.add(1);
+        }
+    }
+
+    /// Where frames are followed and the next bytes are no payload: looks at them without taking
+    /// them. The header of a large frame is followed here.
+    fn look_ahead(&mut self, from: Side, m: &mut Means<'_>) -> Ahead {
         if !self.way(from).followed().is_some_and(Follower::is_at_boundary) {
-            return 0;
+            return Ahead::Small;
         }
         let mut header = [0; HEADER_MAX];
         let flags = RecvFlags::DONTWAIT | RecvFlags::PEEK;
         let header = match recv(self.socket(from), &mut header, flags) {
             Ok(n) => &header[..n],
+            Err(Errno::AGAIN) => return Ahead::Nothing,
             // Receiving will tell.
-            Err(_) => return 0,
+            Err(_) => return Ahead::Small,
         };
         let Some((length, payload)) = self.way(from).followed().and_then(|f| f.peek(header)) else {
-            return 0;
+            return Ahead::Small;
         };
         if payload < SPLICE_MIN {
-            return 0;
+            return Ahead::Small;
         }
         self.follow(from, &header[..length], m.counters, m.now_ms);
         let way = self.way(from);
         way.header_left = length as u8;
-        way.unseen_ahead()
+        match way.unseen_ahead() {
+            0 => Ahead::Small,
+            length => Ahead::Frame(length),
+        }
     }
 
     /// Sends what is pending. False: the receiver does not take all of it.
@@ -554,10 +580,15 @@ impl Tunnel {
             self.data_ms = now_ms;
             return bytes.len();
         };
-        let (metrics, source_closed) = (&mut self.metrics, &mut way.source_closed);
+        let metrics = &mut self.metrics;
+        let (source_closed, large) = (&mut way.source_closed, &mut way.frames_are_large);
         let mut on = |event: Event| {
-            if let Event::Closed(_) = event {
-                *source_closed = true;
+            match event {
+                Event::Closed(_) => *source_closed = true,
+                Event::Frame { opcode, payload, .. } if !opcode.is_control() => {
+                    *large = payload >= SPLICE_MIN;
+                }
+                _ => {}
             }
             if let Some(metrics) = metrics {
                 note(metrics, from, event, counters);
