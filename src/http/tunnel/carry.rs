@@ -20,6 +20,10 @@ use crate::counters::TunnelCounters;
 use crate::http::modules::websocket::{IdleCounts, IdleTimeout};
 use crate::io::{Buffer, timer};
 
+/// Bytes in a pipe before it is emptied, where so many are there: each send has its price.
+const GATHERED: usize = 256 << 10;
+/// What is waited for at most in the middle of a large frame.
+const LOW_WATER_MAX: u64 = 256 << 10;
 /// Bytes of a frame header at most (RFC 6455 section 5.2).
 const HEADER_MAX: usize = 14;
 
@@ -131,6 +135,10 @@ struct Way {
     source_closed: bool,
     /// The latest data frame is worth a splice, and so may be the next.
     frames_are_large: bool,
+    /// More is to go into the pipe before it is emptied.
+    gathers: bool,
+    /// `SO_RCVLOWAT` of the source.
+    low_water: u32,
     /// Header bytes that the follower has seen and that were not moved yet.
     header_left: u8,
     /// Bytes moved since the source was last read empty.
@@ -178,6 +186,8 @@ impl Way {
             awaits_output: false,
             source_closed: false,
             frames_are_large: false,
+            gathers: false,
+            low_water: 1,
             header_left: 0,
             of_wakeup: 0,
             counted: 0,
@@ -320,7 +330,7 @@ impl Tunnel {
             if self.way(from).awaits_output {
                 return Ok(Waits::Nothing);
             }
-            if !self.flush(from, m)? {
+            if !self.way(from).gathers && !self.flush(from, m)? {
                 self.way(from).awaits_output = true;
                 return Ok(Waits::Output);
             }
@@ -402,12 +412,15 @@ impl Tunnel {
         Ok(received)
     }
 
-    /// One splice into a pipe, which is emptied before the next. How much came in.
+    /// One splice into a pipe. How much came in.
     fn splice(&mut self, from: Side, m: &mut Means<'_>) -> Result<usize, End> {
+        // Until it is said otherwise below, what is in the pipe goes out before anything comes in.
+        let holds = std::mem::take(&mut self.way(from).gathers);
         let mut ahead = self.way(from).unseen_ahead();
         if ahead == 0 {
             match self.look_ahead(from, m) {
                 Ahead::Frame(length) => ahead = length,
+                Ahead::Nothing | Ahead::Small if holds => return Ok(0),
                 Ahead::Nothing => {
                     self.source_is_empty(from, m);
                     return Ok(0);
@@ -438,6 +451,8 @@ impl Tunnel {
                 return Ok(0);
             }
             Ok(moved) => moved,
+            // The source is empty, or the pipe is full: it is tried again with an empty one.
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock && holds => return Ok(0),
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
                 self.source_is_empty(from, m);
                 return Ok(0);
@@ -449,6 +464,7 @@ impl Tunnel {
             }
             Err(e) => return Err(self.failed(from, "splice()", errno_of(&e))),
         };
+        way.gathers = pipe.held() < GATHERED;
         let of_header = moved.min(usize::from(way.header_left));
         way.header_left -= of_header as u8;
         way.untaken_since_ms = m.now_ms;
@@ -468,6 +484,21 @@ impl Tunnel {
         if way.pace.spliced(of_wakeup as usize) {
             m.counters.mode_switches.add(1);
         }
+        let ahead = match way.pace.mode() {
+            Mode::Splice if way.followed().is_some() => way.unseen_ahead(),
+            _ => 1,
+        };
+        self.set_low_water(from, ahead.clamp(1, LOW_WATER_MAX) as u32);
+    }
+
+    /// Lets the kernel wake the tunnel only when so many bytes are there. In the middle of a large
+    /// frame that is known to come, it saves a wake-up for each segment.
+    fn set_low_water(&mut self, from: Side, bytes: u32) {
+        if self.way(from).low_water == bytes {
+            return;
+        }
+        let set = crate::os::set_receive_low_water(self.socket(from), bytes);
+        self.way(from).low_water = if set.is_ok() { bytes } else { 1 };
     }
 
     /// Where frames are followed and the next bytes are no payload: looks at them without taking

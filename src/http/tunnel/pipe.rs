@@ -13,7 +13,7 @@ use crate::counters::Counter;
 
 /// What a pipe is asked to hold. The kernel gives less to a user who has many of them
 /// (`/proc/sys/fs/pipe-user-pages-soft`), which costs more calls and nothing else.
-pub const CAPACITY: usize = 256 << 10;
+pub const CAPACITY: usize = 1 << 20;
 /// Pipes of a shard in use at once; a direction that gets none is copied.
 const IN_USE_MAX: usize = 1024;
 /// Pipes kept for the next borrower.
