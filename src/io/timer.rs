@@ -172,7 +172,7 @@ impl Timers {
     fn arm(&mut self, key: usize, limit: u64, wait: Wait, waker: &Waker) {
         let entry = &mut self.entries[key];
         // The tick already under way does not count.
-        entry.deadline = if limit == NEVER { NEVER - 1 } else { now_ms() + limit + 1 };
+        entry.deadline = now_ms().saturating_add(limit).saturating_add(1).min(NEVER - 1);
         entry.wait = wait;
         entry.fired = None;
         entry.keep_waker(waker);
@@ -333,6 +333,15 @@ mod tests {
         assert_eq!(count.0.load(Ordering::Relaxed), 1);
         drop(timer);
         TIMERS.with_borrow(|t| assert!(t.entries.is_empty() && t.places.is_empty()));
+    }
+
+    #[test]
+    fn no_limit_is_too_long() {
+        let timer = Timer::new();
+        for limit in [u64::MAX, u64::MAX - 1, u64::MAX - now_ms()] {
+            TIMERS.with_borrow_mut(|t| t.arm(timer.key, limit, Wait::Busy, Waker::noop()));
+            assert!(entry(timer.key).0 > now_ms() + (1 << 40));
+        }
     }
 
     #[test]

@@ -138,15 +138,14 @@ impl Tunnels {
         let tunnels = &shard.tunnels;
         loop {
             let next = tunnels.engine.borrow_mut().turn(&shard);
-            let until_ms = match next {
+            let limit = match next {
                 Next::Turn => {
                     yield_now().await;
                     continue;
                 }
-                Next::At(until_ms) => until_ms,
-                Next::Event => u64::MAX,
+                Next::At(at_ms) => Duration::from_millis(at_ms.saturating_sub(timer::now_ms())),
+                Next::Event => Duration::MAX,
             };
-            let limit = Duration::from_millis(until_ms.saturating_sub(timer::now_ms()));
             let woken = either(tunnels.bell.readable_unlimited(), tunnels.stirred.wait());
             if let Ok(Either::First(Err(e))) =
                 tunnels.timer.within(limit, Wait::Service, woken).await
