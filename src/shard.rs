@@ -248,7 +248,7 @@ pub fn run(start: Start) {
 }
 
 async fn live(start: Start) -> Result<(), String> {
-    let Start { id, shards, ring, config, listening, files, counters, inbox, events } = start;
+    let Start { id, shards, config, listening, files, counters, inbox, events, .. } = start;
     let access_logs = LogWriters::default();
     let generation = Generation::new(config, &files, &access_logs).map_err(|e| e.to_string())?;
     let generation = Rc::new(generation);
@@ -257,7 +257,7 @@ async fn live(start: Start) -> Result<(), String> {
         hostname: crate::os::hostname(),
         counters: OwnCounters::new(counters, id),
         access_logs,
-        tunnels: Tunnels::new(ring).map_err(|e| e.to_string())?,
+        tunnels: Tunnels::new().map_err(|e| e.to_string())?,
         generation: RefCell::new(Rc::clone(&generation)),
         listeners: RefCell::default(),
         files,

@@ -259,11 +259,6 @@ impl Tunnel {
         self.sockets[side as usize].as_fd()
     }
 
-    /// Whether the poller was asked for output of this side.
-    pub fn awaits_output(&self, side: Side) -> bool {
-        self.ways[side.other() as usize].awaits_output
-    }
-
     /// Bytes that the tunnel has carried from this side to the other.
     pub fn bytes_from(&self, side: Side) -> u64 {
         self.ways[side as usize].bytes
@@ -299,7 +294,7 @@ impl Tunnel {
     pub fn on_output(&mut self, side: Side, m: &mut Means<'_>) -> Result<Ran, End> {
         let from = side.other();
         if !std::mem::take(&mut self.way(from).awaits_output) {
-            // An epoll tells of every edge, asked for or not.
+            // Output is told of for ever once it was asked for.
             return Ok(Ran { from, waits: Waits::Nothing });
         }
         self.run(from, m)

@@ -19,8 +19,8 @@ use super::wheel::Wheel;
 use super::{Ending, Opening};
 use crate::error_log::Level;
 use crate::io::Stream;
-use crate::io::poller::{Event, Poller, Token};
-use crate::io::runtime::{self, Ring};
+use crate::io::poller::{BATCH, Event, Poller, Token};
+use crate::io::runtime;
 use crate::io::select::{Either, Signal, either, yield_now};
 use crate::io::timer::{self, Timer, Wait};
 use crate::shard::{ConnectionGuard, Shard};
@@ -68,8 +68,8 @@ struct Slot {
 }
 
 impl Tunnels {
-    pub fn new(ring: Ring) -> io::Result<Self> {
-        let poller = Poller::new(ring)?;
+    pub fn new() -> io::Result<Self> {
+        let poller = Poller::new()?;
         let bell = poller.bell()?;
         let scratch = vec![0; SCRATCH].into_boxed_slice();
         let engine = Engine {
@@ -203,7 +203,6 @@ impl Engine {
             self.watch(key, side);
         }
         self.step(shard, key, |tunnel, means| tunnel.run(Side::Client, means));
-        self.submit(shard);
     }
 
     /// Serves what there is to do, within bounds.
@@ -214,7 +213,8 @@ impl Engine {
             if let Err(e) = self.poller.take(&mut events) {
                 shard.log_main(Level::Crit, format_args!("taking events of tunnels failed: {e}"));
             }
-            quiet = events.is_empty();
+            // A full batch may not have been all; whatever comes meanwhile rings the bell.
+            quiet = events.len() < BATCH;
             for event in events.drain(..) {
                 self.on_event(shard, event);
             }
@@ -229,7 +229,6 @@ impl Engine {
         self.events = events;
         let now_ms = timer::now_ms();
         self.on_time(shard, now_ms);
-        self.submit(shard);
         self.bury(shard);
         if !quiet || !self.ready.is_empty() {
             return Next::Turn;
@@ -243,9 +242,6 @@ impl Engine {
 
     fn on_event(&mut self, shard: &Shard, event: Event) {
         let Some((key, side)) = self.find(event.token) else { return };
-        if event.unwatched {
-            self.watch(key, side);
-        }
         if event.failed && !self.step(shard, key, |tunnel, _| tunnel.on_failure(side)) {
             return;
         }
@@ -339,12 +335,6 @@ impl Engine {
         }
     }
 
-    fn submit(&mut self, shard: &Shard) {
-        if let Err(e) = self.poller.submit() {
-            shard.log_main(Level::Crit, format_args!("io_uring_enter() failed: {e}"));
-        }
-    }
-
     /// The tunnel of an event, unless it is of an earlier holder of the slot.
     fn find(&self, token: Token) -> Option<(usize, Side)> {
         let (key, sequence, side) = parts(token);
@@ -356,9 +346,7 @@ impl Engine {
         self.wheel.remove(key);
         if let Some(slot) = self.slots.try_remove(key) {
             for side in Side::BOTH {
-                let awaits_output = slot.tunnel.awaits_output(side);
-                let token = token(key, slot.sequence, side);
-                self.poller.forget(slot.tunnel.socket(side), token, awaits_output);
+                self.poller.forget(slot.tunnel.socket(side));
             }
             self.ended.push((slot, end));
         }
@@ -388,13 +376,12 @@ impl Engine {
             counters.open.sub(1);
         }
         shard.flush_logs();
-        self.submit(shard);
         self.ended.clear();
     }
 }
 
-/// Sequence numbers are this at most: a token has 61 bits for both numbers.
-const SEQUENCE_MAX: u32 = (1 << 29) - 1;
+/// Sequence numbers are this at most: a token has 63 bits for both numbers.
+const SEQUENCE_MAX: u32 = (1 << 31) - 1;
 
 fn token(key: usize, sequence: u32, side: Side) -> Token {
     Token(u64::from(sequence) << 33 | (key as u64) << 1 | side as u64)
@@ -414,7 +401,6 @@ mod tests {
         for side in Side::BOTH {
             for (key, sequence) in [(0, 0), (7, 1), (u32::MAX as usize, SEQUENCE_MAX)] {
                 let token = token(key, sequence, side);
-                assert!(token.0 < 1 << 62);
                 let (k, s, found) = parts(token);
                 assert_eq!((k, s, found as usize), (key, sequence, side as usize));
             }
