@@ -21,9 +21,9 @@ use crate::http::modules::websocket::{IdleCounts, IdleTimeout};
 use crate::io::{Buffer, timer};
 
 /// Bytes in a pipe before it is emptied, where so many are there: each send has its price.
-const GATHERED: usize = 256 << 10;
+const GATHERED: usize = 128 << 10;
 /// What is waited for at most in the middle of a large frame.
-const LOW_WATER_MAX: u64 = 256 << 10;
+const LOW_WATER_MAX: u64 = 128 << 10;
 /// Bytes of a frame header at most (RFC 6455 section 5.2).
 const HEADER_MAX: usize = 14;
 
