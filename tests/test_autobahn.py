@@ -57,9 +57,9 @@ def ws_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture
 def through(serve):
-    """`through(address)`: the URL of a proxy in front of this server."""
+    """`through(address, directives)`: the URL of a proxy in front of this server."""
 
-    def start(address: str) -> str:
+    def start(address: str, more: str = "") -> str:
         proxy = serve(
             """
             server {
@@ -69,10 +69,12 @@ def through(serve):
                     proxy_set_header Upgrade $http_upgrade;
                     proxy_set_header Connection "upgrade";
                     proxy_pass http://@upstream@;
+                    @more@
                 }
             }
             """,
             upstream=address,
+            more=more,
         )
         return f"ws://127.0.0.1:{proxy.port}"
 
@@ -134,3 +136,12 @@ def test_a_client_behaves_the_same_to_a_fuzzing_server(tmp_path, through, group)
     direct = fuzz_client(tmp_path, lambda address: f"ws://{address}", GROUPS[group])
     assert_sound(direct, 8)
     assert differences(direct, fuzz_client(tmp_path, through, GROUPS[group])) == {}
+
+
+@pytest.mark.ringx_only("it follows frames")
+def test_following_the_frames_changes_nothing(ws_server, through):
+    """Also of those that are none: whoever reads their headers must not trip over them."""
+    cases = GROUPS["frames and messages"]
+    direct = fuzz_server(f"ws://{ws_server.address}", cases)
+    watched = through(ws_server.address, "websocket on; websocket_metrics on; websocket_idle_timeout 60s data;")
+    assert differences(direct, fuzz_server(watched, cases)) == {}

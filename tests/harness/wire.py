@@ -105,6 +105,12 @@ class Wire:
     def __exit__(self, *_) -> None:
         self.close()
 
+    def _is_ready(self, for_what: int, seconds: float) -> bool:
+        """Waits for it. By poll, because select takes no descriptor above 1023."""
+        poll = select.poll()
+        poll.register(self.sock, for_what)
+        return bool(poll.poll(max(0, seconds) * 1000))
+
     # Sending.
 
     def send(self, data: bytes | str) -> None:
@@ -112,8 +118,7 @@ class Wire:
         view = memoryview(data.encode("latin-1") if isinstance(data, str) else data)
         until = time.monotonic() + self.deadline
         while view:
-            _, writable, _ = select.select([], [self.sock], [], max(0, until - time.monotonic()))
-            if not writable:
+            if not self._is_ready(select.POLLOUT, until - time.monotonic()):
                 raise Late(f"{len(view)} bytes could not be sent in time")
             view = view[self.sock.send(view) :]
 
@@ -141,8 +146,7 @@ class Wire:
         if self.ended:
             how = "reset" if self.was_reset else "closed"
             raise Closed(f"{how} while waiting for {wanted}; unread: {bytes(self.unread[:2000])!r}")
-        readable, _, _ = select.select([self.sock], [], [], max(0, until - time.monotonic()))
-        if not readable:
+        if not self._is_ready(select.POLLIN, until - time.monotonic()):
             raise Late(f"nothing came while waiting for {wanted}; unread: {bytes(self.unread[:2000])!r}")
         try:
             data = self.sock.recv(1 << 18)
@@ -193,8 +197,7 @@ class Wire:
     def expect_silence(self, seconds: float) -> None:
         """Nothing comes for so long, no end either."""
         assert not self.unread, f"unread: {bytes(self.unread)!r}"
-        readable, _, _ = select.select([self.sock], [], [], seconds)
-        assert not readable, f"not silent: {self.read_some()!r}"
+        assert not self._is_ready(select.POLLIN, seconds), f"not silent: {self.read_some()!r}"
 
     # Messages.
 
