@@ -22,8 +22,8 @@ use crate::io::{Buffer, timer};
 
 /// Bytes in a pipe before it is emptied, where so many are there: each send has its price.
 const GATHERED: usize = 128 << 10;
-/// What is waited for at most in the middle of a large frame.
-const LOW_WATER_MAX: u64 = 128 << 10;
+/// What is waited for in the middle of a frame of which so much is still to come.
+const LOW_WATER: u64 = 128 << 10;
 /// Bytes of a frame header at most (RFC 6455 section 5.2).
 const HEADER_MAX: usize = 14;
 
@@ -415,11 +415,11 @@ impl Tunnel {
         if ahead == 0 {
             match self.look_ahead(from, m) {
                 Ahead::Frame(length) => ahead = length,
-                Ahead::Nothing | Ahead::Small if holds => return Ok(0),
                 Ahead::Nothing => {
                     self.source_is_empty(from, m);
                     return Ok(0);
                 }
+                Ahead::Small if holds => return Ok(0),
                 Ahead::Small => {
                     // It is copied, and too many of them in a row end the splicing.
                     if self.way(from).pace.spliced(0) {
@@ -483,7 +483,7 @@ impl Tunnel {
             Mode::Splice if way.followed().is_some() => way.unseen_ahead(),
             _ => 1,
         };
-        self.set_low_water(from, ahead.clamp(1, LOW_WATER_MAX) as u32);
+        self.set_low_water(from, if ahead < LOW_WATER { 1 } else { LOW_WATER as u32 });
     }
 
     /// Lets the kernel wake the tunnel only when so many bytes are there. In the middle of a large

@@ -13,7 +13,7 @@ const LARGE_IN_A_ROW: u8 = 3;
 /// A wake-up that moved less than this speaks for copying.
 const SMALL: usize = 8 << 10;
 /// Small wake-ups in a row before a direction is copied again.
-const SMALL_IN_A_ROW: u8 = 4;
+const SMALL_IN_A_ROW: u8 = 8;
 /// Payload bytes of a frame that are worth a splice.
 pub const SPLICE_MIN: u64 = 16 << 10;
 /// Bytes that one direction moves before others have their turn.
