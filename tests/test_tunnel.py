@@ -37,6 +37,7 @@ from harness.tunnel import (
     WEBSOCKET,
     Watch,
     close_frame,
+    cpu_seconds,
     frame,
     frame_flood,
     handshake,
@@ -364,6 +365,23 @@ def test_3000_idle_tunnels_hold_no_buffers(tunnels, echo):
         crowd.talk()
     eventually(lambda: status(proxy)["open"] == 0, "all are at their end", 30)
     assert len(proxy.accessed(count)) >= count
+
+
+def test_a_proxy_without_traffic_does_nothing(tunnels, echo):
+    """Neither with idle tunnels nor after the last one has gone."""
+    proxy = tunnels(echo.address)
+
+    def rest(seconds: float = 1.0) -> float:
+        before, start = cpu_seconds(proxy), time.monotonic()
+        while time.monotonic() - start < seconds:
+            time.sleep(0.1)
+        return cpu_seconds(proxy) - before
+
+    with Crowd(proxy, 10, WEBSOCKET) as crowd:
+        crowd.talk()
+        assert rest() < 0.1
+    proxy.accessed(10)
+    assert rest() < 0.1
 
 
 class Crowd:

@@ -205,6 +205,11 @@ def resident(proxy: Proxy) -> int:
     return sum(map(one, processes(proxy)))
 
 
+def cpu_seconds(proxy: Proxy) -> float:
+    """What its processes have used so far, by the scheduler's account (clock_getcpuclockid(3))."""
+    return sum(time.clock_gettime((~pid << 3) | 2) for pid in processes(proxy))
+
+
 def threads(proxy: Proxy) -> list[str]:
     """Their names."""
     return [
