@@ -52,23 +52,6 @@ pub fn random_bytes() -> [u8; 16] {
 
 // Sockets.
 
-/// `SO_RCVLOWAT`: a poll finds the socket readable when so many bytes are there, or its end.
-pub fn set_receive_low_water(socket: BorrowedFd<'_>, bytes: u32) -> io::Result<()> {
-    let value = bytes as libc::c_int;
-    #[allow(unsafe_code)]
-    // SAFETY: the kernel reads one int.
-    let result = unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_RCVLOWAT,
-            (&raw const value).cast(),
-            mem::size_of::<libc::c_int>() as libc::socklen_t,
-        )
-    };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
-}
-
 /// What the kernel knows of a TCP connection.
 pub fn tcp_info(socket: BorrowedFd<'_>) -> io::Result<libc::tcp_info> {
     let mut info = MaybeUninit::<libc::tcp_info>::zeroed();

@@ -442,3 +442,17 @@ def test_a_uwsgi_application_is_not_asked_for_h2c(application, directives):
     assert packets[0].get("HTTP_UPGRADE") is packets[0].get("HTTP_HTTP2_SETTINGS") is None
     assert packets[0].get("HTTP_X_OTHER") == "stays"
     proxy.logged('upgrade to "h2c" is not passed on')
+
+
+def test_an_upgrade_of_the_configurations_own_is_no_handshake_of_the_client(location):
+    """A client that asks for nothing gets its answer, and no tunnel."""
+    own = 'proxy_set_header Upgrade websocket; proxy_set_header Connection "upgrade";'
+    proxy, _ = location(own, head, send(response(b"plain")))
+    assert proxy.get("/").body == b"plain"
+
+
+@differs(LAX)
+def test_a_switch_that_the_client_has_not_asked_for_is_a_502(location):
+    own = 'proxy_set_header Upgrade foo/1; proxy_set_header Connection "upgrade";'
+    proxy, _ = location(own, head, send(switch("Upgrade: foo/1", "Connection: upgrade")), to_end)
+    assert proxy.get("/").status == 502

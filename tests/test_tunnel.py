@@ -12,6 +12,7 @@ import resource
 import selectors
 import signal
 import socket
+import struct
 import sys
 import threading
 import time
@@ -533,6 +534,38 @@ def test_a_flood_does_not_hold_up_the_others(proxy, echo, flooder):
 def bound(p99: float) -> float:
     """For the p99 beside a flood. Below 2 ms it is the scheduler of two cores that is measured."""
     return 5 * max(p99, 0.002)
+
+
+def test_small_messages_behind_a_large_one_do_not_wait(tunnels, ends):
+    """Whatever the large one has set up for bulk is no hindrance to what follows it."""
+    upstreams = ends()
+    proxy = tunnels(upstreams.address)
+    for _ in range(8):
+        client, server = upstreams.open(proxy)
+        large = frame(TEXT, b"x" * (4 * MIB), masked=True)
+        sender = threading.Thread(target=blocking(client)[0].sendall, args=(large + frame(TEXT, b"0", masked=True),))
+        sender.start()
+        server.read_exactly(len(large) + len(frame(TEXT, b"0", masked=True)))
+        sender.join()
+        for number in range(3):
+            small = frame(TEXT, b"%d" % number, masked=True)
+            client.send(small)
+            assert server.read_exactly(len(small)) == small
+        client.sock.close()
+
+
+def test_the_last_message_before_a_reset_arrives(tunnels, ends):
+    """Bytes that were received before the reset are passed on before it is."""
+    upstreams = ends()
+    proxy = tunnels(upstreams.address)
+    for _ in range(10):
+        client, server = upstreams.open(proxy, RAW)
+        client.send(b"unread")
+        server.sock.sendall(b"last words")
+        server.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        server.sock.close()
+        assert client.read_exactly(10) == b"last words"
+        client.sock.close()
 
 
 # How they end: FIN, RST.

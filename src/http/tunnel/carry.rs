@@ -5,6 +5,7 @@
 //! from the shard. Only bytes that the receiver does not take are kept, and then nothing more is
 //! received until they are gone.
 
+use std::cell::Cell;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
@@ -22,8 +23,6 @@ use crate::io::{Buffer, timer};
 
 /// Bytes in a pipe before it is emptied, where so many are there: each send has its price.
 const GATHERED: usize = 128 << 10;
-/// What is waited for in the middle of a frame of which so much is still to come.
-const LOW_WATER: u64 = 128 << 10;
 /// Bytes of a frame header at most (RFC 6455 section 5.2).
 const HEADER_MAX: usize = 14;
 
@@ -131,14 +130,16 @@ struct Way {
     queued: bool,
     /// The poller was asked to tell when the receiver takes bytes.
     awaits_output: bool,
-    /// A Close frame of the source has passed.
+    /// The source has sent a Close frame, or its end.
     source_closed: bool,
+    /// A Close frame of the source is on its way to the receiver: it needs none of ours.
+    close_passed: bool,
     /// The latest data frame is worth a splice, and so may be the next.
     frames_are_large: bool,
     /// More is to go into the pipe before it is emptied.
     gathers: bool,
-    /// `SO_RCVLOWAT` of the source.
-    low_water: u32,
+    /// Where a Close frame of ours goes has been reached: what comes behind is read over.
+    close_is_due: bool,
     /// Header bytes that the follower has seen and that were not moved yet.
     header_left: u8,
     /// Bytes moved since the source was last read empty.
@@ -185,9 +186,10 @@ impl Way {
             queued: false,
             awaits_output: false,
             source_closed: false,
+            close_passed: false,
             frames_are_large: false,
             gathers: false,
-            low_water: 1,
+            close_is_due: false,
             header_left: 0,
             of_wakeup: 0,
             counted: 0,
@@ -300,17 +302,35 @@ impl Tunnel {
         self.run(from, m)
     }
 
-    /// The socket has an error on it, which a direction that waits for its receiver does not see.
+    /// The socket has an error on it. What it has received before is received first, and then the
+    /// error; only a direction that waits for its receiver, or has ended, does not see it.
     pub fn on_failure(&mut self, side: Side) -> Result<Ran, End> {
+        let way = self.way(side);
+        if !way.awaits_output && way.stage != Stage::Ended {
+            return Ok(Ran { from: side, waits: Waits::Nothing });
+        }
         match rustix::net::sockopt::socket_error(self.socket(side)) {
             Ok(Err(errno)) => Err(self.failed(side, "recv()", errno)),
             _ => Ok(Ran { from: side, waits: Waits::Nothing }),
         }
     }
 
+    /// Something but an event has changed: runs the direction, unless its turn comes anyway.
+    pub fn nudge(&mut self, from: Side, m: &mut Means<'_>) -> Result<Ran, End> {
+        if self.way(from).queued {
+            return Ok(Ran { from, waits: Waits::Nothing });
+        }
+        self.run(from, m)
+    }
+
     /// Runs the direction that comes from this side, until it waits.
     pub fn run(&mut self, from: Side, m: &mut Means<'_>) -> Result<Ran, End> {
         let waits = self.run_way(from, m);
+        if let Err(End::Failed { side, .. }) = &waits
+            && *side != from
+        {
+            self.hear_out(*side, m);
+        }
         self.way(from).queued = matches!(waits, Ok(Waits::Turn));
         self.settle(from, m);
         if self.is_finished() {
@@ -319,11 +339,25 @@ impl Tunnel {
         waits.map(|waits| Ran { from, waits })
     }
 
+    /// A side takes nothing more: it may have reset the connection. What it said before that is
+    /// passed on, as far as it is here and is taken.
+    fn hear_out(&mut self, from: Side, m: &mut Means<'_>) {
+        let way = self.way(from);
+        way.readable = true;
+        way.ending = true;
+        while let Ok(Waits::Turn) = self.run_way(from, m) {}
+        self.settle(from, m);
+    }
+
     fn run_way(&mut self, from: Side, m: &mut Means<'_>) -> Result<Waits, End> {
         let mut moved = 0;
         loop {
             if self.way(from).awaits_output {
                 return Ok(Waits::Nothing);
+            }
+            if self.closing.is_some() {
+                // The next end of a frame is where it stops.
+                self.way(from).gathers = false;
             }
             if !self.way(from).gathers && !self.flush(from, m)? {
                 self.way(from).awaits_output = true;
@@ -331,6 +365,10 @@ impl Tunnel {
             }
             if self.closing.is_some() {
                 self.put_close(from, m)?;
+                if self.way(from).pending() > 0 {
+                    // Not all of it was taken.
+                    continue;
+                }
             }
             let way = self.way(from);
             match way.stage {
@@ -479,21 +517,6 @@ impl Tunnel {
         if way.pace.spliced(of_wakeup as usize) {
             m.counters.mode_switches.add(1);
         }
-        let ahead = match way.pace.mode() {
-            Mode::Splice if way.followed().is_some() => way.unseen_ahead(),
-            _ => 1,
-        };
-        self.set_low_water(from, if ahead < LOW_WATER { 1 } else { LOW_WATER as u32 });
-    }
-
-    /// Lets the kernel wake the tunnel only when so many bytes are there. In the middle of a large
-    /// frame that is known to come, it saves a wake-up for each segment.
-    fn set_low_water(&mut self, from: Side, bytes: u32) {
-        if self.way(from).low_water == bytes {
-            return;
-        }
-        let set = crate::os::set_receive_low_water(self.socket(from), bytes);
-        self.way(from).low_water = if set.is_ok() { bytes } else { 1 };
     }
 
     /// Where frames are followed and the next bytes are no payload: looks at them without taking
@@ -607,10 +630,10 @@ impl Tunnel {
             return bytes.len();
         };
         let metrics = &mut self.metrics;
-        let (source_closed, large) = (&mut way.source_closed, &mut way.frames_are_large);
+        let (closed, large) = (Cell::new(false), &mut way.frames_are_large);
         let mut on = |event: Event| {
             match event {
-                Event::Closed(_) => *source_closed = true,
+                Event::Closed(_) => closed.set(true),
                 Event::Frame { opcode, payload, .. } if !opcode.is_control() => {
                     *large = payload >= SPLICE_MIN;
                 }
@@ -624,16 +647,20 @@ impl Tunnel {
         let mut rest = &bytes[seen..];
         let mut data = false;
         if self.closing.is_some() {
-            if way.stage == Stage::Closed {
+            if way.stage == Stage::Closed || way.close_is_due {
                 passed = 0;
             } else {
                 let frame = follower.take_frame(rest, &mut on);
                 passed = seen + frame.taken;
                 data = frame.data;
                 rest = &rest[frame.taken..];
+                way.close_is_due = follower.is_at_boundary();
+                way.close_passed |= closed.get();
             }
         }
         data |= follower.take(rest, &mut on).data;
+        way.source_closed |= closed.get();
+        way.close_passed |= closed.get() && self.closing.is_none();
         if data {
             self.data_ms = now_ms;
         }
@@ -697,12 +724,12 @@ impl Tunnel {
         if way.stage != Stage::Open {
             return Ok(());
         }
-        if way.source_closed || way.followed().is_none() {
+        if way.close_passed || way.followed().is_none() {
             // A Close frame has passed already, or there is no telling where one could go.
             way.stage = Stage::Closed;
             return Ok(());
         }
-        if !way.is_at_boundary() {
+        if way.pending() > 0 || !(way.close_is_due || way.is_at_boundary()) {
             return Ok(());
         }
         way.stage = Stage::Closed;
@@ -745,7 +772,7 @@ impl Tunnel {
             deadline = deadline.min(self.idle_deadline_ms(idle));
         }
         if let Some(closing) = &self.closing {
-            deadline = deadline.min(closing.until_ms);
+            deadline = deadline.min(self.answer_deadline_ms(closing));
         }
         for from in Side::BOTH {
             deadline = deadline.min(self.untaken_deadline_ms(from));
@@ -755,7 +782,7 @@ impl Tunnel {
 
     /// What is due now: an end, or the beginning of one. True: both directions are to be run.
     pub fn on_time(&mut self, now_ms: u64) -> Result<bool, End> {
-        if self.closing.is_some_and(|closing| closing.until_ms <= now_ms) {
+        if self.closing.is_some_and(|closing| self.answer_deadline_ms(&closing) <= now_ms) {
             return Err(End::Closed);
         }
         for from in Side::BOTH {
@@ -782,6 +809,14 @@ impl Tunnel {
             Some(frame::NORMAL) => Err(End::Closed),
             _ => Ok(false),
         }
+    }
+
+    /// While a frame is under way that has to end before a Close frame can go out, its bytes put the
+    /// deadline off.
+    fn answer_deadline_ms(&self, closing: &Closing) -> u64 {
+        let is_open = self.ways.iter().any(|way| way.stage == Stage::Open);
+        let since_ms = if is_open { self.active_ms } else { 0 };
+        closing.until_ms.max(since_ms + self.limits.answer_ms)
     }
 
     fn idle_deadline_ms(&self, idle: &IdleTimeout) -> u64 {
@@ -1113,6 +1148,72 @@ mod tests {
         assert!(matches!(table.turn(), Err(End::Closed)));
         let metrics = table.tunnel.metrics().unwrap();
         assert_eq!(metrics.from_upstream.close_code, Some(1001));
+    }
+
+    /// A close that begins in the middle of a frame of the server's; `rest` follows that frame.
+    fn close_before(rest: &[&[u8]]) -> (Vec<u8>, Table) {
+        let mut table = Table::new(true, LIMITS);
+        let frame = text(b"hello", false);
+        table.server.write_all(&frame[..3]).unwrap();
+        table.turn().unwrap();
+        table.tunnel.close_at(0);
+        table.time(0).unwrap();
+        let mut bytes = frame[3..].to_vec();
+        for piece in rest {
+            bytes.extend_from_slice(piece);
+            table.server.write_all(&bytes).unwrap();
+            table.turn().unwrap();
+            bytes.clear();
+        }
+        let mut arrived = read(&mut table.client);
+        assert_eq!(arrived[..frame.len()], frame);
+        (arrived.split_off(frame.len()), table)
+    }
+
+    #[test]
+    fn nothing_of_the_frame_behind_a_close_is_passed_on() {
+        let late = text(b"too late", false);
+        let (arrived, _) = close_before(&[&late[..4], &late[4..], &late]);
+        assert_eq!(arrived, [0x88, 2, 0x03, 0xe9]);
+    }
+
+    #[test]
+    fn a_close_of_the_server_behind_the_frame_is_replaced_by_ours() {
+        let theirs = frame::close_frame(1000, None);
+        let (arrived, mut table) = close_before(&[&theirs]);
+        assert_eq!(arrived, [0x88, 2, 0x03, 0xe9], "one, and ours");
+        table.client.write_all(&frame::close_frame(1001, Some([0; 4]))).unwrap();
+        assert!(matches!(table.turn(), Err(End::Closed)));
+    }
+
+    #[test]
+    fn a_close_that_has_passed_is_not_followed_by_another() {
+        let mut table = Table::new(true, LIMITS);
+        let theirs = frame::close_frame(1000, None);
+        table.server.write_all(&theirs).unwrap();
+        table.turn().unwrap();
+        table.tunnel.close_at(0);
+        table.time(0).unwrap();
+        assert_eq!(read(&mut table.client), &theirs[..]);
+        assert_eq!(read(&mut table.server).len(), 8, "the other side gets its own");
+    }
+
+    #[test]
+    fn a_large_frame_puts_the_end_off() {
+        let mut table = Table::new(true, LIMITS);
+        let frame = text(&vec![1; 60_000], false);
+        table.server.write_all(&frame[..30_000]).unwrap();
+        table.turn().unwrap();
+        table.tunnel.close_at(0);
+        table.time(0).unwrap();
+        table.now_ms = 4000;
+        table.server.write_all(&frame[30_000..50_000]).unwrap();
+        table.turn().unwrap();
+        assert_eq!(table.tunnel.deadline_ms(), 9000);
+        table.time(5000).unwrap();
+        table.server.write_all(&frame[50_000..]).unwrap();
+        table.turn().unwrap();
+        assert!(read(&mut table.client).ends_with(&[1, 0x88, 2, 0x03, 0xe9]));
     }
 
     #[test]

@@ -137,7 +137,15 @@ impl Tunnels {
     pub async fn run(shard: Rc<Shard>) {
         let tunnels = &shard.tunnels;
         loop {
-            let next = tunnels.engine.borrow_mut().turn(&shard);
+            // Steps of tunnels are contained one by one; this keeps a fault in the engine itself
+            // from ending what all of them depend on.
+            let turn = || tunnels.engine.borrow_mut().turn(&shard);
+            let next = catch_unwind(AssertUnwindSafe(turn)).unwrap_or_else(|panic| {
+                shard.counters.panics.add(1);
+                let text = runtime::panic_text(&*panic);
+                shard.log_main(Level::Alert, format_args!("panic in the tunnel engine: {text}"));
+                Next::At(timer::now_ms() + PAUSE.as_millis() as u64)
+            });
             let limit = match next {
                 Next::Turn => {
                     yield_now().await;
@@ -242,14 +250,16 @@ impl Engine {
 
     fn on_event(&mut self, shard: &Shard, event: Event) {
         let Some((key, side)) = self.find(event.token) else { return };
-        if event.failed && !self.step(shard, key, |tunnel, _| tunnel.on_failure(side)) {
-            return;
-        }
         if event.writable && !self.step(shard, key, |tunnel, means| tunnel.on_output(side, means)) {
             return;
         }
-        if event.readable {
-            self.step(shard, key, |tunnel, means| tunnel.on_input(side, event.ended, means));
+        if event.readable
+            && !self.step(shard, key, |tunnel, means| tunnel.on_input(side, event.ended, means))
+        {
+            return;
+        }
+        if event.failed {
+            self.step(shard, key, |tunnel, _| tunnel.on_failure(side));
         }
     }
 
@@ -271,7 +281,7 @@ impl Engine {
                     self.wheel.set(key, slot.tunnel.deadline_ms());
                     let mut sides = Side::BOTH.into_iter().filter(|_| runs);
                     while let Some(side) = sides.next()
-                        && self.step(shard, key, |tunnel, means| tunnel.run(side, means))
+                        && self.step(shard, key, |tunnel, means| tunnel.nudge(side, means))
                     {
                     }
                 }
@@ -370,13 +380,15 @@ impl Engine {
             return;
         }
         let counters = &shard.counters.tunnels;
-        for (slot, end) in &mut self.ended {
+        let mut ended = std::mem::take(&mut self.ended);
+        for (slot, end) in &mut ended {
             slot.tunnel.release(&mut self.pipes, counters, timer::now_ms());
             slot.ending.log(shard, &slot.tunnel, end);
             counters.open.sub(1);
         }
         shard.flush_logs();
-        self.ended.clear();
+        ended.clear();
+        self.ended = ended;
     }
 }
 

@@ -295,12 +295,14 @@ impl Exchange<'_> {
 
     /// Whether a WebSocket was asked for, by the rules.
     fn is_strict(&self, r: &Request) -> bool {
-        r.message.asked() == Asked::WebSocket && *self.location.settings.websocket.strict
+        client_asks(r)
+            && r.message.asked() == Asked::WebSocket
+            && *self.location.settings.websocket.strict
     }
 
     /// Whether a 101 makes a tunnel.
     fn check_switch(&self, r: &Request) -> Result<(), BadSwitch> {
-        if r.message.upgrade().is_empty() {
+        if r.message.upgrade().is_empty() || !client_asks(r) {
             return Err(BadSwitch::Unasked);
         }
         if r.body.is_abandoned || (body::is_announced(r) && !r.body.is_done()) {
@@ -801,6 +803,11 @@ impl Exchange<'_> {
         }
         Ok(Outcome::Done)
     }
+}
+
+/// Whether the client has asked for an upgrade at all: a configuration may send one on its own.
+fn client_asks(r: &Request) -> bool {
+    r.head.headers.contains(Known::Upgrade)
 }
 
 fn set_response_time(r: &mut Request, started: Duration) {
