@@ -17,7 +17,7 @@ const SMALL_IN_A_ROW: u8 = 8;
 /// Payload bytes of a frame that are worth a splice.
 pub const SPLICE_MIN: u64 = 16 << 10;
 /// Bytes that one direction moves before others have their turn.
-pub const BUDGET: usize = 256 << 10;
+pub const BUDGET: usize = 128 << 10;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Mode {
