@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use fancy_regex::{BytesMode, CompileError, ParseError, RegexBuilder};
 
+use super::tunnel::frame::Opcode;
 use crate::config::diagnostic::{Fault, Outcome, fault};
 
 /// A slot of a request's own variables (`set`, named captures).
@@ -146,7 +147,7 @@ pub enum WebSocket {
     /// `$websocket_messages_in`, `…_out`: data messages, whatever the number of their frames.
     Messages(Way),
     /// `$websocket_text_in` and so on: frames of one kind.
-    FramesOf(FrameKind, Way),
+    FramesOf(Opcode, Way),
     /// `$websocket_close_code_in`, `…_out`: the status code of the Close frame; no value before one
     /// with a code was seen.
     CloseCode(Way),
@@ -162,17 +163,6 @@ pub enum Way {
     In,
     /// To the client.
     Out,
-}
-
-/// A frame's opcode (RFC 6455 section 5.2).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum FrameKind {
-    Continuation,
-    Text,
-    Binary,
-    Close,
-    Ping,
-    Pong,
 }
 
 /// A header name out of a variable's name: lower case, `_` where the header has `-`.
@@ -241,31 +231,31 @@ pub const FIXED: &[(&str, Variable)] = &[
     ("upstream_response_time", Variable::UpstreamResponseTime),
     ("upstream_status", Variable::UpstreamStatus),
     ("uri", Variable::Uri),
-    ("websocket_binary_in", Variable::WebSocket(WebSocket::FramesOf(FrameKind::Binary, Way::In))),
-    ("websocket_binary_out", Variable::WebSocket(WebSocket::FramesOf(FrameKind::Binary, Way::Out))),
+    ("websocket_binary_in", Variable::WebSocket(WebSocket::FramesOf(Opcode::Binary, Way::In))),
+    ("websocket_binary_out", Variable::WebSocket(WebSocket::FramesOf(Opcode::Binary, Way::Out))),
     ("websocket_close_code_in", Variable::WebSocket(WebSocket::CloseCode(Way::In))),
     ("websocket_close_code_out", Variable::WebSocket(WebSocket::CloseCode(Way::Out))),
-    ("websocket_closes_in", Variable::WebSocket(WebSocket::FramesOf(FrameKind::Close, Way::In))),
-    ("websocket_closes_out", Variable::WebSocket(WebSocket::FramesOf(FrameKind::Close, Way::Out))),
+    ("websocket_closes_in", Variable::WebSocket(WebSocket::FramesOf(Opcode::Close, Way::In))),
+    ("websocket_closes_out", Variable::WebSocket(WebSocket::FramesOf(Opcode::Close, Way::Out))),
     (
         "websocket_continuations_in",
-        Variable::WebSocket(WebSocket::FramesOf(FrameKind::Continuation, Way::In)),
+        Variable::WebSocket(WebSocket::FramesOf(Opcode::Continuation, Way::In)),
     ),
     (
         "websocket_continuations_out",
-        Variable::WebSocket(WebSocket::FramesOf(FrameKind::Continuation, Way::Out)),
+        Variable::WebSocket(WebSocket::FramesOf(Opcode::Continuation, Way::Out)),
     ),
     ("websocket_frames_in", Variable::WebSocket(WebSocket::Frames(Way::In))),
     ("websocket_frames_out", Variable::WebSocket(WebSocket::Frames(Way::Out))),
     ("websocket_messages_in", Variable::WebSocket(WebSocket::Messages(Way::In))),
     ("websocket_messages_out", Variable::WebSocket(WebSocket::Messages(Way::Out))),
     ("websocket_ping_rtt", Variable::WebSocket(WebSocket::PingRtt)),
-    ("websocket_pings_in", Variable::WebSocket(WebSocket::FramesOf(FrameKind::Ping, Way::In))),
-    ("websocket_pings_out", Variable::WebSocket(WebSocket::FramesOf(FrameKind::Ping, Way::Out))),
-    ("websocket_pongs_in", Variable::WebSocket(WebSocket::FramesOf(FrameKind::Pong, Way::In))),
-    ("websocket_pongs_out", Variable::WebSocket(WebSocket::FramesOf(FrameKind::Pong, Way::Out))),
-    ("websocket_text_in", Variable::WebSocket(WebSocket::FramesOf(FrameKind::Text, Way::In))),
-    ("websocket_text_out", Variable::WebSocket(WebSocket::FramesOf(FrameKind::Text, Way::Out))),
+    ("websocket_pings_in", Variable::WebSocket(WebSocket::FramesOf(Opcode::Ping, Way::In))),
+    ("websocket_pings_out", Variable::WebSocket(WebSocket::FramesOf(Opcode::Ping, Way::Out))),
+    ("websocket_pongs_in", Variable::WebSocket(WebSocket::FramesOf(Opcode::Pong, Way::In))),
+    ("websocket_pongs_out", Variable::WebSocket(WebSocket::FramesOf(Opcode::Pong, Way::Out))),
+    ("websocket_text_in", Variable::WebSocket(WebSocket::FramesOf(Opcode::Text, Way::In))),
+    ("websocket_text_out", Variable::WebSocket(WebSocket::FramesOf(Opcode::Text, Way::Out))),
 ];
 
 /// The value behind one regex match: subject text and where each group lies in it.

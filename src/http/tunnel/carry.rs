@@ -23,8 +23,6 @@ use crate::io::{Buffer, timer};
 
 /// Bytes in a pipe before it is emptied, where so many are there: each send has its price.
 const GATHERED: usize = 128 << 10;
-/// Bytes of a frame header at most (RFC 6455 section 5.2).
-const HEADER_MAX: usize = 14;
 
 /// What a turn borrows from the shard.
 pub struct Means<'a> {
@@ -525,7 +523,7 @@ impl Tunnel {
         if !self.way(from).followed().is_some_and(Follower::is_at_boundary) {
             return Ahead::Small;
         }
-        let mut header = [0; HEADER_MAX];
+        let mut header = [0; frame::HEADER_MAX];
         let flags = RecvFlags::DONTWAIT | RecvFlags::PEEK;
         let header = match recv(self.socket(from), &mut header, flags) {
             Ok(n) => &header[..n],
@@ -712,7 +710,8 @@ impl Tunnel {
             return false;
         }
         if self.closing.is_none() {
-            self.closing = Some(Closing { code, until_ms: now_ms + self.limits.answer_ms });
+            self.closing =
+                Some(Closing { code, until_ms: now_ms.saturating_add(self.limits.answer_ms) });
         }
         true
     }
@@ -816,7 +815,7 @@ impl Tunnel {
     fn answer_deadline_ms(&self, closing: &Closing) -> u64 {
         let is_open = self.ways.iter().any(|way| way.stage == Stage::Open);
         let since_ms = if is_open { self.active_ms } else { 0 };
-        closing.until_ms.max(since_ms + self.limits.answer_ms)
+        closing.until_ms.max(since_ms.saturating_add(self.limits.answer_ms))
     }
 
     fn idle_deadline_ms(&self, idle: &IdleTimeout) -> u64 {
@@ -853,7 +852,7 @@ fn note(metrics: &mut Metrics, from: Side, event: Event, counters: &TunnelCounte
     };
     if let Event::Frame { opcode, fin, .. } = event {
         counters.websocket_frames.add(1);
-        if fin && matches!(opcode, Opcode::Text | Opcode::Binary | Opcode::Continuation) {
+        if fin && !opcode.is_control() {
             counters.websocket_messages.add(1);
         }
     }

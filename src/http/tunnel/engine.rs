@@ -118,7 +118,8 @@ impl Tunnels {
         let (now_ms, count) = (timer::now_ms(), engine.slots.len() as u64);
         for (rank, (key, slot)) in engine.slots.iter_mut().enumerate() {
             if let Some(spread_ms) = slot.tunnel.limits.close_spread_ms {
-                slot.tunnel.close_at(now_ms + spread_ms * rank as u64 / count);
+                let after_ms = spread_ms.saturating_mul(rank as u64) / count;
+                slot.tunnel.close_at(now_ms.saturating_add(after_ms));
                 engine.wheel.set(key, slot.tunnel.deadline_ms());
             }
         }
@@ -279,10 +280,11 @@ impl Engine {
             match slot.tunnel.on_time(now_ms) {
                 Ok(runs) => {
                     self.wheel.set(key, slot.tunnel.deadline_ms());
-                    let mut sides = Side::BOTH.into_iter().filter(|_| runs);
-                    while let Some(side) = sides.next()
-                        && self.step(shard, key, |tunnel, means| tunnel.nudge(side, means))
-                    {
+                    if runs {
+                        // The second finds no tunnel where the first has ended it.
+                        for side in Side::BOTH {
+                            self.step(shard, key, |tunnel, means| tunnel.nudge(side, means));
+                        }
                     }
                 }
                 Err(end) => self.end(key, end),

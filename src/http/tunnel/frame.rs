@@ -8,7 +8,7 @@
 use smallvec::SmallVec;
 
 /// Two bytes, eight of length, four of masking key.
-const HEADER_MAX: usize = 14;
+pub const HEADER_MAX: usize = 14;
 /// The most payload of a control frame (RFC 6455 section 5.5).
 const CONTROL_MAX: u8 = 125;
 

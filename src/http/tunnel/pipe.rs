@@ -1,6 +1,6 @@
 //! Pipes that bytes pass through on their way from socket to socket, and the shard's pool of them.
 //!
-//! A pipe is two descriptors and up to 64 pages, so a direction borrows one only while it holds
+//! A pipe is two descriptors and up to [`CAPACITY`] bytes, so a direction borrows one only while it holds
 //! bytes, and pipes that nobody has needed for a while are closed.
 
 use std::io;
