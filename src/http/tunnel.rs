@@ -30,7 +30,7 @@ use super::modules::exchange::Settings;
 use super::modules::websocket;
 use super::request::Request;
 use super::upstream::exchange::{Active, Family};
-use super::upstream::relay;
+use super::upstream::head;
 use crate::error_log::Level;
 use crate::http1::framing::BodyLength;
 use crate::io::{Buffer, Stream};
@@ -70,7 +70,7 @@ pub async fn open(
     let generation = Rc::clone(&r.generation);
     let location = generation.http().location(r.location);
     r.keepalive = false;
-    relay::put_head(c, r, family, location, BodyLength::None);
+    head::put_head(c, r, family, location, BodyLength::None);
     if *location.settings.core.tcp_nodelay {
         c.stream.set_nodelay();
         upstream.set_nodelay();

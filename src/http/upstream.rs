@@ -4,6 +4,7 @@
 pub mod balance;
 pub mod dynamic;
 pub mod exchange;
+pub mod head;
 pub mod peer;
 pub mod pool;
 pub mod protocol;
