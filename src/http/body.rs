@@ -102,6 +102,21 @@ pub fn is_announced(r: &Request) -> bool {
     }
 }
 
+/// Whether of a chunked body that nothing has been taken of all came with the head, or enough to tell
+/// that it is none.
+pub fn is_all_here(r: &Request) -> bool {
+    let mut ahead = r.buffer.as_slice().get(r.head_len..).unwrap_or_default();
+    let mut decoder = Decoder::default();
+    while !ahead.is_empty() {
+        match decoder.decode(ahead) {
+            Ok(step) if step.done => return true,
+            Ok(step) => ahead = &ahead[step.consumed..],
+            Err(_) => return true,
+        }
+    }
+    false
+}
+
 /// Starts reading: says `100 Continue` to who waits for it, and takes over what came with the head.
 async fn begin(c: &Connection, r: &mut Request) -> Result<(), Close> {
     r.body.state = State::Reading;
@@ -116,7 +131,8 @@ async fn begin(c: &Connection, r: &mut Request) -> Result<(), Close> {
         let bytes = &r.buffer.as_slice()[r.head_len..][..take];
         r.body.raw.extend(bytes);
         remove_ahead(r, take);
-    } else if r.head.expect_continue && !r.response.head_sent {
+    }
+    if r.head.expect_continue && !r.response.head_sent {
         let send_timeout = *c.settings(r).core.send_timeout;
         let mut slices = [IoSlice::new(b"HTTP/1.1 100 Continue\r\n\r\n")];
         let (sent, result) = c.stream.send_all(&mut slices, send_timeout).await;
@@ -320,6 +336,21 @@ pub fn abandon(r: &mut Request) {
     r.body.raw = Buffer::empty();
     r.head.body = BodyLength::None;
     r.keepalive = false;
+}
+
+/// What a handler that wants no body does before it answers: who waits for `100 Continue` gets it, and
+/// what has come of the body must be well-formed. It does not wait for more.
+pub async fn begin_discard(c: &Connection, r: &mut Request) -> Result<(), BodyError> {
+    if r.body.state == State::Unread {
+        begin(c, r).await?;
+    }
+    while r.body.state != State::Done && !r.body.raw.is_empty() {
+        match take(c, r)? {
+            Some(span) => consume(r, span),
+            None => break,
+        }
+    }
+    Ok(())
 }
 
 /// Throws the rest of the body away, if the connection is to be used again.

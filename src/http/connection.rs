@@ -20,7 +20,7 @@ use crate::error_log::{Context, Level};
 use crate::http1::header::Known;
 use crate::http1::host::parse_host;
 use crate::http1::refusal::{Quoted, Refusal};
-use crate::http1::request::{Limits, Version};
+use crate::http1::request::{Limits, Method, Version};
 use crate::http1::{Progress, request, uri};
 use crate::io::stream::Failure;
 use crate::io::timer::{self, Wait};
@@ -263,7 +263,7 @@ async fn read_head(c: &Connection, r: &mut Request) -> Result<(), NoHead> {
                 } else {
                     Action::ReadingRequestLine
                 }),
-                Err(refusal) => return Err(NoHead::Refused(refusal)),
+                Err(refusal) => return Err(NoHead::Refused(first_refusal(r, refusal))),
             }
         }
         let (limit, wait) = match deadline {
@@ -309,13 +309,25 @@ async fn read_head(c: &Connection, r: &mut Request) -> Result<(), NoHead> {
         }
     }
     c.action.set(Action::ReadingRequestHeaders);
+    let generation = Rc::clone(&r.generation);
+    // The request line is read by the rules of the address's default server, unless it names another.
+    let merge_slashes = *c.settings(r).core.merge_slashes;
+    find_server(&generation, r);
+    let merge_slashes = if r.head.target_host.is_some() {
+        *c.settings(r).core.merge_slashes
+    } else {
+        merge_slashes
+    };
+    let chosen = HeadSettings::of(r).limits;
+    if chosen != settings.limits {
+        request::parse_again(r.buffer.as_slice(), &settings.limits, &chosen, &mut r.head)
+            .map_err(NoHead::Refused)?;
+    }
     for line in &r.head.dropped {
         let text = Quoted::new(line.of(r.bytes()));
         c.log(r, Level::Info, format_args!("client sent invalid header line: \"{text}\""));
     }
-    let generation = Rc::clone(&r.generation);
-    find_server(&generation, r);
-    set_uri(c, r).map_err(NoHead::Refused)?;
+    set_uri(r, merge_slashes).map_err(NoHead::Refused)?;
     r.method = r.head.method_kind;
     c.action.set(Action::Processing);
     Ok(())
@@ -363,8 +375,16 @@ fn find_server(generation: &Generation, r: &mut Request) {
     }
 }
 
-fn set_uri(c: &Connection, r: &mut Request) -> Result<(), Refusal> {
-    let merge_slashes = *c.settings(r).core.merge_slashes;
+/// What is wrong with the target comes before what is wrong with the lines that follow it.
+fn first_refusal(r: &Request, refusal: Refusal) -> Refusal {
+    let path = r.text(r.head.path);
+    if refusal.is_of_request_line() || !path.starts_with(b"/") {
+        return refusal;
+    }
+    uri::normalise(path, true, &mut Vec::new()).err().unwrap_or(refusal)
+}
+
+fn set_uri(r: &mut Request, merge_slashes: bool) -> Result<(), Refusal> {
     let path = r.head.path.of(r.buffer.as_slice());
     if path.first() != Some(&b'/') {
         // An absolute-form target without a path.
@@ -390,7 +410,9 @@ fn set_uri(c: &Connection, r: &mut Request) -> Result<(), Refusal> {
 /// Answers a head that cannot be accepted, and closes.
 async fn refuse(c: &Connection, r: &mut Request, refusal: &Refusal) -> Result<(), Close> {
     r.keepalive = false;
-    r.method = r.head.method_kind;
+    // Without a version even HEAD gets the page: there is nothing else to send.
+    let has_head = r.head.version > Version::Http09;
+    r.method = if has_head { r.head.method_kind } else { Method::Get };
     c.action.set(if refusal.is_of_request_line() {
         Action::ReadingRequestLine
     } else {
@@ -430,7 +452,13 @@ async fn end(c: &Connection, r: &mut Request, close: Close) {
                 _ => 0,
             };
         }
-        if should_linger(c, r, &close) {
+        let lingers = should_linger(c, r, &close);
+        if r.response.status == 400 {
+            // Whoever looks into the log for it should not have to wait for the client.
+            log_request(c, r);
+            c.shard.flush_logs();
+        }
+        if lingers {
             linger(c, r).await;
         }
         log_request(c, r);
@@ -443,14 +471,16 @@ async fn end(c: &Connection, r: &mut Request, close: Close) {
 }
 
 fn should_linger(c: &Connection, r: &Request, close: &Close) -> bool {
-    if !matches!(close, Close::Orderly) || matches!(r.response.status, 400 | 495..=497) {
+    if !matches!(close, Close::Orderly) {
         return false;
     }
     match *c.settings(r).core.lingering_close {
         LingeringClose::Off => false,
         LingeringClose::Always => true,
         LingeringClose::On => {
-            r.head_len == 0
+            // Where a refused request ends, nobody knows: more of it may be on its way.
+            r.response.status == 400
+                || r.head_len == 0
                 || r.buffer.len() > r.head_len
                 || r.body.is_abandoned
                 || (body::is_announced(r) && !r.body.is_done())

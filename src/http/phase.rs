@@ -4,13 +4,14 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use super::action::Action;
-use super::body;
+use super::body::{self, BodyError};
 use super::close::Close;
 use super::connection::Connection;
 use super::location::{Found, Handler, LocationTree};
 use super::modules::core::{self, ErrorPageStatus, ErrorPageTarget, TryFilesLast};
 use super::modules::rewrite::{self, Rewritten};
-use super::modules::{static_files, status};
+use super::modules::static_files::{self, Validators, Verdict};
+use super::modules::status;
 use super::request::{Request, URI_CHANGES_MAX};
 use super::response::{self, Head, Length};
 use super::server::{Http, LocationId};
@@ -232,7 +233,6 @@ fn redirect_internally(
         return Some(500);
     }
     r.internal = true;
-    r.escape = true;
     None
 }
 
@@ -294,6 +294,13 @@ async fn respond(
     r: &mut Request,
     answer: rewrite::Answer,
 ) -> Result<Outcome, Close> {
+    if !matches!(answer, rewrite::Answer::Status(400..)) {
+        match body::begin_discard(c, r).await {
+            Ok(()) => {}
+            Err(BodyError::Status(status)) => return Ok(Outcome::Status(status)),
+            Err(BodyError::Close(close)) => return Err(close),
+        }
+    }
     match answer {
         rewrite::Answer::Status(code) => Ok(Outcome::Status(code)),
         rewrite::Answer::Redirect { code, location } => {
@@ -301,35 +308,37 @@ async fn respond(
             Ok(Outcome::Status(code))
         }
         rewrite::Answer::Text { code, text } => {
-            if body::is_announced(r) && r.head.expect_continue && !discard_before(c, r).await? {
-                return Ok(Outcome::Status(400));
-            }
             let generation = Rc::clone(&r.generation);
             let core = &generation.http().location(r.location).settings.core;
             let content_type = core::content_type(core, &r.uri);
-            let head = Head {
+            let mut head = Head {
                 status: code,
                 content_type: content_type.as_deref().map(str::as_bytes),
                 length: Length::Known(text.len() as u64),
                 ..Head::default()
             };
+            if r.response.status_override.unwrap_or(code) == 200 {
+                // A text has neither time nor tag, yet conditions hold for it too.
+                match static_files::verdict(r, core, &Validators::default()) {
+                    Verdict::Proceed => {}
+                    Verdict::PreconditionFailed => return Ok(Outcome::Status(412)),
+                    Verdict::NotModified => {
+                        head = Head { status: 304, length: Length::None, ..Head::default() };
+                        response::send(c, r, &head, &[]).await?;
+                        return Ok(Outcome::Done);
+                    }
+                }
+            }
             response::send(c, r, &head, &[&text]).await?;
             Ok(Outcome::Done)
         }
     }
 }
 
-/// Who waits for `100 Continue` gets it when something is about to take the body; false: it is bad.
-async fn discard_before(c: &Connection, r: &mut Request) -> Result<bool, Close> {
-    match body::discard(c, r).await {
-        Ok(()) => Ok(true),
-        Err(body::BodyError::Status(_)) => Ok(false),
-        Err(body::BodyError::Close(close)) => Err(close),
-    }
-}
-
 /// An error page, as the configuration says or built in (http-core, section 7).
 async fn special(c: &Connection, r: &mut Request, code: u16) -> Result<Outcome, Close> {
+    // Who waits for `100 Continue` is told what there is instead.
+    r.head.expect_continue = false;
     if r.response.head_sent {
         // Too late for a page: what was promised cannot be completed.
         return Err(Close::Truncated);
@@ -405,6 +414,11 @@ async fn built_in(c: &Connection, r: &mut Request, code: u16) -> Result<Outcome,
         location: location.as_deref(),
         ..Head::default()
     };
+    match body::begin_discard(c, r).await {
+        Ok(()) => {}
+        Err(BodyError::Status(_)) => r.keepalive = false,
+        Err(BodyError::Close(close)) => return Err(close),
+    }
     c.action.set(Action::SendingResponse);
     match page {
         Some(page) => response::send(c, r, &head, &page.pieces).await?,

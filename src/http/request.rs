@@ -41,14 +41,14 @@ pub struct Request {
     /// The URI was changed by `rewrite … break`, after its location was chosen: what stands in for
     /// the location's name no longer fits.
     pub rewritten_in_place: bool,
-    /// Whether the client's path held `%XX`, or the request was redirected internally: then the path
-    /// is escaped again on its way to an upstream.
+    /// Whether the client's path held `%XX`: then, or after an internal redirect, the path is escaped
+    /// again on its way to an upstream.
     pub escape: bool,
     /// Lower case, without port and trailing dot; empty when the client named none.
     pub host: Vec<u8>,
     /// Digits of the port that the client named, in `host_port`.
     pub host_port: Option<Vec<u8>>,
-    /// Reached by an internal redirect: `internal` locations are open.
+    /// Reached by a rewrite or an internal redirect: `internal` locations are open.
     pub internal: bool,
     pub uri_changes: u8,
     /// An error page is being made: its own errors get the built-in pages.
@@ -192,7 +192,7 @@ impl Request {
     /// `$request_uri`: the target as sent, from its path on.
     pub fn put_request_uri(&self, out: &mut Vec<u8>) {
         let path = self.text(self.head.path);
-        if path.first() != Some(&b'/') {
+        if path.is_empty() {
             // An absolute-form target without a path.
             out.push(b'/');
         }

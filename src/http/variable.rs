@@ -291,11 +291,20 @@ impl Regex {
                 }
             }
         }
-        let compiled = RegexBuilder::new(&bytes)
-            .bytes_mode(BytesMode::Ascii)
-            .case_insensitive(caseless)
-            .build()
-            .map_err(|error| Fault::new(compile_failed(pattern, &error)))?;
+        let build = |pattern: &str| {
+            RegexBuilder::new(pattern)
+                .bytes_mode(BytesMode::Ascii)
+                .case_insensitive(caseless)
+                .build()
+        };
+        // As written first, for what an error says.
+        let mut compiled =
+            build(&bytes).map_err(|error| Fault::new(compile_failed(pattern, &error)))?;
+        if let Some(bytes) = with_dollars_of_pcre(&bytes)
+            && let Ok(translated) = build(&bytes)
+        {
+            compiled = translated;
+        }
         Ok(Regex { pattern: pattern.into(), compiled, named: Vec::new() })
     }
 
@@ -311,6 +320,42 @@ impl Regex {
         );
         true
     }
+}
+
+/// The pattern with each `$` as PCRE means it: the end, or before a line feed that is the end. `None`:
+/// there is none, or the pattern changes by itself what `$` means.
+fn with_dollars_of_pcre(pattern: &str) -> Option<String> {
+    if !pattern.contains('$') || pattern.contains("(?m") || pattern.contains("(?x") {
+        return None;
+    }
+    let mut out = String::with_capacity(pattern.len() + 8);
+    let mut chars = pattern.chars().peekable();
+    let mut in_class = false;
+    while let Some(c) = chars.next() {
+        match c {
+            '\\' => {
+                out.push(c);
+                out.extend(chars.next());
+                continue;
+            }
+            '[' if !in_class => {
+                in_class = true;
+                out.push(c);
+                // A `]` that comes first does not close.
+                out.extend(chars.next_if_eq(&'^'));
+                out.extend(chars.next_if_eq(&']'));
+                continue;
+            }
+            ']' => in_class = false,
+            '$' if !in_class => {
+                out.push_str("(?:\\n?\\z)");
+                continue;
+            }
+            _ => {}
+        }
+        out.push(c);
+    }
+    Some(out)
 }
 
 /// `pcre2_compile() failed: missing closing parenthesis in "("`
@@ -721,6 +766,10 @@ mod tests {
         assert_eq!(found("a(?!b)", false, b"abac\xff"), Some(b"a".to_vec()));
         assert_eq!(found("(a)\\1\\xff", false, b"aa\xff"), Some(b"aa\xff".to_vec()));
         assert_eq!(found("(x+x+)+y", false, &[b'x'; 60]), None);
+        assert_eq!(found("^/a$", false, b"/a\n"), Some(b"/a\n".to_vec()));
+        assert_eq!(found("^/a$", false, b"/a\n\n"), None);
+        assert_eq!(found("^/a\\$[]$]", false, b"/a$$"), Some(b"/a$$".to_vec()));
+        assert_eq!(found("a$|b", false, b"b"), Some(b"b".to_vec()));
     }
 
     #[test]

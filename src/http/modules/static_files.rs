@@ -14,12 +14,13 @@ use std::sync::Arc;
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
 
-use self::conditional::{Conditions, Validators, Verdict};
+use self::conditional::Conditions;
 use self::content::{Content, ReadError};
 use self::range::{Layout, Selection};
 use super::core;
 use crate::error_log::{Level, escape};
 use crate::http::action::Action;
+use crate::http::body::{self, BodyError};
 use crate::http::close::Close;
 use crate::http::connection::Connection;
 use crate::http::phase::Outcome;
@@ -32,7 +33,7 @@ use crate::http1::request::{Method, Version};
 use crate::http1::uri::escape_uri;
 use crate::io::select::yield_now;
 
-pub use conditional::fuzz_conditional;
+pub use conditional::{Validators, Verdict, fuzz_conditional};
 pub use range::fuzz_range;
 
 /// Answers with the file that the current URI names.
@@ -60,6 +61,11 @@ pub async fn serve(c: &Connection, r: &mut Request) -> Result<Outcome, Close> {
     };
     if r.method == Method::Post {
         return Ok(Outcome::Status(405));
+    }
+    match body::begin_discard(c, r).await {
+        Ok(()) => {}
+        Err(BodyError::Status(status)) => return Ok(Outcome::Status(status)),
+        Err(BodyError::Close(close)) => return Err(close),
     }
     send(c, r, &file, &path).await
 }
@@ -323,13 +329,7 @@ fn decide(r: &Request, core: &core::Settings, length: u64, current: &Validators<
         _ => return Decision::Send(Plan { last_modified: None, ..whole }),
     }
 
-    let conditions = Conditions {
-        matches: header(Known::IfMatch),
-        none_match: header(Known::IfNoneMatch),
-        modified_since: header(Known::IfModifiedSince),
-        unmodified_since: header(Known::IfUnmodifiedSince),
-    };
-    match conditional::evaluate(&conditions, current, *core.if_modified_since) {
+    match verdict(r, core, current) {
         Verdict::Proceed => {}
         Verdict::PreconditionFailed => return Decision::PreconditionFailed,
         Verdict::NotModified => {
@@ -377,6 +377,18 @@ fn decide(r: &Request, core: &core::Settings, length: u64, current: &Validators<
             }
         }
     })
+}
+
+/// What the request's conditions say to a 200 with these validators.
+pub fn verdict(r: &Request, core: &core::Settings, current: &Validators<'_>) -> Verdict {
+    let header = |known| r.head.headers.find(known).map(|field| r.text(field.value));
+    let conditions = Conditions {
+        matches: header(Known::IfMatch),
+        none_match: header(Known::IfNoneMatch),
+        modified_since: header(Known::IfModifiedSince),
+        unmodified_since: header(Known::IfUnmodifiedSince),
+    };
+    conditional::evaluate(&conditions, current, *core.if_modified_since)
 }
 
 /// Twenty digits, as nginx's, but none that a file's author could foresee.

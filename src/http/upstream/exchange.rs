@@ -192,7 +192,9 @@ fn streams_body(exchange: &Exchange<'_>, r: &Request) -> bool {
     let proxy = &exchange.location.settings.proxy;
     match (exchange.family, r.head.body) {
         (Family::Proxy, _) if proxy.set_body.is_some() => false,
-        (Family::Proxy, BodyLength::Chunked) => *proxy.http_version == HttpVersion::Http11,
+        (Family::Proxy, BodyLength::Chunked) => {
+            *proxy.http_version == HttpVersion::Http11 && !body::is_all_here(r)
+        }
         (Family::Uwsgi, BodyLength::Chunked) => false,
         _ => true,
     }
