@@ -33,6 +33,7 @@ pub struct Draft {
     pub upstream_at: Option<usize>,
     /// What an `upstream` block starts from.
     pub upstream_defaults: upstream::Settings,
+    pub zones: upstream::Zones,
     pub names: Names,
     pub formats: Vec<Arc<LogFormat>>,
     pub log_files: Vec<PathBuf>,
@@ -187,6 +188,7 @@ impl Draft {
             settings: upstream::Settings::default(),
             address: address.clone(),
             peers: Vec::new(),
+            zone: None,
         });
         Ok(id)
     }
@@ -204,6 +206,7 @@ impl Draft {
         self.keep_used_log_files();
         let trees = self.trees()?;
         self.names.check()?;
+        self.zones.check()?;
         let names = &self.servers;
         let addresses = std::mem::take(&mut self.addresses);
         let addresses = addresses

@@ -41,6 +41,15 @@ pub struct Http {
 }
 
 impl Http {
+    /// Goes on with what the process knows of the upstreams that an earlier configuration had too.
+    pub fn take_over(&self, old: &Http) {
+        for upstream in &self.upstreams {
+            if let Some(before) = old.upstreams.iter().find(|old| old.name == upstream.name) {
+                upstream.zone.take_over(&before.zone);
+            }
+        }
+    }
+
     pub fn server(&self, id: ServerId) -> &Server {
         &self.servers[id.0 as usize]
     }
