@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
-use super::connection::Connection;
+use super::connection::{Connection, client_address};
 use super::modules::access_log::Escape;
 use super::modules::core::Root;
 use super::request::Request;
@@ -127,7 +127,7 @@ pub fn append(variable: &Variable, c: &Connection, r: &Request, out: &mut Vec<u8
 
         Variable::Args => put(out, &r.args),
         Variable::IsArgs => put(out, if r.args.is_empty() { b"" } else { b"?" }),
-        Variable::BinaryRemoteAddr => match c.client.ip {
+        Variable::BinaryRemoteAddr => match client_address(c, r).ip {
             Some(IpAddr::V4(ip)) => put(out, &ip.octets()),
             Some(IpAddr::V6(ip)) => put(out, &ip.octets()),
             None => put(out, b"unix:"),
@@ -159,8 +159,10 @@ pub fn append(variable: &Variable, c: &Connection, r: &Request, out: &mut Vec<u8
         Variable::Pid => number(out, u64::from(std::process::id())),
         Variable::Pipe => put(out, if r.pipelined { b"p" } else { b"." }),
         Variable::RealpathRoot => realpath_root(c, r, out),
-        Variable::RemoteAddr => put(out, c.client.address.as_bytes()),
-        Variable::RemotePort => c.client.port.is_none_or(|port| number(out, u64::from(port))),
+        Variable::RemoteAddr => put(out, client_address(c, r).address.as_bytes()),
+        Variable::RemotePort => {
+            client_address(c, r).port.is_none_or(|port| number(out, u64::from(port)))
+        }
         Variable::RemoteUser => remote_user(r, out),
         Variable::Request => put(out, r.text(r.head.line)),
         Variable::RequestBody => {
@@ -225,7 +227,7 @@ pub fn append(variable: &Variable, c: &Connection, r: &Request, out: &mut Vec<u8
             if known_header(r, Known::XForwardedFor, out) {
                 out.extend_from_slice(b", ");
             }
-            put(out, c.client.address.as_bytes())
+            put(out, client_address(c, r).address.as_bytes())
         }
         Variable::UpstreamAddr => attempts(r, out, |a, out| {
             out.extend_from_slice(a.address.as_bytes());
