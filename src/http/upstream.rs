@@ -9,6 +9,7 @@ pub mod peer;
 pub mod pool;
 pub mod protocol;
 pub mod relay;
+pub mod window;
 
 use std::cell::RefCell;
 use std::rc::Rc;

@@ -66,6 +66,8 @@ pub struct Settings {
     pub port_in_redirect: Setting<bool>,
     pub msie_padding: Setting<bool>,
     pub internal: Setting<bool>,
+    /// Conditions under which a 103 is passed on.
+    pub early_hints: List<Template>,
     pub error_log: List<crate::error_log::Target>,
 }
 
@@ -180,7 +182,8 @@ impl Settings {
             tcp_nodelay, client_max_body_size, client_body_buffer_size, client_body_timeout,
             client_body_temp_path, root, types, default_type, index, etag, if_modified_since, max_ranges,
             log_not_found, error_page, recursive_error_pages, server_tokens, chunked_transfer_encoding,
-            absolute_redirect, server_name_in_redirect, port_in_redirect, msie_padding, internal, error_log);
+            absolute_redirect, server_name_in_redirect, port_in_redirect, msie_padding, internal,
+            early_hints, error_log);
     }
 }
 
@@ -251,6 +254,19 @@ pub const DIRECTIVES: &[Directive<Build>] = &[
         .default("text/plain")
         .doc("The type of a response whose file extension is not known.")
         .set(|b, args| args.fill(&mut b.level().core.default_type, |args| Ok(args.at(0).into()))),
+    Directive::new("early_hints", HTTP_SERVER_LOCATION, Count::AtLeast(1))
+        .syntax("string ...")
+        .doc(
+            "Conditions for passing 103 responses of proxied servers on: true when a string is \
+             neither empty nor `0`.",
+        )
+        .set(|b, args| {
+            for condition in args.all() {
+                let condition = b.http.names.template(condition)?;
+                b.level().core.early_hints.push(condition);
+            }
+            Ok(())
+        }),
     Directive::new("error_log", HTTP_SERVER_LOCATION, Count::AtLeast(1))
         .syntax("file | stderr [level]")
         .doc("As outside of `http`, for this level; replaces what outer levels say.")
@@ -537,7 +553,6 @@ pub const DIRECTIVES: &[Directive<Build>] = &[
         .unless("off"),
     Directive::refused("client_body_early_read", "a body is read when it is sent on"),
     Directive::refused("disable_symlinks", "symbolic links are always followed").unless("off"),
-    Directive::refused("early_hints", "early hints are not passed on"),
     Directive::refused("msie_refresh", "the browsers it is for are gone").unless("off"),
     Directive::refused("post_action", "there are no subrequests"),
     Directive::refused("resolver", "names are resolved when the configuration is loaded"),
