@@ -73,6 +73,8 @@ pub struct Settings {
     pub msie_padding: Setting<bool>,
     pub msie_refresh: Setting<bool>,
     pub internal: Setting<bool>,
+    /// Conditions under which a 103 is passed on.
+    pub early_hints: List<Template>,
     pub error_log: List<crate::error_log::Target>,
 }
 
@@ -232,7 +234,8 @@ impl Settings {
             client_body_temp_path, client_body_in_file_only, client_body_early_read, keepalive_disable,
             msie_refresh, disable_symlinks, root, types, default_type, index, etag, if_modified_since, max_ranges,
             log_not_found, error_page, recursive_error_pages, server_tokens, chunked_transfer_encoding,
-            absolute_redirect, server_name_in_redirect, port_in_redirect, msie_padding, internal, error_log);
+            absolute_redirect, server_name_in_redirect, port_in_redirect, msie_padding, internal,
+            early_hints, error_log);
     }
 }
 
@@ -335,6 +338,19 @@ pub const DIRECTIVES: &[Directive<Build>] = &[
         .set(|b, args| {
             let symlinks = disable_symlinks(b, args)?;
             args.fill(&mut b.level().core.disable_symlinks, |_| Ok(symlinks))
+        }),
+    Directive::new("early_hints", HTTP_SERVER_LOCATION, Count::AtLeast(1))
+        .syntax("string ...")
+        .doc(
+            "Conditions for passing 103 responses of proxied servers on: true when a string is \
+             neither empty nor `0`.",
+        )
+        .set(|b, args| {
+            for condition in args.all() {
+                let condition = b.http.names.template(condition)?;
+                b.level().core.early_hints.push(condition);
+            }
+            Ok(())
         }),
     Directive::new("error_log", HTTP_SERVER_LOCATION, Count::AtLeast(1))
         .syntax("file | stderr [level]")
@@ -638,7 +654,6 @@ pub const DIRECTIVES: &[Directive<Build>] = &[
         ONE,
         "a body in memory always is in one buffer",
     ),
-    Directive::refused("early_hints", "early hints are not passed on"),
     Directive::refused("post_action", "a request ends with its response"),
     Directive::refused("resolver", "names are resolved when the configuration is loaded"),
     Directive::refused("resolver_timeout", "names are resolved when the configuration is loaded"),
