@@ -102,6 +102,25 @@ pub fn is_announced(r: &Request) -> bool {
     }
 }
 
+/// Whether all of the body came with the head, so that there is nothing to wait for.
+pub fn is_here(r: &Request) -> bool {
+    let mut ahead = r.buffer.as_slice().get(r.head_len..).unwrap_or_default();
+    match r.head.body {
+        BodyLength::None | BodyLength::UntilClose => true,
+        BodyLength::Length(n) => ahead.len() as u64 >= n,
+        BodyLength::Chunked => {
+            let mut decoder = Decoder::default();
+            while let Ok(step) = decoder.decode(ahead) {
+                if step.done || step.consumed == 0 {
+                    return step.done;
+                }
+                ahead = ahead.get(step.consumed..).unwrap_or_default();
+            }
+            false
+        }
+    }
+}
+
 /// Starts reading: says `100 Continue` to who waits for it, and takes over what came with the head.
 async fn begin(c: &Connection, r: &mut Request) -> Result<(), Close> {
     r.body.state = State::Reading;
@@ -338,6 +357,16 @@ pub struct TempFile {
     len: u64,
 }
 
+/// Why there is no temporary file.
+#[derive(Debug, thiserror::Error)]
+#[error("{call} \"{}\" failed", path.display())]
+pub struct NotCreated {
+    /// The system call.
+    call: &'static str,
+    path: PathBuf,
+    pub error: io::Error,
+}
+
 /// One number for the whole process, as the names must differ between shards. Touched only when a
 /// body does not fit into memory.
 static NEXT_NUMBER: AtomicU64 = AtomicU64::new(1);
@@ -345,6 +374,20 @@ static NEXT_NUMBER: AtomicU64 = AtomicU64::new(1);
 impl TempFile {
     /// Makes `PATH/…/0000000001`; the level directories are the number's last digits.
     pub fn create(temp: &TempPath) -> io::Result<Self> {
+        let (file, path) = Self::open(temp).map_err(|failed| failed.error)?;
+        Ok(TempFile { file, path, len: 0 })
+    }
+
+    /// Makes such a file without a name: it lives as long as it is open. The path is where it was.
+    pub fn create_unlinked(temp: &TempPath) -> Result<(File, PathBuf), NotCreated> {
+        let (file, path) = Self::open(temp)?;
+        match std::fs::remove_file(&path) {
+            Ok(()) => Ok((file, path)),
+            Err(error) => Err(NotCreated { call: "unlink()", path, error }),
+        }
+    }
+
+    fn open(temp: &TempPath) -> Result<(File, PathBuf), NotCreated> {
         loop {
             let name = format!("{:010}", NEXT_NUMBER.fetch_add(1, Ordering::Relaxed));
             let mut directory = temp.path.clone();
@@ -361,15 +404,16 @@ impl TempFile {
                 Err(e) if e.kind() == io::ErrorKind::NotFound => {
                     std::os::unix::fs::DirBuilderExt::mode(&mut std::fs::DirBuilder::new(), 0o700)
                         .recursive(true)
-                        .create(&directory)?;
+                        .create(&directory)
+                        .map_err(|error| NotCreated { call: "mkdir()", path: directory, error })?;
                     open()
                 }
                 opened => opened,
             };
             match file {
-                Ok(file) => return Ok(TempFile { file, path, len: 0 }),
+                Ok(file) => return Ok((file, path)),
                 Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
-                Err(e) => return Err(e),
+                Err(error) => return Err(NotCreated { call: "open()", path, error }),
             }
         }
     }

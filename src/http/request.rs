@@ -98,6 +98,11 @@ pub struct Response {
     pub is_bodiless: bool,
     /// The response is complete on the wire.
     pub complete: bool,
+    /// Bytes a second, by `set $limit_rate` or X-Accel-Limit-Rate in place of `limit_rate`; 0 is no
+    /// limit.
+    pub limit_rate: Option<u64>,
+    /// How fast the response under way goes, when that is limited.
+    pub pace: Option<super::pace::Pace>,
     /// Kept from a `return 30x` or X-Accel-Redirect for the response to come.
     pub location: Option<Vec<u8>>,
 }
@@ -253,6 +258,8 @@ impl Response {
         self.chunked = false;
         self.is_bodiless = false;
         self.complete = false;
+        self.limit_rate = None;
+        self.pace = None;
         self.location = None;
     }
 

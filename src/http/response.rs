@@ -8,7 +8,7 @@ use super::action::Action;
 use super::close::Close;
 use super::connection::{self, Connection};
 use super::request::Request;
-use super::{special_response, value};
+use super::{pace, special_response, value};
 use crate::http1::encode;
 use crate::http1::request::Version;
 
@@ -129,6 +129,7 @@ pub fn begin(c: &Connection, r: &mut Request, head: &Head<'_>) {
         out.extend_from_slice(b"Connection: close\r\n");
     }
     r.response.head = out;
+    r.response.pace = pace::of_response(c, r);
 }
 
 /// A Location that starts with `/` is made absolute, as `absolute_redirect` and its friends say.
@@ -196,8 +197,14 @@ pub async fn send_head(
     slices.push(IoSlice::new(&r.response.head[..head]));
     slices.extend(body.iter().map(|slice| IoSlice::new(slice)));
     let limit = *c.settings(r).core.send_timeout;
-    let (sent, result) = c.stream.send_all(&mut slices, limit).await;
+    let mut pace = r.response.pace;
+    let moved = r.response.bytes_sent;
+    let (sent, result) = match &mut pace {
+        None => c.stream.send_all(&mut slices, limit).await,
+        Some(pace) => pace::send_all(&c.stream, pace, moved, &mut slices, limit).await,
+    };
     drop(slices);
+    r.response.pace = pace;
     r.response.head_sent = true;
     r.response.bytes_sent += sent;
     r.response.head_bytes += sent.min(head as u64);
@@ -212,7 +219,11 @@ pub async fn send_body(
 ) -> Result<(), Close> {
     c.action.set(Action::SendingResponse);
     let limit = *c.settings(r).core.send_timeout;
-    let (sent, result) = c.stream.send_all(body, limit).await;
+    let moved = r.response.bytes_sent;
+    let (sent, result) = match &mut r.response.pace {
+        None => c.stream.send_all(body, limit).await,
+        Some(pace) => pace::send_all(&c.stream, pace, moved, body, limit).await,
+    };
     r.response.bytes_sent += sent;
     Ok(result?)
 }
