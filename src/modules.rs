@@ -179,7 +179,8 @@ impl Build {
             self.events.inherit(events);
         }
         self.process.keep_time_zone();
-        if self.process.error_log.is_empty() {
+        // One log is on this machine, whatever is sent elsewhere.
+        if !self.process.error_log.iter().any(|target| target.destination.is_file()) {
             self.process.error_log.push(self.default_error_log(options));
         }
         self.check_worker_counts();

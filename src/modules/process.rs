@@ -1,14 +1,16 @@
 //! The core module: the process, its shards, its files.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::Build;
-use crate::config::diagnostic::{Fault, Outcome, fault, level_name};
+use crate::config::diagnostic::{Fault, Outcome, fault};
 use crate::config::directive::{Contexts, Count, Directive};
 use crate::config::setting::{List, Own, Setting, inherit};
 use crate::config::value::{Args, number, offset};
 use crate::error_log::{Destination, Level, Target};
+use crate::syslog::Server;
 
 /// What stands outside of all blocks.
 #[derive(Debug, Clone, Default)]
@@ -99,12 +101,11 @@ pub const DIRECTIVES: &[Directive<Build>] = &[
         .doc("A variable of the environment to keep or to set; all others but `TZ` are removed.")
         .set(|b, args| b.process.env.add(args.at(0).to_owned())),
     Directive::new("error_log", MAIN, Count::AtLeast(1))
-        .syntax("file | stderr [level]")
+        .syntax("file | stderr | syslog:server=address[,parameter=value] [level]")
         .doc(
             "Where errors of the given level and above are written; `logs/error.log` and `error` \
               when absent. Several may be given.",
         )
-        .differs("syslog is not supported.")
         .set(|b, args| {
             let target = error_log(b, args)?;
             b.process.error_log.add(target)
@@ -228,40 +229,33 @@ pub fn error_log(b: &Build, args: Args<'_>) -> Outcome<Target> {
     let destination = match args.at(0) {
         "stderr" => Destination::Stderr,
         name if name.starts_with("syslog:") => {
-            return fault!("\"error_log\" to syslog is not supported");
+            let parameters = name.strip_prefix("syslog:").unwrap_or_default();
+            Destination::Syslog(Arc::new(Server::parse(parameters).map_err(Fault::new)?))
         }
         name if name.starts_with("memory:") => {
             return fault!("nginx was built without debug support");
         }
         name => Destination::File(b.path(name)),
     };
-    let mut level = None;
-    for word in args.from(1) {
-        if level.replace(error_log_level(word)?).is_some() {
-            return fault!("duplicate log level \"{word}\"");
-        }
-    }
-    Ok(Target { destination, level: level.unwrap_or(Level::Error) })
+    Ok(Target { destination, level: error_log_level(args)? })
 }
 
-fn error_log_level(word: &str) -> Outcome<Level> {
-    // The parts of debug that nginx tells apart are one here.
-    if word.starts_with("debug_") {
-        return Ok(Level::Debug);
+/// A level, or any number of debug's parts.
+fn error_log_level(args: Args<'_>) -> Outcome<Level> {
+    let mut level = None;
+    for word in args.from(1) {
+        let Some(named) = Level::from_name(word) else {
+            return fault!("invalid log level \"{word}\"");
+        };
+        let is_part = word.starts_with("debug_");
+        match level {
+            None => level = Some((named, is_part)),
+            Some((_, true)) if is_part => {}
+            Some(_) if is_part => return fault!("invalid log level \"{word}\""),
+            Some(_) => return fault!("duplicate log level \"{word}\""),
+        }
     }
-    [
-        Level::Emerg,
-        Level::Alert,
-        Level::Crit,
-        Level::Error,
-        Level::Warn,
-        Level::Notice,
-        Level::Info,
-        Level::Debug,
-    ]
-    .into_iter()
-    .find(|level| level_name(*level) == word)
-    .ok_or_else(|| Fault::new(format!("invalid log level \"{word}\"")))
+    Ok(level.map_or(Level::Error, |(level, _)| level))
 }
 
 fn worker_processes(args: Args<'_>) -> Outcome<usize> {
