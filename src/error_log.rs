@@ -14,7 +14,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-pub use file::{Files, LogFile, OpenError};
+pub use file::{Files, LogFile, OnceAMinute, OpenError, WRITE_FAILURES};
 pub use line::{Errno, Escaped, LINE_LENGTH_MAX, Tail, escape, fuzz_escape};
 
 use crate::local_time::LocalTime;
@@ -221,7 +221,8 @@ impl Log {
 impl Log {
     /// Says that lines to a syslog server are lost, once a minute for all of them.
     pub fn complain(&self, sender: &Sender, error: &syslog::SendError, now: i64) {
-        if !syslog::complaint_is_due(now) {
+        static LOST: OnceAMinute = OnceAMinute::new();
+        if !LOST.is_due(now) {
             return;
         }
         let mut line = Line::new();

@@ -7,7 +7,6 @@ use std::net::{SocketAddr, UdpSocket};
 use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
 
 use crate::config::address::{Address, Form, Host};
 use crate::error_log::Level;
@@ -248,16 +247,6 @@ impl Socket {
             }
         }
     }
-}
-
-/// Whether a lost line is to be told of: once a minute for all servers of the process. `now` is the
-/// second.
-pub fn complaint_is_due(now: i64) -> bool {
-    static LAST: AtomicI64 = AtomicI64::new(i64::MIN);
-    LAST.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |last| {
-        (now.saturating_sub(last) >= 60 || now < last).then_some(now)
-    })
-    .is_ok()
 }
 
 /// Any parameters: they are refused with a sentence, or what they say can be the head of a line.

@@ -127,7 +127,7 @@ pub fn open_logs(config: &Config, files: &Files) -> Result<Vec<Arc<LogFile>>, Fa
         Destination::File(path) => Some(path),
         Destination::Stderr | Destination::Syslog(_) => None,
     });
-    let access_logs = http.into_iter().flat_map(|http| &http.log_files);
+    let access_logs = http.into_iter().flat_map(|http| &http.log_files).map(|file| &file.path);
     let mut paths: Vec<_> = error_logs.chain(access_logs).collect();
     paths.sort_unstable();
     paths.dedup();
