@@ -226,7 +226,7 @@ impl Log {
             return;
         }
         let mut line = Line::new();
-        line.put_head(&LocalTime::at(now), Level::Alert, None);
+        line.put_head(&LocalTime::at(now), error.level(), None);
         let text = format_args!("{}() failed", error.call);
         let server = Context { server: Some(&sender.server().name), ..Context::default() };
         let server = Context { action: Some("logging to syslog"), ..server };

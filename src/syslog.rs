@@ -176,6 +176,18 @@ pub struct SendError {
     pub source: io::Error,
 }
 
+impl SendError {
+    /// A server that is not there is an error of its own.
+    pub fn level(&self) -> Level {
+        match (self.call, self.source.kind()) {
+            ("send", io::ErrorKind::ConnectionRefused | io::ErrorKind::ConnectionReset) => {
+                Level::Error
+            }
+            _ => Level::Alert,
+        }
+    }
+}
+
 impl Sender {
     pub fn new(server: Arc<Server>) -> Self {
         Sender { server, hostname: crate::os::hostname().into(), state: RefCell::default() }
