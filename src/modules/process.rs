@@ -8,8 +8,9 @@ use super::Build;
 use crate::config::diagnostic::{Fault, Outcome, fault};
 use crate::config::directive::{Contexts, Count, Directive};
 use crate::config::setting::{List, Own, Setting, inherit};
-use crate::config::value::{Args, number, offset};
+use crate::config::value::{Args, choice, number, offset};
 use crate::error_log::{Destination, Level, Target};
+use crate::os::Identity;
 use crate::syslog::Server;
 
 /// What stands outside of all blocks.
@@ -157,6 +158,8 @@ pub const DIRECTIVES: &[Directive<Build>] = &[
                 );
                 return Ok(());
             }
+            let group = args.all().get(1).map(String::as_str);
+            Identity::find(args.at(0), group).map_err(|error| Fault::new(error.to_string()))?;
             b.process
                 .user
                 .set(User { name: args.at(0).to_owned(), group: args.all().get(1).cloned() });
@@ -214,11 +217,15 @@ pub const DIRECTIVES: &[Directive<Build>] = &[
             b.process.working_directory.set(args.at(0).into());
             Ok(())
         }),
-    Directive::no_effect("debug_points", MAIN, Count::Exactly(1), "there are no debug points"),
+    Directive::no_effect("debug_points", MAIN, Count::Exactly(1), "there are no debug points")
+        .set(|_, args| choice(args.at(0), &[("stop", ()), ("abort", ())])),
     Directive::no_effect("lock_file", MAIN, Count::Exactly(1), "shards take no lock to accept"),
-    Directive::no_effect("pcre_jit", MAIN, Count::Exactly(1), "PCRE is not used"),
-    Directive::no_effect("timer_resolution", MAIN, Count::Exactly(1), "timers are the ring's"),
-    Directive::no_effect("thread_pool", MAIN, Count::Between(2, 3), "there are no thread pools"),
+    Directive::no_effect("pcre_jit", MAIN, Count::Exactly(1), "PCRE is not used")
+        .set(|_, args| args.flag().map(drop)),
+    Directive::no_effect("timer_resolution", MAIN, Count::Exactly(1), "timers are the ring's")
+        .set(|_, args| args.time().map(drop)),
+    Directive::no_effect("thread_pool", MAIN, Count::Between(2, 3), "there are no thread pools")
+        .set(|_, args| thread_pool(args)),
     Directive::refused("load_module", "there are no dynamic modules"),
     Directive::refused("ssl_engine", "there is no TLS"),
     Directive::refused("ssl_object_cache_inheritable", "there is no TLS"),
@@ -256,6 +263,26 @@ fn error_log_level(args: Args<'_>) -> Outcome<Level> {
         }
     }
     Ok(level.map_or(Level::Error, |(level, _)| level))
+}
+
+fn thread_pool(args: Args<'_>) -> Outcome {
+    let mut has_threads = false;
+    for parameter in args.from(1) {
+        if let Some(count) = parameter.strip_prefix("threads=") {
+            if number(count).is_none_or(|count| count == 0) {
+                return fault!("invalid threads value \"{parameter}\"");
+            }
+            has_threads = true;
+        } else if let Some(count) = parameter.strip_prefix("max_queue=") {
+            if number(count).is_none() {
+                return fault!("invalid max_queue value \"{parameter}\"");
+            }
+        }
+    }
+    if has_threads || args.at(0) == "default" {
+        return Ok(());
+    }
+    fault!("\"thread_pool\" must have \"threads\" parameter")
 }
 
 fn worker_processes(args: Args<'_>) -> Outcome<usize> {

@@ -507,11 +507,12 @@ fn rows_are_complete() {
     for row in rows() {
         let is_passed = matches!(row.action, Action::Pass);
         let has_no_effect = matches!(row.support, Support::NoEffect(_) | Support::Refused { .. });
-        assert_eq!(is_passed, has_no_effect, "{}", row.name);
-        assert!(is_passed || row.doc.ends_with('.'), "{}: no sentence", row.name);
+        // What has no effect may still look at its arguments.
+        assert!(has_no_effect || !is_passed, "{}", row.name);
+        assert!(has_no_effect || row.doc.ends_with('.'), "{}: no sentence", row.name);
         assert!(row.contexts.names().next().is_some(), "{}", row.name);
         let takes_some = !row.count.allows(0);
-        assert!(is_passed || takes_some != row.syntax.is_empty(), "{}: syntax", row.name);
+        assert!(has_no_effect || takes_some != row.syntax.is_empty(), "{}: syntax", row.name);
     }
 }
 
