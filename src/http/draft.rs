@@ -265,6 +265,7 @@ impl Draft {
                 named: named.remove(&at).unwrap_or_default(),
             });
         }
+        let set_variables = self.names.set_slots();
         let variable_names = self.names.into_names();
         Ok(Http {
             addresses,
@@ -274,6 +275,7 @@ impl Draft {
             log_files: self.log_files,
             variable_slots: variable_names.len(),
             variable_names,
+            set_variables,
         })
     }
 

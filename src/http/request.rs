@@ -57,6 +57,8 @@ pub struct Request {
     pub captures: Captures,
     /// Values of variables made by `set` and named groups.
     pub slots: Vec<Option<Box<[u8]>>>,
+    /// The first 64 of them, by bit, whose use before their `set` was told.
+    pub told_uninitialized: std::cell::Cell<u64>,
     /// `$request_id`, made on first use.
     pub id: std::cell::OnceCell<[u8; 32]>,
 
@@ -127,6 +129,7 @@ impl Request {
             in_error_page: false,
             captures: Captures::default(),
             slots: Vec::new(),
+            told_uninitialized: std::cell::Cell::new(0),
             id: std::cell::OnceCell::new(),
             body: RequestBody::default(),
             response: Response::default(),
@@ -165,6 +168,7 @@ impl Request {
         self.in_error_page = false;
         self.captures.groups.clear();
         self.slots.clear();
+        self.told_uninitialized.set(0);
         self.id = std::cell::OnceCell::new();
         self.body.reset();
         self.response.reset();

@@ -38,6 +38,8 @@ pub struct Http {
     pub variable_slots: usize,
     /// Names of those slots, for warnings.
     pub variable_names: Vec<Box<str>>,
+    /// Which of them `set` has made: these are empty, and there, before they are given a value.
+    pub set_variables: Vec<bool>,
 }
 
 impl Http {

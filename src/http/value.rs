@@ -10,8 +10,9 @@ use super::modules::access_log::Escape;
 use super::modules::core::Root;
 use super::request::Request;
 use super::upstream::Attempt;
-use super::variable::{HeaderName, Part, Template, Variable};
+use super::variable::{HeaderName, Part, Template, Variable, VariableSlot};
 use crate::clock;
+use crate::error_log::Level;
 use crate::http1::header::Known;
 use crate::http1::request::Version;
 use crate::local_time::LocalTime;
@@ -123,7 +124,10 @@ pub fn append(variable: &Variable, c: &Connection, r: &Request, out: &mut Vec<u8
             upstream_cookie(r, name.as_bytes()).is_some_and(|v| put(out, v))
         }
         Variable::Capture(n) => r.captures.group(usize::from(*n)).is_some_and(|v| put(out, v)),
-        Variable::Slot(slot) => r.slot(*slot).is_some_and(|v| put(out, v)),
+        Variable::Slot(slot) => match r.slot(*slot) {
+            Some(value) => put(out, value),
+            None => uninitialized(*slot, c, r),
+        },
 
         Variable::Args => put(out, &r.args),
         Variable::IsArgs => put(out, if r.args.is_empty() { b"" } else { b"?" }),
@@ -166,10 +170,7 @@ pub fn append(variable: &Variable, c: &Connection, r: &Request, out: &mut Vec<u8
         Variable::RemoteUser => remote_user(r, out),
         Variable::Request => put(out, r.text(r.head.line)),
         Variable::RequestBody => {
-            r.body.is_done()
-                && r.body.file.is_none()
-                && !r.body.memory.is_empty()
-                && put(out, r.body.memory.as_slice())
+            r.body.is_held && r.body.file.is_none() && put(out, r.body.memory.as_slice())
         }
         Variable::RequestBodyFile => r.body.file.as_ref().is_some_and(|file| {
             put(out, std::os::unix::ffi::OsStrExt::as_bytes(file.path().as_os_str()))
@@ -255,6 +256,23 @@ pub fn append(variable: &Variable, c: &Connection, r: &Request, out: &mut Vec<u8
         // Known when a tunnel ends: see `access_log::Frozen`.
         Variable::WebSocket(_) => false,
     }
+}
+
+/// A variable that was given no value: one of `set` is empty, and that is worth a word.
+fn uninitialized(slot: VariableSlot, c: &Connection, r: &Request) -> bool {
+    let at = usize::from(slot.0);
+    let http = r.generation.http();
+    if !http.set_variables.get(at).is_some_and(|is_set| *is_set) {
+        return false;
+    }
+    let bit = 1_u64.checked_shl(at as u32).unwrap_or(0);
+    let told = r.told_uninitialized.get();
+    if told & bit == 0 && *c.settings(r).rewrite.uninitialized_variable_warn {
+        r.told_uninitialized.set(told | bit);
+        let name = http.variable_names.get(at).map_or("", |name| name);
+        c.log(r, Level::Warn, format_args!("using uninitialized \"{name}\" variable"));
+    }
+    true
 }
 
 /// The method as sent upstream and logged.

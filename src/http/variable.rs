@@ -397,6 +397,8 @@ pub struct Names {
 struct SlotName {
     name: Box<str>,
     is_made: bool,
+    /// It was `set` that made it: without a value it is empty, and there.
+    is_set: bool,
 }
 
 /// What `set` may write to.
@@ -489,12 +491,30 @@ impl Names {
         Ok(Settable::Slot(slot))
     }
 
+    /// [`Names::make`] for `set`: what nothing else has made yet has a value from the start.
+    pub fn set_variable(&mut self, name: &str) -> Outcome<Settable> {
+        let known = |slot: &SlotName| slot.is_made && slot.name.eq_ignore_ascii_case(name);
+        let is_new = !self.slots.iter().any(known);
+        let variable = self.make(name)?;
+        if let Settable::Slot(slot) = variable
+            && let Some(made) = self.slots.get_mut(usize::from(slot.0))
+        {
+            made.is_set |= is_new;
+        }
+        Ok(variable)
+    }
+
+    /// Which of the slots `set` has made.
+    pub fn set_slots(&self) -> Vec<bool> {
+        self.slots.iter().map(|slot| slot.is_set).collect()
+    }
+
     fn slot(&mut self, name: &str) -> Outcome<VariableSlot> {
         let known = self.slots.iter().position(|slot| *slot.name == *name);
         let at = known.unwrap_or(self.slots.len());
         let Ok(slot) = u16::try_from(at) else { return fault!("too many variables") };
         if known.is_none() {
-            self.slots.push(SlotName { name: name.into(), is_made: false });
+            self.slots.push(SlotName { name: name.into(), is_made: false, is_set: false });
         }
         Ok(VariableSlot(slot))
     }

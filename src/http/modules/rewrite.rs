@@ -147,7 +147,7 @@ pub const DIRECTIVES: &[Directive<Build>] = &[
             let Some(name) = args.at(0).strip_prefix('$').filter(|name| !name.is_empty()) else {
                 return fault!("invalid variable name \"{}\"", args.at(0));
             };
-            let variable = b.http.names.make(name)?;
+            let variable = b.http.names.set_variable(name)?;
             let value = b.http.names.template(args.at(1))?;
             let set = match variable {
                 Settable::Slot(slot) => Step::Set { slot, value },
@@ -180,6 +180,8 @@ fn return_(b: &mut Build, args: Args<'_>) -> Outcome<Return> {
         None if args.len() == 1 && is_absolute(first) => (302, args.all().first()),
         _ => return fault!("invalid return code \"{first}\""),
     };
+    // An empty text is none.
+    let text = text.filter(|text| !text.is_empty());
     let text = text.map(|text| b.http.names.template(text)).transpose()?;
     Ok(Return { code, text })
 }
@@ -212,7 +214,8 @@ fn open_if(b: &mut Build, args: Args<'_>) -> Outcome {
     let condition = condition(b, args)?;
     let location = b.http.next_id();
     step(b, Step::If { condition, location });
-    b.http.open(Kind::If, "", args.place());
+    let name = b.http.current().map(|level| level.name.clone()).unwrap_or_default();
+    b.http.open(Kind::If, &name, args.place());
     Ok(())
 }
 
