@@ -858,3 +858,77 @@ def test_an_exact_address_beside_the_wildcard(proxy):
         with Wire(socket.create_connection((address, port), 5)) as wire:
             wire.send(GET)
             assert wire.read_response().body == body
+
+
+# Heads and redirects that do not fit into a table of their own.
+
+MORE = [
+    # server, request, status, fields, body
+    ("return 302 /x;", "GET / HTTP/1.0\r\n\r\n", 302, {"Location": "http://127.0.0.1:@port@/x"}, None),
+    ("return 302 /x$uri;", "GET /a%0d%0aX:%20y HTTP/1.1\r\nHost: a\r\n\r\n", 302, {"Location": "http://a:@port@/x/a", "X": "y"}, None),
+    ("return 200 text;", "HEAD / HTTP/1.1\r\nHost: a\r\n\r\n", 200, {"Content-Length": "4"}, b""),
+    ("return 200 text;", "GET / HTTP/1.1\r\nHost: a\r\nRange: bytes=0-1\r\n\r\n", 200, {"Accept-Ranges": None}, b"text"),
+    ("return 404;", "HEAD / HTTP/1.1\r\nHost: a\r\n\r\n", 404, {"Content-Type": "text/html"}, b""),
+    ("error_page 302 =200 /p; location / { return 302 /y; } location /p { return 200 p; }", "GET / HTTP/1.1\r\nHost: a\r\n\r\n", 200, {}, b"p"),
+    ("error_page 404 /none.html; root html;", "GET /x HTTP/1.1\r\nHost: a\r\n\r\n", 404, {"Content-Type": "text/html"}, None),
+    ("error_page 404 =301 http://b/; return 404;", "GET /x HTTP/1.1\r\nHost: a\r\n\r\n", 301, {"Location": "http://b/"}, None),
+    ("error_page 404 =418 http://b/; return 404;", "GET /x HTTP/1.1\r\nHost: a\r\n\r\n", 302, {"Location": "http://b/"}, None),
+    ("location / { error_page 404 = /f; return 404; } location /f { return 418; }", "GET / HTTP/1.1\r\nHost: a\r\n\r\n", 418, {}, b""),
+    ("location / { error_page 404 /f; return 404; } location /f { return 403; }", "GET / HTTP/1.1\r\nHost: a\r\n\r\n", 403, {}, None),
+    ("location / { error_page 404 /f; return 404; } location /f { return 302 /z; }", "GET / HTTP/1.1\r\nHost: a\r\n\r\n", 302, {"Location": "http://a:@port@/z"}, None),
+    ("location / { error_page 405 /f; return 405; } location /f { return 200 $request_method; }", "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n", 405, {}, b"GET"),
+    ("location / { error_page 405 @f; return 405; } location @f { return 200 $request_method; }", "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n", 405, {}, b"POST"),
+    ("location / { error_page 404 =204 /f; return 404; } location /f { return 200 body; }", "GET / HTTP/1.1\r\nHost: a\r\n\r\n", 204, {}, b""),
+    ("error_page 400 =222 /f; location / { return 200 x; } location /f { return 200 '$uri [$request_uri]'; }", "GET /x y HTTP/1.1\r\nHost: a\r\n\r\n", 222, {}, b"/f []"),
+    ("error_page 400 =222 /f; location / { return 200 x; } location /f { return 200 '$uri [$request_uri]'; }", "GET /x HTTP/1.1\r\n\r\n", 222, {}, b"/f [/x]"),
+    ("root html; location /v { root $arg_r; index index.$arg_i; }", "GET /v/?r=@prefix@/html&i=txt HTTP/1.1\r\nHost: a\r\n\r\n", 200, {}, b"by variable"),
+    ("location ~ ^/(?<a>.)(.) { if ($arg_x ~ (z)) { } return 200 $1$2$a; }", "GET /bc?x=y HTTP/1.1\r\nHost: a\r\n\r\n", 200, {}, b"b"),
+    ("location ~ ^/(.)(.) { if ($arg_x ~ (y)) { } return 200 [$1$2]; }", "GET /bc?x=y HTTP/1.1\r\nHost: a\r\n\r\n", 200, {}, b"[y]"),
+    ("break; return 200 server; location / { return 200 location; }", "GET / HTTP/1.1\r\nHost: a\r\n\r\n", 200, {}, b"location"),
+    ("root html; max_ranges 1; add_header X 1 always;", "GET /f HTTP/1.1\r\nHost: a\r\nRange: bytes=9-\r\n\r\n", 416, {"Content-Range": "bytes */4"}, None),
+    ("root html; error_page 416 =200 /f;", "GET /f HTTP/1.1\r\nHost: a\r\nRange: bytes=9-\r\n\r\n", 416, {}, None),
+    ("root html; error_page 412 =222 /p; location /p { return 200 p; }", 'GET /f HTTP/1.1\r\nHost: a\r\nIf-Match: "x"\r\n\r\n', 222, {}, b"p"),
+]
+
+
+@pytest.mark.parametrize("server, request_, status, fields, body", MORE, ids=[f"{row[0]} {row[1][:20]!r}"[:90] for row in MORE])
+def test_more(shared, server, request_, status, fields, body):
+    proxy = shared(server, files={"html/f": "file", "html/v/index.txt": "by variable"})
+    answer = proxy.ask(request_.replace("@prefix@", str(proxy.prefix)))
+    assert answer.status == status
+    assert {name: answer.get(name) for name in fields} == {name: v and proxy.fill(v) for name, v in fields.items()}
+    if body is not None:
+        assert answer.body == body
+
+
+@differs("it adds the line twice")
+def test_a_416_has_what_is_added_always(shared):
+    proxy = shared("root html; max_ranges 1; add_header X 1 always;", files={"html/f": "file"})
+    assert proxy.get("/f", "Range: bytes=9-").all("X") == ["1"]
+
+
+LOGGED = [
+    ("GET / HTTP/1.1\r\nHost: a\r\n\r\n", "GET / HTTP/1.1|200|27"),
+    ("GET /" + "x" * 9000 + " HTTP/1.1\r\nHost: a\r\n\r\n", "GET /" + "x" * 8187 + "|414|0"),
+    ("GET x HTTP/1.1\r\nHost: a\r\n\r\n", "GET x HTTP/1.1|400|0"),
+    ("G\x01T / HTTP/1.1\r\nHost: a\r\n\r\n", "G\\x01T / HTTP/1.1|400|0"),
+    ("GET / HTTP/1.1\r\nHost: a b\r\n\r\n", "GET / HTTP/1.1|400|27"),
+    ("GET / HTTP/1.1\r\nX: " + "x" * 9000 + "\r\nHost: a\r\n\r\n", "GET / HTTP/1.1|400|16"),
+    ("GET / HTTP/1.1\r\nX: 1\r\nY\x01: 2\r\n\r\n", "GET / HTTP/1.1|400|22"),
+    ("GET / HTTP/1.1\r\nX: 1\r\n\r\n", "GET / HTTP/1.1|400|24"),
+    ("GET /\r\n", "GET /|200|7"),
+    ("\x16\x03\x01\x02\x00\x01", "\\x16\\x03\\x01\\x02\\x00\\x01|400|0"),
+]
+
+
+@pytest.mark.parametrize("data, line", LOGGED, ids=[repr(row[0][:20]) for row in LOGGED])
+def test_what_the_log_shows_of_a_request(serve, data, line):
+    proxy = serve(
+        "log_format l '$request|$status|$request_length'; access_log logs/l.log l;"
+        "server { listen 127.0.0.1:@port@; location / { return 200 x; } }"
+    )
+    wire = proxy.connect()
+    wire.send(data)
+    wire.finish()
+    wire.read_to_end()
+    assert proxy.accessed(1, "l.log")[0].startswith(line)

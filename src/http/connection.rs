@@ -13,7 +13,7 @@ use super::listener::Listener;
 use super::modules::Settings;
 use super::modules::core::{KeepaliveDisable, LingeringClose};
 use super::phase;
-use super::request::Request;
+use super::request::{RefusedPart, Request};
 use super::upstream::exchange::Family;
 use super::user_agent::Browser;
 use crate::clock;
@@ -429,11 +429,13 @@ fn set_uri(c: &Connection, r: &mut Request) -> Result<(), Refusal> {
 async fn refuse(c: &Connection, r: &mut Request, refusal: &Refusal) -> Result<(), Close> {
     r.keepalive = false;
     r.method = r.head.method_kind;
-    c.action.set(if refusal.is_of_request_line() {
-        Action::ReadingRequestLine
+    let (part, action) = if refusal.is_of_request_line() {
+        (RefusedPart::RequestLine, Action::ReadingRequestLine)
     } else {
-        Action::ReadingRequestHeaders
-    });
+        (RefusedPart::Headers, Action::ReadingRequestHeaders)
+    };
+    r.refused = Some(part);
+    c.action.set(action);
     if r.head.line.is_empty() && r.head_len == 0 {
         // The line as far as it was read is what the logs show.
         let line = r.buffer.as_slice();

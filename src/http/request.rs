@@ -31,6 +31,8 @@ pub struct Request {
     pub head: RequestHead,
     /// Bytes of the head in `buffer`. Zero until it is complete.
     pub head_len: usize,
+    /// The head was refused: not even the target is known, if it was for the request line.
+    pub refused: Option<RefusedPart>,
     /// The current method: GET after an error page's redirect.
     pub method: Method,
     /// Current normalised path, and args without `?`.
@@ -82,6 +84,13 @@ pub struct Request {
     pub logged: bool,
 }
 
+/// What of a head could not be accepted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RefusedPart {
+    RequestLine,
+    Headers,
+}
+
 /// What the client has been or will be told.
 #[derive(Debug, Default)]
 pub struct Response {
@@ -116,6 +125,7 @@ impl Request {
             buffer: Buffer::empty(),
             head: RequestHead::default(),
             head_len: 0,
+            refused: None,
             method: Method::Other,
             uri: Vec::new(),
             args: Vec::new(),
@@ -155,6 +165,7 @@ impl Request {
         self.buffer.compact();
         self.head.clear();
         self.head_len = 0;
+        self.refused = None;
         self.method = Method::Other;
         self.uri.clear();
         self.args.clear();
@@ -195,6 +206,9 @@ impl Request {
 
     /// `$request_uri`: the target as sent, from its path on.
     pub fn put_request_uri(&self, out: &mut Vec<u8>) {
+        if self.refused == Some(RefusedPart::RequestLine) {
+            return;
+        }
         let path = self.text(self.head.path);
         if path.first() != Some(&b'/') {
             // An absolute-form target without a path.

@@ -123,6 +123,8 @@ fn apply(rewrite: &Rewrite, c: &Connection, r: &mut Request, changed: &mut bool)
         c.log(r, Level::Notice, format_args!("\"{}\" {verb} \"{uri}\"", rewrite.regex.pattern));
     }
     if !matched {
+        // Whatever was captured before is gone, too.
+        r.captures.groups.clear();
         return Next::Step;
     }
     r.set_named_captures(&rewrite.regex);
@@ -234,6 +236,8 @@ fn holds(condition: &Condition, c: &Connection, r: &mut Request) -> bool {
             let matched = regex.matches(&value, &mut r.captures);
             if matched {
                 r.set_named_captures(regex);
+            } else {
+                r.captures.groups.clear();
             }
             matched != *negate
         }
