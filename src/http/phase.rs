@@ -364,6 +364,13 @@ async fn special(c: &Connection, r: &mut Request, code: u16) -> Result<Outcome, 
                 ErrorPageTarget::Named(name) => return Ok(Outcome::Named(Arc::clone(name))),
                 ErrorPageTarget::Url(url) => {
                     let location = value::expanded(url, c, r);
+                    if location.starts_with(b"/") {
+                        // Out of variables: a URI all the same.
+                        if r.method != Method::Head {
+                            r.method = Method::Get;
+                        }
+                        return Ok(internal(location));
+                    }
                     r.response.location = Some(location);
                     let redirect = match page.answer {
                         ErrorPageStatus::Code(code @ (301 | 302 | 303 | 307 | 308)) => code,

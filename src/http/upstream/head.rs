@@ -55,6 +55,9 @@ pub fn put_head(
     if content_type.is_some() {
         r.response.kept.content_type = None;
     }
+    if has(Known::Location) {
+        r.response.location = None;
+    }
     let redirected = match upstream.headers.find(Known::Location) {
         Some(field) if family == Family::Proxy && !hides(b"location") => {
             redirect(c, r, location, field.value.of(raw))
