@@ -69,6 +69,7 @@ def pages(serve):
         ("error_page 404 =200 /files/404.html;", "GET", 200, "a file"),
         ("error_page 404 /files/404.html;", "POST", 404, "a file"),
         ("error_page 404 =200 $arg_none/plain;", "GET", 200, "plain"),
+        ("error_page 404 =200 ${arg_none}@named;", "GET", 200, "named GET /x?y"),
         ("error_page 404 =200 $arg_none/page?$args;", "POST", 200, "page GET /page?y"),
     ],
 )
@@ -257,7 +258,7 @@ def test_codes_that_end_the_connection(pages, code):
     assert answer.get("Connection") == "close"
 
 
-@pytest.mark.parametrize("code", [401, 403, 404, 405, 411, 502, 503, 504])
+@pytest.mark.parametrize("code", [401, 403, 404, 405, 411, 494, 502, 503, 504])
 def test_codes_that_do_not(pages, code):
     answer = pages(answer=f"return {code};").ask(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n")
     assert answer.get("Connection") == "keep-alive"

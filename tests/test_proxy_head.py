@@ -4,10 +4,12 @@ import re
 
 import pytest
 
+from harness.packet import read_packet
 from harness.upstream import answering, chunked, response
 
 differs = pytest.mark.differs_in_nginx
 ringx_only = pytest.mark.ringx_only
+EPOCH = "Thu, 01 Jan 1970 00:00:01 GMT"
 MODERN = 'proxy_http_version 1.1; proxy_set_header Connection "";'
 
 
@@ -526,6 +528,12 @@ def test_headers_that_outlive_an_accel_redirect(through):
     assert answer.get("ETag") != "up" and answer.get("Last-Modified") != "gone"
 
 
+@pytest.mark.parametrize("target, lines", [("/page", 1), ("/files/file.css", 2), ("/none", 0)])
+def test_kept_word_of_ranges(through, target, lines):
+    answer = through(response(b"", f"X-Accel-Redirect: {target}", "Accept-Ranges: none")).get("/app/")
+    assert answer.all("Accept-Ranges") == ["none", "bytes"][:lines]
+
+
 def test_the_type_of_a_page_behind_an_accel_redirect(through):
     upstream = response(b"", "X-Accel-Redirect: /none", "Content-Type: a/b", "Set-Cookie: c=1")
     answer = through(upstream).get("/app/")
@@ -599,12 +607,20 @@ def test_forced_ranges(through, wanted, status, content_range, part):
     proxy = through(response(BODY, "Accept-Ranges: none", "X-A: 1"), "proxy_force_ranges on;")
     answer = proxy.get("/app/", f"Range: {wanted}")
     assert (answer.status, answer.get("Content-Range")) == (status, content_range)
+    assert answer.get("X-A") == "1"
     if part:
         assert answer.body == BODY[part]
-        assert answer.get("X-A") == "1"
     assert answer.all("Accept-Ranges") == (["bytes"] if status == 200 else [])
     if status == 206:
         assert answer.start == "HTTP/1.1 206 Partial Content"
+
+
+def test_the_head_of_a_forced_range(through):
+    answer = through(response(b"", 'ETag: "x"', "X-A: 1").replace(b"Length: 0", b"Length: 10"), "proxy_force_ranges on;").get(
+        "/app/", "Range: bytes=2-3", method="HEAD"
+    )
+    assert (answer.status, answer.get("Content-Length")) == (206, "2")
+    assert own(answer) == ['ETag: "x"', "X-A: 1", "Content-Range: bytes 2-3/10"]
 
 
 @pytest.mark.parametrize(
@@ -662,3 +678,59 @@ def test_the_head_of_a_head(through, line, length, encoding):
 def test_upgrade_is_passed_on_with_any_status(through):
     answer = through(response(b"x", "Upgrade: h2c", status="426 Upgrade Required")).get("/app/")
     assert (answer.status, answer.get("Upgrade")) == (426, "h2c")
+
+
+# uwsgi: the same rows for another protocol.
+
+
+@pytest.fixture
+def uwsgi(serve, upstream):
+    def start(answer: bytes, directives=""):
+        def handler(wire):
+            read_packet(wire)
+            wire.send(answer)
+
+        server = upstream(handler)
+        return serve(
+            f"""
+            server {{
+                listen 127.0.0.1:@port@;
+                location / {{ {directives} uwsgi_pass @upstream@; }}
+                location = /page {{ return 200 page; }}
+            }}
+            """,
+            upstream=server.address,
+        )
+
+    return start
+
+
+@pytest.mark.parametrize(
+    "directives, lines, expected",
+    [
+        ("", "Server: s\r\nDate: d\r\nX-Pad: p\r\nX-Accel-Expires: 1", {"Server": ["s"], "Date": ["d"], "X-Pad": ["p"]}),
+        ("uwsgi_hide_header X-A;", "X-A: 1\r\nX-B: 2", {"X-A": [], "X-B": ["2"]}),
+        ("uwsgi_pass_header X-Accel-Expires;", "X-Accel-Expires: 1", {"X-Accel-Expires": ["1"]}),
+        ("", "X-Accel-Limit-Rate: 0\r\nX-Accel-Charset: x", {"X-Accel-Limit-Rate": [], "X-Accel-Charset": []}),
+        ("", "Location: /x", {"Location": ["/x"]}),
+        ("expires epoch; add_header X-Own 1;", "Expires: 0", {"Expires": [EPOCH], "X-Own": ["1"]}),
+    ],
+)
+def test_heads_of_uwsgi(uwsgi, directives, lines, expected):
+    answer = uwsgi(f"Status: 200 OK\r\n{lines}\r\n\r\nbody".encode(), directives).get("/")
+    assert (answer.status, answer.body) == (200, b"body")
+    for name, values in expected.items():
+        assert answer.all(name) == values
+
+
+def test_a_redirect_of_uwsgi_s(uwsgi):
+    answer = uwsgi(b"Status: 200 OK\r\nX-Accel-Redirect: /page\r\nSet-Cookie: a=b\r\n\r\nbody").get("/")
+    assert (answer.body, answer.all("Set-Cookie")) == (b"page", ["a=b"])
+
+
+@pytest.mark.parametrize("wanted, status, body", [("bytes=2-4", 206, b"234"), ("bytes=10-", 416, None), ("x", 200, b"0123456789")])
+def test_ranges_forced_on_uwsgi(uwsgi, wanted, status, body):
+    head = b"Status: 200 OK\r\nContent-Length: 10\r\n\r\n"
+    answer = uwsgi(head + b"0123456789", "uwsgi_force_ranges on;").get("/", f"Range: {wanted}")
+    assert answer.status == status
+    assert body is None or answer.body == body

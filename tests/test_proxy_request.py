@@ -92,6 +92,8 @@ CHUNKED = (
         ("~ ^/(a)/(.*)", "http://@upstream@/$2$is_args$args", "/a/b?c", "/b?c"),
         ("/", "http://@upstream@$request_uri", "/a%20b?c", "/a%20b?c"),
         ("/", "http://@upstream@$uri", "/a%41b?c", "/aAb"),
+        ("/", "http://@upstream@?$args", "/a?c", "/?c"),
+        ("/", "http://@upstream@$arg_none", "/a%41b?c", "/a%41b?c"),
         ("/", "http://$arg_to", "/a%20?to=@upstream@", "/a%20?to=@upstream@"),
         ("/", "http://group", "/a", "/a"),
         ("/a/", "http://GROUP/b/", "/a/c", "/b/c"),

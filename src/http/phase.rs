@@ -339,7 +339,7 @@ async fn special(c: &Connection, r: &mut Request, code: u16) -> Result<Outcome, 
             r.response.status = code;
             return Err(Close::Silently);
         }
-        400 | 413 | 414 | 494..=497 | 500 | 501 => r.keepalive = false,
+        400 | 413 | 414 | 495..=497 | 500 | 501 => r.keepalive = false,
         _ => {}
     }
     let generation = Rc::clone(&r.generation);
@@ -364,6 +364,9 @@ async fn special(c: &Connection, r: &mut Request, code: u16) -> Result<Outcome, 
                 ErrorPageTarget::Named(name) => return Ok(Outcome::Named(Arc::clone(name))),
                 ErrorPageTarget::Url(url) => {
                     let location = value::expanded(url, c, r);
+                    if location.starts_with(b"@") {
+                        return Ok(Outcome::Named(String::from_utf8_lossy(&location).into()));
+                    }
                     if location.starts_with(b"/") {
                         // Out of variables: a URI all the same.
                         if r.method != Method::Head {
@@ -400,8 +403,7 @@ async fn built_in(c: &Connection, r: &mut Request, code: u16) -> Result<Outcome,
             special_response::is_padded_for(r.text(agent.value), minor)
         });
     let page = special_response::page(code, *core.server_tokens, padded);
-    // A page is of its own type.
-    r.response.kept.content_type = None;
+    r.response.kept.keep_for_page();
     let location = r.response.location.take();
     let head = Head {
         status: special_response::status(code),

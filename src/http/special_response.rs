@@ -76,8 +76,7 @@ pub fn is_padded_for(user_agent: &[u8], minor_version: Option<u8>) -> bool {
     let has = |needle: &str| memmem::find(user_agent, needle.as_bytes()).is_some();
     // A version, as in `MSIE 6.0`, must follow.
     let is_msie = memmem::find(user_agent, b"MSIE ").is_some_and(|at| at + 7 < user_agent.len());
-    minor_version.is_some()
-        && ((is_msie && !has("Opera")) || (has("Chrome/") && !has("Gecko/")))
+    minor_version.is_some() && ((is_msie && !has("Opera")) || (has("Chrome/") && !has("Gecko/")))
 }
 
 /// Padding that brings a page over the 512 bytes below which it would be replaced.
