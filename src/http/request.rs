@@ -4,6 +4,7 @@
 use std::rc::Rc;
 
 use super::body::RequestBody;
+use super::modules::headers::lines;
 use super::server::{AddressId, LocationId, ServerId};
 use super::upstream::Attempt;
 use super::upstream::protocol::Message;
@@ -138,6 +139,14 @@ pub struct Kept {
     pub content_type: Option<Box<[u8]>>,
     /// Whole lines.
     pub lines: Vec<u8>,
+}
+
+impl Kept {
+    /// What goes with a built-in page: it has a type of its own, and no ranges.
+    pub fn keep_for_page(&mut self) {
+        self.content_type = None;
+        lines::remove_before(&mut self.lines, usize::MAX, b"accept-ranges");
+    }
 }
 
 impl Request {

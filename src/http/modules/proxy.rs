@@ -116,15 +116,13 @@ pub const DIRECTIVES: &[Directive<Build>] = &[
         .set(|b, args| {
             let mut rules = rewrite::collect(&b.level().proxy.cookie_domain, args)?;
             if let [domain, to] = args.all() {
-                let (from, to) = match domain.strip_prefix('~') {
-                    Some(regex) => {
-                        (Pattern::Regex(Arc::new(b.http.names.regex(regex, true)?)), to.as_str())
-                    }
-                    None => {
-                        let domain = domain.strip_prefix('.').unwrap_or(domain);
-                        let to = to.strip_prefix('.').unwrap_or(to);
-                        (Pattern::Domain(b.http.names.template(domain)?), to)
-                    }
+                // A dot in front is neither here nor there: a cookie keeps its own.
+                let (from, to) = if let Some(regex) = domain.strip_prefix('~') {
+                    (Pattern::Regex(Arc::new(b.http.names.regex(regex, true)?)), to.as_str())
+                } else {
+                    let domain = domain.strip_prefix('.').unwrap_or(domain);
+                    let from = Pattern::Domain(b.http.names.template(domain)?);
+                    (from, to.strip_prefix('.').unwrap_or(to))
                 };
                 rules.push(Rule { from, to: b.http.names.template(to)? });
             }

@@ -22,7 +22,6 @@ use crate::http::connection::Connection;
 use crate::http::location::Location;
 use crate::http::modules::exchange::{IgnoreHeaders, NextUpstream, Pass, Settings};
 use crate::http::modules::proxy::HttpVersion;
-use crate::http::modules::static_files::range;
 use crate::http::modules::upstream::{Peer, PeerAddress, Upstream};
 use crate::http::phase::Outcome;
 use crate::http::request::Request;
@@ -34,7 +33,7 @@ use crate::http1::refusal::ResponseRefusal;
 use crate::http1::request::Method;
 use crate::http1::response::{self, Form, NO_VALID_HEADER};
 use crate::http1::uri::unescape;
-use crate::http1::{Progress, chunked, encode};
+use crate::http1::{Progress, chunked};
 use crate::io::select::{Either, either};
 use crate::io::stream::{Address, Failure, NewSocket};
 use crate::io::timer::{self, Wait};
@@ -827,8 +826,7 @@ impl Exchange<'_> {
         if *self.settings.force_ranges
             && let Err(length) = head::select_range(r, self.location)
         {
-            let range = range::content_range_of_none(length);
-            encode::header(b"Content-Range", range.as_bytes(), &mut r.response.kept.lines);
+            head::keep_for_not_satisfiable(r, self.settings, length);
             set_response_time(r, started);
             return Ok(Outcome::Status(416));
         }

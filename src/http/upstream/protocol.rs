@@ -240,7 +240,12 @@ fn is_about_upgrade(name: &str) -> bool {
 /// The URI to send (proxy, section 1).
 fn put_uri(r: &Request, location: &Location, uri: DestinationUri<'_>, out: &mut Vec<u8>) {
     let replaced = match uri {
-        DestinationUri::Whole(uri) => return out.extend_from_slice(uri),
+        DestinationUri::Whole(uri) => {
+            if uri.starts_with(b"?") {
+                out.push(b'/');
+            }
+            return out.extend_from_slice(uri);
+        }
         DestinationUri::Request if r.uri_is_original && r.text(r.head.path).starts_with(b"/") => {
             return r.put_request_uri(out);
         }

@@ -502,9 +502,10 @@ impl<'a> Relay<'a, '_> {
         found: &Found,
         complete: bool,
     ) -> Result<(), Close> {
-        let end = match complete && r.response.chunked {
-            true => headers::end_of_chunked(self.c, r),
-            false => Cow::Borrowed(b"".as_slice()),
+        let end = if complete && r.response.chunked {
+            headers::end_of_chunked(self.c, r)
+        } else {
+            Cow::Borrowed(b"".as_slice())
         };
         // The head is taken out for the time that it is borrowed by the call.
         let mut head = std::mem::take(&mut r.response.head);
