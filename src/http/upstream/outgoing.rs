@@ -109,8 +109,11 @@ impl<'a> Outgoing<'a> {
                 return Ok(());
             }
         } else {
+            // At a pace, what goes first is as much as its second allows: more is read before.
             self.enqueue(slices);
-            self.pump(r).await?;
+            if r.response.pace.is_none() {
+                self.pump(r).await?;
+            }
         }
         self.fit(r).await
     }

@@ -532,6 +532,15 @@ impl<'a> Relay<'a, '_> {
                 return Ok(Ok(most));
             }
             let has_room = self.rest.has_room();
+            if r.response.pace.is_some() {
+                if let Ok(most) = allowed
+                    && has_room
+                    && !upstream.is_quiet()
+                {
+                    return Ok(Ok(most));
+                }
+                self.rest.pump(r).await?;
+            }
             let from_upstream = async {
                 match allowed {
                     Err(wait) => pace::hold(upstream, wait).await.map(|()| None),

@@ -77,8 +77,12 @@ fn run_steps(
             }
             Step::SetLimitRate { value } => {
                 let value = value::expanded(value, c, r);
-                if let Some(rate) = pace::size_of(c, r, &value) {
-                    r.response.limit_rate = Some(rate);
+                match pace::parse_size(&value) {
+                    Some(rate) => r.response.limit_rate = Some(rate),
+                    None => {
+                        let text = escape(&value);
+                        c.log(r, Level::Error, format_args!("invalid $limit_rate \"{text}\""));
+                    }
                 }
                 Next::Step
             }
