@@ -482,9 +482,11 @@ def test_a_client_that_leaves_in_the_middle_of_its_body(through, text):
     told = threading.Event()
 
     def handler(wire):
-        wire.read_head()
-        wire.read_to_end()
-        told.set()
+        try:
+            wire.read_head()
+            wire.read_to_end()
+        finally:
+            told.set()
 
     proxy, server = through(handler, location=text)
     wire = proxy.connect()
