@@ -104,6 +104,7 @@ impl<'a> Outgoing<'a> {
     /// Sends in order. What the client does not take at once waits here while that may be; otherwise
     /// this waits for the client.
     pub async fn send(&mut self, r: &mut Request, slices: &mut [IoSlice<'_>]) -> Result<(), Close> {
+        self.c.action.set(Action::SendingToClient);
         if self.is_empty() && r.response.pace.is_none() {
             if self.send_now(r, slices)? == Sent::All {
                 return Ok(());

@@ -77,12 +77,11 @@ fn run_steps(
             }
             Step::SetLimitRate { value } => {
                 let value = value::expanded(value, c, r);
-                match pace::parse_size(&value) {
-                    Some(rate) => r.response.limit_rate = Some(rate),
-                    None => {
-                        let text = escape(&value);
-                        c.log(r, Level::Error, format_args!("invalid $limit_rate \"{text}\""));
-                    }
+                if let Some(rate) = pace::parse_size(&value) {
+                    r.response.limit_rate = Some(rate);
+                } else {
+                    let text = escape(&value);
+                    c.log(r, Level::Error, format_args!("invalid $limit_rate \"{text}\""));
                 }
                 Next::Step
             }
