@@ -218,7 +218,7 @@ pub const DIRECTIVES: &[Directive<Build>] = &[
         .doc("How little a send buffer may have to take, on systems other than Linux.")
         .differs("it is taken with a warning, as by nginx on Linux.")
         .set(|b, args| {
-            args.fill(&mut b.level().proxy.send_lowat, |args| args.size())?;
+            args.fill(&mut b.level().proxy.send_lowat, Args::size)?;
             if *b.level().proxy.send_lowat > 0 {
                 let text = "\"proxy_send_lowat\" is not supported, ignored";
                 b.warn(Some(args.place()), text.to_owned());

@@ -470,7 +470,6 @@ impl Exchange<'_> {
             SendEnd::Failed(Failure::Io(e)) => Some(e),
             SendEnd::Failed(_) | SendEnd::Answered => None,
         };
-        self.c.action.set(Action::ReadingUpstreamHead);
         self.read_head(r, &connection, send_error).await?;
         if let Some(attempt) = r.attempts.last_mut() {
             if attempt.status == 0 {
@@ -652,14 +651,14 @@ impl Exchange<'_> {
         loop {
             let left = Duration::from_millis(until_ms.saturating_sub(timer::now_ms()));
             let buffer = std::mem::take(&mut r.upstream_bytes);
-            let before = buffer.len();
             let ignore_abort = *self.settings.ignore_client_abort;
             let (received, buffer) =
                 receive_watching_client(self.c, r, &connection.stream, buffer, left, ignore_abort)
                     .await?;
             r.upstream_bytes = buffer;
+            self.c.action.set(Action::ReadingUpstreamHead);
             if let Some(attempt) = r.attempts.last_mut() {
-                attempt.bytes_received += (r.upstream_bytes.len() - before) as u64;
+                attempt.bytes_received += *received.as_ref().unwrap_or(&0) as u64;
             }
             match received {
                 Ok(0) => {
