@@ -41,14 +41,14 @@ pub struct Request {
     /// The URI was changed by `rewrite … break`, after its location was chosen: what stands in for
     /// the location's name no longer fits.
     pub rewritten_in_place: bool,
-    /// Whether the client's path held `%XX`, or the request was redirected internally: then the path
-    /// is escaped again on its way to an upstream.
+    /// Whether the client's path held `%XX`: then, or after an internal redirect, the path is escaped
+    /// again on its way to an upstream.
     pub escape: bool,
     /// Lower case, without port and trailing dot; empty when the client named none.
     pub host: Vec<u8>,
     /// Digits of the port that the client named, in `host_port`.
     pub host_port: Option<Vec<u8>>,
-    /// Reached by an internal redirect: `internal` locations are open.
+    /// Reached by a rewrite or an internal redirect: `internal` locations are open.
     pub internal: bool,
     pub uri_changes: u8,
     /// An error page is being made: its own errors get the built-in pages.
@@ -57,8 +57,8 @@ pub struct Request {
     pub captures: Captures,
     /// Values of variables made by `set` and named groups.
     pub slots: Vec<Option<Box<[u8]>>>,
-    /// The first slots by bits: those whose use without a value was mentioned.
-    uninitialized: std::cell::Cell<u64>,
+    /// The first 64 of them, by bit, whose use before their `set` was told.
+    pub told_uninitialized: std::cell::Cell<u64>,
     /// `$request_id`, made on first use.
     pub id: std::cell::OnceCell<[u8; 32]>,
 
@@ -129,7 +129,7 @@ impl Request {
             in_error_page: false,
             captures: Captures::default(),
             slots: Vec::new(),
-            uninitialized: std::cell::Cell::new(0),
+            told_uninitialized: std::cell::Cell::new(0),
             id: std::cell::OnceCell::new(),
             body: RequestBody::default(),
             response: Response::default(),
@@ -168,7 +168,7 @@ impl Request {
         self.in_error_page = false;
         self.captures.groups.clear();
         self.slots.clear();
-        self.uninitialized.set(0);
+        self.told_uninitialized.set(0);
         self.id = std::cell::OnceCell::new();
         self.body.reset();
         self.response.reset();
@@ -196,7 +196,7 @@ impl Request {
     /// `$request_uri`: the target as sent, from its path on.
     pub fn put_request_uri(&self, out: &mut Vec<u8>) {
         let path = self.text(self.head.path);
-        if path.first() != Some(&b'/') {
+        if path.is_empty() {
             // An absolute-form target without a path.
             out.push(b'/');
         }
@@ -227,14 +227,6 @@ impl Request {
 
     pub fn slot(&self, slot: super::variable::VariableSlot) -> Option<&[u8]> {
         self.slots.get(slot.0 as usize)?.as_deref()
-    }
-
-    /// Whether this is the first use without a value, as far as that is kept.
-    pub fn note_uninitialized(&self, slot: super::variable::VariableSlot) -> bool {
-        let bit = 1_u64.checked_shl(slot.0.into()).unwrap_or(0);
-        let noted = self.uninitialized.get();
-        self.uninitialized.set(noted | bit);
-        noted & bit == 0
     }
 
     pub fn set_slot(&mut self, slot: super::variable::VariableSlot, value: &[u8]) {

@@ -39,17 +39,37 @@ pub struct Http {
     pub log_servers: Vec<Arc<crate::syslog::Server>>,
     /// How many slots a request needs for variables made by `set` and by named captures.
     pub variable_slots: usize,
-    /// Names of those slots, for warnings; empty: none is given.
+    /// Names of those slots, for warnings.
     pub variable_names: Vec<Box<str>>,
+    /// Which of them `set` has made: these are empty, and there, before they are given a value.
+    pub set_variables: Vec<bool>,
 }
 
 impl Http {
+    /// Goes on with what the process knows of the upstreams that an earlier configuration had too.
+    pub fn take_over(&self, old: &Http) {
+        for upstream in &self.upstreams {
+            if let Some(before) = old.upstreams.iter().find(|old| old.name == upstream.name) {
+                upstream.zone.take_over(&before.zone);
+            }
+        }
+    }
+
     pub fn server(&self, id: ServerId) -> &Server {
         &self.servers[id.0 as usize]
     }
 
     pub fn location(&self, id: LocationId) -> &Location {
         &self.locations[id.0 as usize]
+    }
+
+    /// The location that answers when `id` was found: its `limit_except` block for the methods that
+    /// are limited.
+    pub fn for_method(&self, id: LocationId, method: &[u8]) -> LocationId {
+        match &self.location(id).limit_except {
+            Some(block) if block.limits(method) => block.location,
+            _ => id,
+        }
     }
 
     pub fn upstream(&self, id: UpstreamId) -> &Upstream {

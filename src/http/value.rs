@@ -5,7 +5,8 @@ use std::net::IpAddr;
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
-use super::connection::Connection;
+use super::connection::{Connection, client_address};
+use super::location::Handler;
 use super::modules::access_log::Escape;
 use super::modules::core::Root;
 use super::request::Request;
@@ -13,6 +14,7 @@ use super::upstream::Attempt;
 use super::variable::{HeaderName, Part, Template, Variable, VariableSlot};
 use crate::clock;
 use crate::error_log::Level;
+use crate::http1::framing::BodyLength;
 use crate::http1::header::Known;
 use crate::http1::request::Version;
 use crate::local_time::LocalTime;
@@ -119,7 +121,6 @@ pub fn append(variable: &Variable, c: &Connection, r: &Request, out: &mut Vec<u8
         Variable::Cookie(name) => cookie(r, name.as_bytes()).is_some_and(|v| put(out, v)),
         Variable::Http(name) => request_header(r, name, out),
         Variable::SentHttp(name) => sent_header(r, name, out),
-        Variable::SentTrailer(_) => false,
         Variable::UpstreamHttp(name) => upstream_header(r, name, out),
         Variable::UpstreamCookie(name) => {
             upstream_cookie(r, name.as_bytes()).is_some_and(|v| put(out, v))
@@ -127,7 +128,7 @@ pub fn append(variable: &Variable, c: &Connection, r: &Request, out: &mut Vec<u8
         Variable::Capture(n) => r.captures.group(usize::from(*n)).is_some_and(|v| put(out, v)),
         Variable::Slot(slot) => match r.slot(*slot) {
             Some(value) => put(out, value),
-            None => is_uninitialized(*slot, c, r),
+            None => uninitialized(*slot, c, r),
         },
 
         Variable::Overridden(of) => match r.slot(of.0) {
@@ -137,7 +138,7 @@ pub fn append(variable: &Variable, c: &Connection, r: &Request, out: &mut Vec<u8
 
         Variable::Args => put_known(out, &r.args),
         Variable::IsArgs => put(out, if r.args.is_empty() { b"" } else { b"?" }),
-        Variable::BinaryRemoteAddr => match c.client.ip {
+        Variable::BinaryRemoteAddr => match client_address(c, r).ip {
             Some(IpAddr::V4(ip)) => put(out, &ip.octets()),
             Some(IpAddr::V6(ip)) => put(out, &ip.octets()),
             None => put(out, b"unix:"),
@@ -148,7 +149,7 @@ pub fn append(variable: &Variable, c: &Connection, r: &Request, out: &mut Vec<u8
         Variable::ConnectionRequests => number(out, c.requests.get()),
         Variable::ConnectionTime => seconds(out, clock::now().saturating_sub(c.accepted)),
         Variable::ContentLength => {
-            if r.body.is_done() && r.head.body == crate::http1::framing::BodyLength::Chunked {
+            if r.body.is_done() && r.head.body == BodyLength::Chunked {
                 return number(out, r.body.decoded);
             }
             known_header(r, Known::ContentLength, out)
@@ -165,12 +166,15 @@ pub fn append(variable: &Variable, c: &Connection, r: &Request, out: &mut Vec<u8
         Variable::Hostname => put(out, c.shard.hostname.as_bytes()),
         Variable::Https => put(out, b""),
         Variable::Msec => seconds(out, clock::now()),
+        Variable::Nothing => true,
         Variable::NginxVersion => put(out, crate::VERSION.as_bytes()),
         Variable::Pid => number(out, u64::from(std::process::id())),
         Variable::Pipe => put(out, if r.pipelined { b"p" } else { b"." }),
         Variable::RealpathRoot => realpath_root(c, r, out),
-        Variable::RemoteAddr => put(out, c.client.address.as_bytes()),
-        Variable::RemotePort => c.client.port.is_none_or(|port| number(out, u64::from(port))),
+        Variable::RemoteAddr => put(out, client_address(c, r).address.as_bytes()),
+        Variable::RemotePort => {
+            client_address(c, r).port.is_none_or(|port| number(out, u64::from(port)))
+        }
         Variable::RemoteUser => remote_user(r, out),
         Variable::Request => put(out, r.text(r.head.line)),
         Variable::RequestBody => {
@@ -232,12 +236,21 @@ pub fn append(variable: &Variable, c: &Connection, r: &Request, out: &mut Vec<u8
         Variable::Uri => put_known(out, &r.uri),
 
         Variable::ProxyHost => proxy_pass(r).is_some_and(|pass| put(out, pass.host.as_bytes())),
+        Variable::ProxyInternalBodyLength => {
+            proxied_length(c, r).is_some_and(|length| number(out, length))
+        }
+        Variable::ProxyInternalChunked => {
+            is_proxied(r)
+                && proxied_length(c, r).is_none()
+                && r.head.body == BodyLength::Chunked
+                && put(out, b"chunked")
+        }
         Variable::ProxyPort => proxy_pass(r).is_some_and(|pass| put(out, pass.port.as_bytes())),
         Variable::ProxyAddXForwardedFor => {
             if known_header(r, Known::XForwardedFor, out) {
                 out.extend_from_slice(b", ");
             }
-            put(out, c.client.address.as_bytes())
+            put(out, client_address(c, r).address.as_bytes())
         }
         Variable::UpstreamAddr => attempts(r, out, |a, out| {
             out.extend_from_slice(a.address.as_bytes());
@@ -267,15 +280,18 @@ pub fn append(variable: &Variable, c: &Connection, r: &Request, out: &mut Vec<u8
     }
 }
 
-/// A variable that no `set` has given a value is empty, and the use of it is mentioned once a
-/// request; one of a named group just has none: false.
-#[cold]
-fn is_uninitialized(slot: VariableSlot, c: &Connection, r: &Request) -> bool {
+/// A variable that was given no value: one of `set` is empty, and that is worth a word.
+fn uninitialized(slot: VariableSlot, c: &Connection, r: &Request) -> bool {
+    let at = usize::from(slot.0);
     let http = r.generation.http();
-    let name = http.variable_names.get(usize::from(slot.0)).map(|name| &**name);
-    let Some(name) = name.filter(|name| !name.is_empty()) else { return false };
-    let warns = &http.location(r.location).settings.rewrite.uninitialized_variable_warn;
-    if **warns && r.note_uninitialized(slot) {
+    if !http.set_variables.get(at).is_some_and(|is_set| *is_set) {
+        return false;
+    }
+    let bit = 1_u64.checked_shl(at as u32).unwrap_or(0);
+    let told = r.told_uninitialized.get();
+    if told & bit == 0 && *c.settings(r).rewrite.uninitialized_variable_warn {
+        r.told_uninitialized.set(told | bit);
+        let name = http.variable_names.get(at).map_or("", |name| name);
         c.log(r, Level::Warn, format_args!("using uninitialized \"{name}\" variable"));
     }
     true
@@ -512,6 +528,26 @@ fn base64(text: &[u8]) -> Option<Vec<u8>> {
         }
     }
     Some(out)
+}
+
+fn is_proxied(r: &Request) -> bool {
+    r.generation.http().location(r.location).handler == Some(Handler::Proxy)
+}
+
+/// Bytes of the body that an HTTP upstream is sent, when they are known before it is sent.
+fn proxied_length(c: &Connection, r: &Request) -> Option<u64> {
+    if !is_proxied(r) {
+        return None;
+    }
+    let proxy = &c.settings(r).proxy;
+    if let Some(body) = &*proxy.set_body {
+        return Some(expanded(body, c, r).len() as u64);
+    }
+    match r.head.body {
+        BodyLength::Length(length) => Some(length),
+        BodyLength::Chunked if !r.body.was_streamed && r.body.is_done() => Some(r.body.decoded),
+        BodyLength::Chunked | BodyLength::None | BodyLength::UntilClose => None,
+    }
 }
 
 fn proxy_pass(r: &Request) -> Option<&super::modules::proxy::ProxyPass> {

@@ -68,8 +68,6 @@ pub enum Variable {
     UpstreamHttp(HeaderName),
     /// `$upstream_cookie_NAME`
     UpstreamCookie(Box<str>),
-    /// `$sent_trailer_NAME`: no value, as no trailers are sent.
-    SentTrailer(HeaderName),
     /// A member of a family that some `set` gives a value: that one, or the family's.
     Overridden(Box<(VariableSlot, Variable)>),
     /// `$1` to `$9`
@@ -93,6 +91,8 @@ pub enum Variable {
     Hostname,
     Https,
     Msec,
+    /// Empty: `$http2`, `$http3` of a connection that speaks neither.
+    Nothing,
     NginxVersion,
     Pid,
     Pipe,
@@ -128,6 +128,8 @@ pub enum Variable {
 
     // The upstream exchange.
     ProxyHost,
+    ProxyInternalBodyLength,
+    ProxyInternalChunked,
     ProxyPort,
     ProxyAddXForwardedFor,
     UpstreamAddr,
@@ -188,6 +190,8 @@ pub const FIXED: &[(&str, Variable)] = &[
     ("document_uri", Variable::Uri),
     ("host", Variable::Host),
     ("hostname", Variable::Hostname),
+    ("http2", Variable::Nothing),
+    ("http3", Variable::Nothing),
     ("https", Variable::Https),
     ("is_args", Variable::IsArgs),
     ("is_request_port", Variable::IsRequestPort),
@@ -197,6 +201,8 @@ pub const FIXED: &[(&str, Variable)] = &[
     ("pipe", Variable::Pipe),
     ("proxy_add_x_forwarded_for", Variable::ProxyAddXForwardedFor),
     ("proxy_host", Variable::ProxyHost),
+    ("proxy_internal_body_length", Variable::ProxyInternalBodyLength),
+    ("proxy_internal_chunked", Variable::ProxyInternalChunked),
     ("proxy_port", Variable::ProxyPort),
     ("query_string", Variable::Args),
     ("realpath_root", Variable::RealpathRoot),
@@ -295,11 +301,20 @@ impl Regex {
                 }
             }
         }
-        let compiled = RegexBuilder::new(&bytes)
-            .bytes_mode(BytesMode::Ascii)
-            .case_insensitive(caseless)
-            .build()
-            .map_err(|error| Fault::new(compile_failed(pattern, &error)))?;
+        let build = |pattern: &str| {
+            RegexBuilder::new(pattern)
+                .bytes_mode(BytesMode::Ascii)
+                .case_insensitive(caseless)
+                .build()
+        };
+        // As written first, for what an error says.
+        let mut compiled =
+            build(&bytes).map_err(|error| Fault::new(compile_failed(pattern, &error)))?;
+        if let Some(bytes) = with_dollars_of_pcre(&bytes)
+            && let Ok(translated) = build(&bytes)
+        {
+            compiled = translated;
+        }
         Ok(Regex { pattern: pattern.into(), compiled, named: Vec::new() })
     }
 
@@ -315,6 +330,42 @@ impl Regex {
         );
         true
     }
+}
+
+/// The pattern with each `$` as PCRE means it: the end, or before a line feed that is the end. `None`:
+/// there is none, or the pattern changes by itself what `$` means.
+fn with_dollars_of_pcre(pattern: &str) -> Option<String> {
+    if !pattern.contains('$') || pattern.contains("(?m") || pattern.contains("(?x") {
+        return None;
+    }
+    let mut out = String::with_capacity(pattern.len() + 8);
+    let mut chars = pattern.chars().peekable();
+    let mut in_class = false;
+    while let Some(c) = chars.next() {
+        match c {
+            '\\' => {
+                out.push(c);
+                out.extend(chars.next());
+                continue;
+            }
+            '[' if !in_class => {
+                in_class = true;
+                out.push(c);
+                // A `]` that comes first does not close.
+                out.extend(chars.next_if_eq(&'^'));
+                out.extend(chars.next_if_eq(&']'));
+                continue;
+            }
+            ']' => in_class = false,
+            '$' if !in_class => {
+                out.push_str("(?:\\n?\\z)");
+                continue;
+            }
+            _ => {}
+        }
+        out.push(c);
+    }
+    Some(out)
 }
 
 /// `pcre2_compile() failed: missing closing parenthesis in "("`
@@ -403,10 +454,8 @@ pub struct Names {
 struct SlotName {
     name: Box<str>,
     is_made: bool,
-    /// Made by `set`: using it before that is worth a warning.
-    by_set: bool,
-    /// Made by a named group: it is to be expected that some match did not have it.
-    by_group: bool,
+    /// It was `set` that made it: without a value it is empty, and there.
+    is_set: bool,
 }
 
 /// What `set` may write to.
@@ -486,30 +535,14 @@ impl Names {
             .collect();
         for (group, name) in named {
             match self.make(&name)? {
-                Settable::Slot(slot) => {
-                    if let Some(made) = self.slots.get_mut(usize::from(slot.0)) {
-                        made.by_group = true;
-                    }
-                    regex.named.push((group, slot));
-                }
+                Settable::Slot(slot) => regex.named.push((group, slot)),
                 Settable::Args => return fault!("a group cannot set the \"{name}\" variable"),
             }
         }
         Ok(regex)
     }
 
-    /// The variable that a `set $name` writes to.
-    pub fn make_by_set(&mut self, name: &str) -> Outcome<Settable> {
-        let made = self.make(name)?;
-        if let Settable::Slot(slot) = made
-            && let Some(made) = self.slots.get_mut(usize::from(slot.0))
-        {
-            made.by_set = true;
-        }
-        Ok(made)
-    }
-
-    /// The variable that a named group or the like writes to.
+    /// The variable that a `set $name` or a named group writes to.
     pub fn make(&mut self, name: &str) -> Outcome<Settable> {
         let name = name.to_ascii_lowercase();
         match fixed(&name) {
@@ -527,17 +560,30 @@ impl Names {
         Ok(Settable::Slot(slot))
     }
 
+    /// [`Names::make`] for `set`: what nothing else has made yet has a value from the start.
+    pub fn set_variable(&mut self, name: &str) -> Outcome<Settable> {
+        let known = |slot: &SlotName| slot.is_made && slot.name.eq_ignore_ascii_case(name);
+        let is_new = !self.slots.iter().any(known);
+        let variable = self.make(name)?;
+        if let Settable::Slot(slot) = variable
+            && let Some(made) = self.slots.get_mut(usize::from(slot.0))
+        {
+            made.is_set |= is_new;
+        }
+        Ok(variable)
+    }
+
+    /// Which of the slots `set` has made.
+    pub fn set_slots(&self) -> Vec<bool> {
+        self.slots.iter().map(|slot| slot.is_set).collect()
+    }
+
     fn slot(&mut self, name: &str) -> Outcome<VariableSlot> {
         let known = self.slots.iter().position(|slot| *slot.name == *name);
         let at = known.unwrap_or(self.slots.len());
         let Ok(slot) = u16::try_from(at) else { return fault!("too many variables") };
         if known.is_none() {
-            self.slots.push(SlotName {
-                name: name.into(),
-                is_made: false,
-                by_set: false,
-                by_group: false,
-            });
+            self.slots.push(SlotName { name: name.into(), is_made: false, is_set: false });
         }
         Ok(VariableSlot(slot))
     }
@@ -550,11 +596,9 @@ impl Names {
         }
     }
 
-    /// The names in the order of their slots; empty where nobody is warned of one without a value.
+    /// The names in the order of their slots.
     pub fn into_names(self) -> Vec<Box<str>> {
-        let name =
-            |slot: SlotName| if slot.by_set && !slot.by_group { slot.name } else { "".into() };
-        self.slots.into_iter().map(name).collect()
+        self.slots.into_iter().map(|slot| slot.name).collect()
     }
 }
 
@@ -575,16 +619,12 @@ const NOT_SUPPORTED: &[&str] = &[
     "fastcgi_path_info",
     "fastcgi_script_name",
     "gzip_ratio",
-    "http2",
-    "http3",
     "invalid_referer",
     "limit_conn_status",
     "limit_rate",
     "limit_req_status",
     "modern_browser",
     "msie",
-    "proxy_internal_body_length",
-    "proxy_internal_chunked",
     "proxy_protocol_addr",
     "proxy_protocol_port",
     "proxy_protocol_server_addr",
@@ -616,7 +656,8 @@ const NOT_SUPPORTED: &[&str] = &[
     "upstream_cache_status",
 ];
 
-const NOT_SUPPORTED_FAMILIES: &[&str] = &["proxy_protocol_tlv_", "upstream_trailer_"];
+const NOT_SUPPORTED_FAMILIES: &[&str] =
+    &["proxy_protocol_tlv_", "sent_trailer_", "upstream_trailer_"];
 
 fn fixed(name: &str) -> Option<&'static Variable> {
     let at = FIXED.binary_search_by(|(fixed, _)| (*fixed).cmp(name)).ok()?;
@@ -634,8 +675,6 @@ fn of_family(name: &str) -> Option<Variable> {
         Some(Variable::Http(header(name)))
     } else if let Some(name) = name.strip_prefix("sent_http_") {
         Some(Variable::SentHttp(header(name)))
-    } else if let Some(name) = name.strip_prefix("sent_trailer_") {
-        Some(Variable::SentTrailer(header(name)))
     } else if let Some(name) = name.strip_prefix("upstream_http_") {
         Some(Variable::UpstreamHttp(header(name)))
     } else {
@@ -726,7 +765,7 @@ mod tests {
             ]
         );
         assert_eq!(names.check().map_err(text_of), Err("unknown \"own\" variable".into()));
-        assert_eq!(names.make_by_set("OWN"), Ok(Settable::Slot(VariableSlot(0))));
+        assert_eq!(names.make("OWN"), Ok(Settable::Slot(VariableSlot(0))));
         assert_eq!(names.check(), Ok(()));
         assert_eq!(names.make("args"), Ok(Settable::Args));
         assert_eq!(
@@ -767,6 +806,10 @@ mod tests {
         assert_eq!(found("a(?!b)", false, b"abac\xff"), Some(b"a".to_vec()));
         assert_eq!(found("(a)\\1\\xff", false, b"aa\xff"), Some(b"aa\xff".to_vec()));
         assert_eq!(found("(x+x+)+y", false, &[b'x'; 60]), None);
+        assert_eq!(found("^/a$", false, b"/a\n"), Some(b"/a\n".to_vec()));
+        assert_eq!(found("^/a$", false, b"/a\n\n"), None);
+        assert_eq!(found("^/a\\$[]$]", false, b"/a$$"), Some(b"/a$$".to_vec()));
+        assert_eq!(found("a$|b", false, b"b"), Some(b"b".to_vec()));
     }
 
     #[test]

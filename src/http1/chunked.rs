@@ -91,6 +91,11 @@ impl Decoder {
         self.state == State::Done
     }
 
+    /// Bytes of data that the chunk under way is still to bring.
+    pub fn chunk_left(&self) -> u64 {
+        self.size
+    }
+
     /// The least number of bytes, framing and data, that the body must still have.
     pub fn remaining_at_least(&self) -> u64 {
         let last = LAST_CHUNK.len() as u64;

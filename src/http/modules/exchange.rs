@@ -368,7 +368,7 @@ pub fn ignore_headers(
 }
 
 /// Adds words to a set, which may be done in several lines; one that is repeated gets a warning.
-fn bits(b: &mut Build, args: Args<'_>, words: &[(&str, u16)], before: u16) -> Outcome<u16> {
+pub fn bits(b: &mut Build, args: Args<'_>, words: &[(&str, u16)], before: u16) -> Outcome<u16> {
     let mut bits = before;
     for word in args.all() {
         let bit = crate::config::value::choice(word, words)?;

@@ -86,6 +86,7 @@ impl Settings {
 
 const LEVELS: Contexts = Contexts::HTTP_SERVER_LOCATION;
 const ONE: Count = Count::Exactly(1);
+const PASS: Contexts = Contexts::LOCATION.or(Contexts::IF_IN_LOCATION).or(Contexts::LIMIT_EXCEPT);
 const COOKIES: &str = "cookies are passed on as they are";
 
 pub const EXCHANGE: &[Directive<Build>] = exchange::rows!(proxy, "proxy_", "proxy_temp 1 2");
@@ -108,7 +109,7 @@ pub const DIRECTIVES: &[Directive<Build>] = &[
             let method = b.http.names.template(args.at(0))?;
             args.fill(&mut b.level().proxy.method, |_| Ok(Some(method)))
         }),
-    Directive::new("proxy_pass", Contexts::LOCATION.or(Contexts::IF_IN_LOCATION), ONE)
+    Directive::new("proxy_pass", PASS, ONE)
         .syntax("URL")
         .doc(
             "The server or group that answers. A URI in it replaces the location's part of the \

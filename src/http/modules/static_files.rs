@@ -4,6 +4,7 @@
 mod conditional;
 mod content;
 mod range;
+mod symlinks;
 
 use std::fs::File;
 use std::hash::{BuildHasher as _, Hasher as _, RandomState};
@@ -11,15 +12,17 @@ use std::io::{self, IoSlice};
 use std::rc::Rc;
 use std::sync::Arc;
 
-use rustix::fs::{FileType, Mode, OFlags};
+use rustix::fs::FileType;
 use rustix::io::Errno;
 
-use self::conditional::{Conditions, Validators, Verdict};
+use self::conditional::Conditions;
 use self::content::{Content, ReadError};
 use self::range::{Layout, Selection};
-use super::core;
+use self::symlinks::{OpenError, Symlinks};
+use super::core::{self, SymlinkMode};
 use crate::error_log::{Level, escape};
 use crate::http::action::Action;
+use crate::http::body::{self, BodyError};
 use crate::http::close::Close;
 use crate::http::connection::Connection;
 use crate::http::phase::Outcome;
@@ -32,7 +35,7 @@ use crate::http1::request::{Method, Version};
 use crate::http1::uri::escape_uri;
 use crate::io::select::yield_now;
 
-pub use conditional::fuzz_conditional;
+pub use conditional::{Validators, Verdict, fuzz_conditional};
 pub use range::fuzz_range;
 
 /// Answers with the file that the current URI names.
@@ -45,7 +48,7 @@ pub async fn serve(c: &Connection, r: &mut Request) -> Result<Outcome, Close> {
     if r.uri.ends_with(b"/") {
         return Ok(index(c, r, &path));
     }
-    let file = match open(&path) {
+    let file = match open(&path, symlinks(c, r, &path)) {
         Ok(Opened::File(file)) => file,
         Ok(Opened::Directory) => {
             r.response.location = Some(directory_location(&r.uri, &r.args));
@@ -60,6 +63,11 @@ pub async fn serve(c: &Connection, r: &mut Request) -> Result<Outcome, Close> {
     };
     if r.method == Method::Post {
         return Ok(Outcome::Status(405));
+    }
+    match body::begin_discard(c, r).await {
+        Ok(()) => {}
+        Err(BodyError::Status(status)) => return Ok(Outcome::Status(status)),
+        Err(BodyError::Close(close)) => return Err(close),
     }
     send(c, r, &file, &path).await
 }
@@ -76,7 +84,7 @@ fn index(c: &Connection, r: &Request, directory: &[u8]) -> Outcome {
             return Outcome::Internal { uri: name, args: r.args.clone() };
         }
         let path = [directory, &name].concat();
-        let Err(error) = rustix::fs::stat(path.as_slice()) else {
+        let Err(error) = symlinks(c, r, &path).stat(&path) else {
             return Outcome::Internal {
                 uri: [r.uri.as_slice(), &name].concat(),
                 args: r.args.clone(),
@@ -113,7 +121,7 @@ fn test_directory(c: &Connection, r: &Request, directory: &[u8], index: &[u8]) -
         Some(stripped) if !stripped.is_empty() => stripped,
         _ => directory,
     };
-    match rustix::fs::stat(directory) {
+    match symlinks(c, r, directory).stat(directory) {
         Ok(stat) if FileType::from_raw_mode(stat.st_mode).is_dir() => None,
         Ok(_) => {
             let text = format_args!("\"{}\" is not a directory", escape(directory));
@@ -161,19 +169,25 @@ struct OpenFile {
     modified: i64,
 }
 
-#[derive(Debug)]
-struct OpenError {
-    /// The system call.
-    call: &'static str,
-    error: Errno,
+/// How links in `path` are taken in the request's location (`disable_symlinks`).
+fn symlinks(c: &Connection, r: &Request, path: &[u8]) -> Symlinks {
+    let setting = &*c.settings(r).core.disable_symlinks;
+    if setting.mode == SymlinkMode::Off {
+        return Symlinks::FOLLOWED;
+    }
+    let from = setting.from.as_ref().map(|from| value::expanded(from, c, r)).unwrap_or_default();
+    Symlinks::new(setting.mode, &from, path)
 }
 
-/// Opens without blocking: a FIFO would hold the ring thread until somebody writes to it. The
-/// descriptor is asked what it is, so that nothing can be exchanged in between.
-fn open(path: &[u8]) -> Result<Opened, OpenError> {
-    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let file = rustix::fs::open(path, flags, Mode::empty())
-        .map_err(|error| OpenError { call: "open()", error })?;
+/// Whether there is a directory, or else anything that is none, at `path`: what `try_files` asks.
+pub fn is_there(c: &Connection, r: &Request, path: &[u8], wants_directory: bool) -> bool {
+    let found = symlinks(c, r, path).stat(path);
+    found.is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode).is_dir() == wants_directory)
+}
+
+/// The descriptor is asked what it is, so that nothing can be exchanged in between.
+fn open(path: &[u8], symlinks: Symlinks) -> Result<Opened, OpenError> {
+    let file = symlinks.open(path)?;
     let stat = rustix::fs::fstat(&file).map_err(|error| OpenError { call: "fstat()", error })?;
     Ok(match FileType::from_raw_mode(stat.st_mode) {
         FileType::RegularFile => Opened::File(OpenFile {
@@ -323,13 +337,7 @@ fn decide(r: &Request, core: &core::Settings, length: u64, current: &Validators<
         _ => return Decision::Send(Plan { last_modified: None, ..whole }),
     }
 
-    let conditions = Conditions {
-        matches: header(Known::IfMatch),
-        none_match: header(Known::IfNoneMatch),
-        modified_since: header(Known::IfModifiedSince),
-        unmodified_since: header(Known::IfUnmodifiedSince),
-    };
-    match conditional::evaluate(&conditions, current, *core.if_modified_since) {
+    match verdict(r, core, current) {
         Verdict::Proceed => {}
         Verdict::PreconditionFailed => return Decision::PreconditionFailed,
         Verdict::NotModified => {
@@ -377,6 +385,18 @@ fn decide(r: &Request, core: &core::Settings, length: u64, current: &Validators<
             }
         }
     })
+}
+
+/// What the request's conditions say to a 200 with these validators.
+pub fn verdict(r: &Request, core: &core::Settings, current: &Validators<'_>) -> Verdict {
+    let header = |known| r.head.headers.find(known).map(|field| r.text(field.value));
+    let conditions = Conditions {
+        matches: header(Known::IfMatch),
+        none_match: header(Known::IfNoneMatch),
+        modified_since: header(Known::IfModifiedSince),
+        unmodified_since: header(Known::IfUnmodifiedSince),
+    };
+    conditional::evaluate(&conditions, current, *core.if_modified_since)
 }
 
 /// Twenty digits, as nginx's, but none that a file's author could foresee.
@@ -474,6 +494,10 @@ mod tests {
     pub struct TempDir(PathBuf);
 
     impl TempDir {
+        pub fn path(&self) -> &Path {
+            &self.0
+        }
+
         pub fn new() -> Self {
             static NUMBER: AtomicU32 = AtomicU32::new(0);
             let number = NUMBER.fetch_add(1, Ordering::Relaxed);
@@ -498,7 +522,7 @@ mod tests {
     }
 
     fn open_path(path: &Path) -> Result<Opened, OpenError> {
-        open(path.as_os_str().as_bytes())
+        open(path.as_os_str().as_bytes(), Symlinks::FOLLOWED)
     }
 
     #[test]
@@ -509,7 +533,7 @@ mod tests {
         assert_eq!(file.length, 5);
         assert!(file.modified > 1_600_000_000);
         assert!(matches!(open_path(&directory.0), Ok(Opened::Directory)));
-        assert!(matches!(open(b"/dev/null"), Ok(Opened::Special)));
+        assert!(matches!(open(b"/dev/null", Symlinks::FOLLOWED), Ok(Opened::Special)));
 
         let error = |path: PathBuf| open_path(&path).unwrap_err().error;
         assert_eq!(error(directory.0.join("b")), Errno::NOENT);
@@ -523,8 +547,14 @@ mod tests {
     fn a_fifo_does_not_block() {
         let directory = TempDir::new();
         let path = directory.0.join("fifo");
-        rustix::fs::mknodat(rustix::fs::CWD, &path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0)
-            .unwrap();
+        rustix::fs::mknodat(
+            rustix::fs::CWD,
+            &path,
+            FileType::Fifo,
+            rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR,
+            0,
+        )
+        .unwrap();
         assert!(matches!(open_path(&path), Ok(Opened::Special)));
     }
 

@@ -1,15 +1,15 @@
 //! One exchange, start to end, for both protocols: what `proxy_pass` and `uwsgi_pass` do.
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::io::{self, IoSlice};
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::balance::{self, Tried};
+use super::balance::Picker;
 use super::dynamic::{self, Target};
-use super::peer::PeerState;
+use super::peer::{Active, Member};
 use super::pool::UpstreamConnection;
 use super::protocol::{self, BodyForm, Destination};
 use super::{Attempt, Group, relay};
@@ -192,7 +192,9 @@ fn streams_body(exchange: &Exchange<'_>, r: &Request) -> bool {
     let proxy = &exchange.location.settings.proxy;
     match (exchange.family, r.head.body) {
         (Family::Proxy, _) if proxy.set_body.is_some() => false,
-        (Family::Proxy, BodyLength::Chunked) => *proxy.http_version == HttpVersion::Http11,
+        (Family::Proxy, BodyLength::Chunked) => {
+            *proxy.http_version == HttpVersion::Http11 && !body::is_all_here(r)
+        }
         (Family::Uwsgi, BodyLength::Chunked) => false,
         _ => true,
     }
@@ -225,25 +227,6 @@ impl From<Failed> for NoAnswer {
 impl From<Close> for NoAnswer {
     fn from(close: Close) -> Self {
         NoAnswer::Client(BodyError::Close(close))
-    }
-}
-
-/// A request under way at a peer, counted until dropped.
-pub struct Active {
-    peers: Rc<RefCell<Vec<PeerState>>>,
-    peer: usize,
-}
-
-impl Active {
-    fn new(peers: &Rc<RefCell<Vec<PeerState>>>, peer: usize) -> Self {
-        peers.borrow_mut()[peer].active += 1;
-        Active { peers: Rc::clone(peers), peer }
-    }
-}
-
-impl Drop for Active {
-    fn drop(&mut self) {
-        self.peers.borrow_mut()[self.peer].active -= 1;
     }
 }
 
@@ -318,21 +301,19 @@ impl Exchange<'_> {
     }
 
     async fn try_servers(&self, r: &mut Request) -> Result<Outcome, Close> {
-        let peers = &self.upstream.peers;
-        let mut tried = Tried::default();
-        let mut tries_left = self.tries();
+        let set = self.group.peers();
+        let mut picker = Picker::default();
+        let mut tries_left = self.tries(&set.members);
         let began_ms = timer::now_ms();
         let mut starts_group = true;
         let mut again: Option<usize> = None;
         loop {
-            let picked = again.take().or_else(|| {
-                let states = &mut self.group.peers.borrow_mut();
-                balance::pick(peers, states, &mut tried, timer::now_ms())
-            });
+            let picked = again.take().or_else(|| picker.pick(&set, timer::now_ms()));
             let Some(at) = picked else {
                 return Ok(Outcome::Status(self.no_live(r, starts_group)));
             };
-            let peer = &peers[at];
+            let member = &set.members[at];
+            let peer = &member.peer;
             r.attempts.push(Attempt {
                 address: Arc::clone(&peer.name),
                 status: 0,
@@ -344,7 +325,7 @@ impl Exchange<'_> {
                 bytes_received: 0,
                 starts_group: std::mem::take(&mut starts_group),
             });
-            let active = Active::new(&self.group.peers, at);
+            let active = Active::new(&member.state);
             tries_left -= 1;
             let started = clock::now();
             let failed = match self.ask(r, peer, started).await {
@@ -353,7 +334,7 @@ impl Exchange<'_> {
                         failed
                     }
                     _ => {
-                        self.group.peers.borrow_mut()[at].succeeded();
+                        member.state.succeeded();
                         return self.deliver(r, peer, connection, active, started).await;
                     }
                 },
@@ -374,7 +355,7 @@ impl Exchange<'_> {
                 again = Some(at);
                 continue;
             }
-            self.count_failure(r, at, failed.condition);
+            self.count_failure(r, &set.members, at, failed.condition);
             if tries_left == 0 || !self.allows_next(r, &failed, began_ms) {
                 return Ok(Outcome::Status(failed.status));
             }
@@ -382,8 +363,8 @@ impl Exchange<'_> {
     }
 
     /// How many servers may be tried.
-    fn tries(&self) -> usize {
-        let there = self.upstream.peers.iter().filter(|peer| !peer.down).count().max(1);
+    fn tries(&self, members: &[Member]) -> usize {
+        let there = members.iter().filter(|member| !member.peer.down).count().max(1);
         match *self.settings.next_upstream_tries {
             0 => there,
             most => there.min(most),
@@ -429,13 +410,12 @@ impl Exchange<'_> {
             && is_repeatable(r, listed)
     }
 
-    fn count_failure(&self, r: &Request, at: usize, condition: NextUpstream) {
+    fn count_failure(&self, r: &Request, members: &[Member], at: usize, condition: NextUpstream) {
         if condition == NextUpstream::HTTP_403 || condition == NextUpstream::HTTP_404 {
             return;
         }
-        let peer = &self.upstream.peers[at];
-        let out = self.group.peers.borrow_mut()[at].failed(peer, timer::now_ms());
-        if out && self.upstream.peers.len() > 1 {
+        let out = members[at].failed(timer::now_ms());
+        if out && members.len() > 1 {
             self.c.log(r, Level::Warn, format_args!("upstream server temporarily disabled"));
         }
     }
