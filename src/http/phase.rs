@@ -456,6 +456,8 @@ async fn built_in(c: &Connection, r: &mut Request, code: u16) -> Result<Outcome,
         return refresh(c, r).await;
     }
     let page = special_response::page(code, *core.server_tokens, padded);
+    // A page is of its own type.
+    r.response.kept.content_type = None;
     let location = r.response.location.take();
     let head = Head {
         status: special_response::status(code),

@@ -5,10 +5,13 @@ pub mod balance;
 pub mod dynamic;
 pub mod exchange;
 pub mod head;
+pub mod local;
+pub mod outgoing;
 pub mod peer;
 pub mod pool;
 pub mod protocol;
 pub mod relay;
+pub mod window;
 pub mod zone;
 
 use std::cell::RefCell;

@@ -122,6 +122,8 @@ pub fn append(variable: &Variable, c: &Connection, r: &Request, out: &mut Vec<u8
         Variable::Http(name) => request_header(r, name, out),
         Variable::SentHttp(name) => sent_header(r, name, out),
         Variable::UpstreamHttp(name) => upstream_header(r, name, out),
+        Variable::SentTrailer(name) => named_lines(&r.response.trailers, name, out),
+        Variable::UpstreamTrailer(name) => upstream_trailer(r, name, out),
         Variable::UpstreamCookie(name) => {
             upstream_cookie(r, name.as_bytes()).is_some_and(|v| put(out, v))
         }
@@ -219,6 +221,11 @@ pub fn append(variable: &Variable, c: &Connection, r: &Request, out: &mut Vec<u8
             Version::Http10 => put(out, b"HTTP/1.0"),
             Version::Http11 => put(out, b"HTTP/1.1"),
         },
+        Variable::LimitRate => {
+            let response = &r.response;
+            let in_force = response.pace.as_ref().map(super::pace::Pace::rate);
+            number(out, in_force.or(response.limit_rate).unwrap_or_default())
+        }
         Variable::Status => {
             let status = match r.response.status_override.unwrap_or(r.response.status) {
                 0 if r.head.version == Version::Http09 && r.head_len > 0 => 9,
@@ -461,6 +468,13 @@ fn upstream_header(r: &Request, name: &HeaderName, out: &mut Vec<u8>) -> bool {
     joined(fields.map(|field| field.value.of(bytes)), b", ", out)
 }
 
+fn upstream_trailer(r: &Request, name: &HeaderName, out: &mut Vec<u8>) -> bool {
+    r.upstream_trailers.as_ref().is_some_and(|trailers| {
+        let fields = trailers.headers().find_name(trailers.bytes(), &name.0);
+        joined(fields.map(|field| field.value.of(trailers.bytes())), b", ", out)
+    })
+}
+
 /// Looked up in the head as it was sent. What nginx adds to it on its way is not seen.
 fn sent_header(r: &Request, name: &HeaderName, out: &mut Vec<u8>) -> bool {
     match &*name.0 {
@@ -475,6 +489,12 @@ fn sent_header(r: &Request, name: &HeaderName, out: &mut Vec<u8>) -> bool {
         }
         _ => {}
     }
+    let first_line = memchr::memchr(b'\n', &r.response.head).map_or(0, |at| at + 1);
+    named_lines(r.response.head.get(first_line..).unwrap_or_default(), name, out)
+}
+
+/// The values of the lines of that name.
+fn named_lines(lines: &[u8], name: &HeaderName, out: &mut Vec<u8>) -> bool {
     let same = |header: &[u8]| {
         header.len() == name.0.len()
             && header.iter().zip(name.0.iter()).all(|(&h, &n)| {
@@ -482,8 +502,7 @@ fn sent_header(r: &Request, name: &HeaderName, out: &mut Vec<u8>) -> bool {
                 h == n || (h == b'-' && n == b'_')
             })
     };
-    let lines = r.response.head.split(|&b| b == b'\n').skip(1);
-    let values = lines.filter_map(|line| {
+    let values = lines.split(|&b| b == b'\n').filter_map(|line| {
         let colon = memchr::memchr(b':', line)?;
         same(&line[..colon]).then(|| line[colon + 1..].trim_ascii())
     });

@@ -68,6 +68,10 @@ pub enum Variable {
     UpstreamHttp(HeaderName),
     /// `$upstream_cookie_NAME`
     UpstreamCookie(Box<str>),
+    /// `$sent_trailer_NAME`
+    SentTrailer(HeaderName),
+    /// `$upstream_trailer_NAME`
+    UpstreamTrailer(HeaderName),
     /// A member of a family that some `set` gives a value: that one, or the family's.
     Overridden(Box<(VariableSlot, Variable)>),
     /// `$1` to `$9`
@@ -78,6 +82,7 @@ pub enum Variable {
     // The request.
     Args,
     IsArgs,
+    LimitRate,
     BinaryRemoteAddr,
     BodyBytesSent,
     BytesSent,
@@ -195,6 +200,7 @@ pub const FIXED: &[(&str, Variable)] = &[
     ("https", Variable::Https),
     ("is_args", Variable::IsArgs),
     ("is_request_port", Variable::IsRequestPort),
+    ("limit_rate", Variable::LimitRate),
     ("msec", Variable::Msec),
     ("nginx_version", Variable::NginxVersion),
     ("pid", Variable::Pid),
@@ -463,6 +469,7 @@ struct SlotName {
 pub enum Settable {
     Slot(VariableSlot),
     Args,
+    LimitRate,
 }
 
 impl Names {
@@ -536,7 +543,9 @@ impl Names {
         for (group, name) in named {
             match self.make(&name)? {
                 Settable::Slot(slot) => regex.named.push((group, slot)),
-                Settable::Args => return fault!("a group cannot set the \"{name}\" variable"),
+                Settable::Args | Settable::LimitRate => {
+                    return fault!("a group cannot set the \"{name}\" variable");
+                }
             }
         }
         Ok(regex)
@@ -547,6 +556,7 @@ impl Names {
         let name = name.to_ascii_lowercase();
         match fixed(&name) {
             Some(Variable::Args) if name == "args" => return Ok(Settable::Args),
+            Some(Variable::LimitRate) => return Ok(Settable::LimitRate),
             Some(_) => return fault!("the duplicate \"{name}\" variable"),
             None => {}
         }
@@ -621,7 +631,6 @@ const NOT_SUPPORTED: &[&str] = &[
     "gzip_ratio",
     "invalid_referer",
     "limit_conn_status",
-    "limit_rate",
     "limit_req_status",
     "modern_browser",
     "msie",
@@ -656,8 +665,7 @@ const NOT_SUPPORTED: &[&str] = &[
     "upstream_cache_status",
 ];
 
-const NOT_SUPPORTED_FAMILIES: &[&str] =
-    &["proxy_protocol_tlv_", "sent_trailer_", "upstream_trailer_"];
+const NOT_SUPPORTED_FAMILIES: &[&str] = &["proxy_protocol_tlv_"];
 
 fn fixed(name: &str) -> Option<&'static Variable> {
     let at = FIXED.binary_search_by(|(fixed, _)| (*fixed).cmp(name)).ok()?;
@@ -675,6 +683,10 @@ fn of_family(name: &str) -> Option<Variable> {
         Some(Variable::Http(header(name)))
     } else if let Some(name) = name.strip_prefix("sent_http_") {
         Some(Variable::SentHttp(header(name)))
+    } else if let Some(name) = name.strip_prefix("sent_trailer_") {
+        Some(Variable::SentTrailer(header(name)))
+    } else if let Some(name) = name.strip_prefix("upstream_trailer_") {
+        Some(Variable::UpstreamTrailer(header(name)))
     } else if let Some(name) = name.strip_prefix("upstream_http_") {
         Some(Variable::UpstreamHttp(header(name)))
     } else {

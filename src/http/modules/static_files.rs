@@ -1,9 +1,9 @@
 //! Files: the content phase of a location without a handler. `index` for a directory, the file
 //! itself otherwise (http-core, section 10).
 
-mod conditional;
+pub mod conditional;
 mod content;
-mod range;
+pub mod range;
 mod symlinks;
 
 use std::fs::File;
@@ -255,7 +255,7 @@ async fn send(
         Some(layout) if !r.is_head() && plan.status != 304 => layout,
         _ => {
             response::send_head(c, r, &mut []).await?;
-            r.response.complete = true;
+            response::end_body(c, r).await?;
             return Ok(Outcome::Done);
         }
     };
@@ -285,7 +285,7 @@ async fn send(
             }
         }
     }
-    r.response.complete = true;
+    response::end_body(c, r).await?;
     Ok(Outcome::Done)
 }
 
@@ -420,21 +420,13 @@ fn write_head(c: &Connection, r: &mut Request, plan: &Plan, current: &Validators
     }
     match &plan.range_line {
         None => response::finish(c, r),
-        Some(RangeLine::AcceptRanges) => finish_with(c, r, b"Accept-Ranges", b"bytes"),
+        Some(RangeLine::AcceptRanges) => {
+            response::finish_with(c, r, Some((b"Accept-Ranges", b"bytes")));
+        }
         Some(RangeLine::ContentRange(range)) => {
-            finish_with(c, r, b"Content-Range", range.as_bytes());
+            response::finish_with(c, r, Some((b"Content-Range", range.as_bytes())));
         }
     }
-}
-
-/// Finishes the head with one line more behind those that the configuration adds: there nginx, too,
-/// speaks of ranges.
-fn finish_with(c: &Connection, r: &mut Request, name: &[u8], value: &[u8]) {
-    response::finish(c, r);
-    let head = &mut r.response.head;
-    head.truncate(head.len().saturating_sub(b"\r\n".len()));
-    encode::header(name, value, head);
-    head.extend_from_slice(b"\r\n");
 }
 
 /// A 416 says how long the file is (RFC 9110 section 15.5.17), so the built-in page is sent from
@@ -460,6 +452,7 @@ async fn send_not_satisfiable(
     };
     r.response.status_override = None;
     r.response.location = None;
+    r.response.kept.content_type = None;
     let head = Head {
         status: STATUS,
         content_type: Some(special_response::CONTENT_TYPE.as_bytes()),
@@ -467,11 +460,12 @@ async fn send_not_satisfiable(
         ..Head::default()
     };
     response::begin(c, r, &head);
-    finish_with(c, r, b"Content-Range", range::content_range_of_none(length).as_bytes());
+    let range = range::content_range_of_none(length);
+    response::finish_with(c, r, Some((b"Content-Range", range.as_bytes())));
     let mut slices = page.pieces.map(IoSlice::new);
     let body = if r.is_head() { &mut [] } else { slices.as_mut_slice() };
     response::send_head(c, r, body).await?;
-    r.response.complete = true;
+    response::end_body(c, r).await?;
     Ok(Outcome::Done)
 }
 

@@ -12,7 +12,7 @@ use super::dynamic::{self, Target};
 use super::peer::{Active, Member};
 use super::pool::UpstreamConnection;
 use super::protocol::{self, BodyForm, Destination};
-use super::{Attempt, Group, relay};
+use super::{Attempt, Group, head, local, relay};
 use crate::clock;
 use crate::error_log::{Level, escape};
 use crate::http::action::Action;
@@ -22,6 +22,7 @@ use crate::http::connection::Connection;
 use crate::http::location::Location;
 use crate::http::modules::exchange::{IgnoreHeaders, NextUpstream, Pass, Settings};
 use crate::http::modules::proxy::HttpVersion;
+use crate::http::modules::static_files::range;
 use crate::http::modules::upstream::{Peer, PeerAddress, Upstream};
 use crate::http::phase::Outcome;
 use crate::http::request::Request;
@@ -33,9 +34,9 @@ use crate::http1::refusal::ResponseRefusal;
 use crate::http1::request::Method;
 use crate::http1::response::{self, Form, NO_VALID_HEADER};
 use crate::http1::uri::unescape;
-use crate::http1::{Progress, chunked};
+use crate::http1::{Progress, chunked, encode};
 use crate::io::select::{Either, either};
-use crate::io::stream::{Address, Failure};
+use crate::io::stream::{Address, Failure, NewSocket};
 use crate::io::timer::{self, Wait};
 use crate::io::{Buffer, Stream};
 
@@ -186,15 +187,17 @@ async fn run(c: &Connection, r: &mut Request, family: Family) -> Result<Outcome,
 
 /// Whether the body goes out as it comes in. A chunked one needs a protocol that can say so.
 fn streams_body(exchange: &Exchange<'_>, r: &Request) -> bool {
-    if *exchange.settings.request_buffering || !body::is_announced(r) || r.body.is_started() {
+    if *exchange.settings.request_buffering
+        || !body::is_announced(r)
+        || r.body.is_started()
+        || body::is_here(r)
+    {
         return false;
     }
     let proxy = &exchange.location.settings.proxy;
     match (exchange.family, r.head.body) {
         (Family::Proxy, _) if proxy.set_body.is_some() => false,
-        (Family::Proxy, BodyLength::Chunked) => {
-            *proxy.http_version == HttpVersion::Http11 && !body::is_all_here(r)
-        }
+        (Family::Proxy, BodyLength::Chunked) => *proxy.http_version == HttpVersion::Http11,
         (Family::Uwsgi, BodyLength::Chunked) => false,
         _ => true,
     }
@@ -471,7 +474,9 @@ impl Exchange<'_> {
         self.c.action.set(Action::ReadingUpstreamHead);
         self.read_head(r, &connection, send_error).await?;
         if let Some(attempt) = r.attempts.last_mut() {
-            attempt.status = r.upstream_head.code;
+            if attempt.status == 0 {
+                attempt.status = r.upstream_head.code;
+            }
             attempt.header = Some(clock::now().saturating_sub(started));
         }
         Ok(connection)
@@ -487,12 +492,29 @@ impl Exchange<'_> {
             || proxy.head.overrides_length
     }
 
-    async fn connect(&self, r: &Request, peer: &Peer) -> Result<Stream, NoAnswer> {
+    /// Whether a client that leaves does not end the exchange. One whose request body is still being
+    /// read is found gone by that.
+    fn ignores_abort(&self, r: &Request) -> bool {
+        *self.settings.ignore_client_abort || (self.streams && !r.body.is_done())
+    }
+
+    async fn connect(&self, r: &mut Request, peer: &Peer) -> Result<Stream, NoAnswer> {
         let address = match &peer.address {
             PeerAddress::Inet(address) => Address::Inet(*address),
             PeerAddress::Unix(path) => Address::Unix(path.clone()),
         };
-        match Stream::connect(&address, *self.settings.connect_timeout).await {
+        let connected = match NewSocket::to(&address) {
+            Ok(socket) => {
+                if let Err(failed) = local::prepare(self.c, r, self.settings, &socket) {
+                    self.c.log_errno(r, failed.level, format_args!("{failed}"), &failed.error);
+                    return Err(NoAnswer::Client(BodyError::Status(500)));
+                }
+                let connect = socket.connect(*self.settings.connect_timeout);
+                watching_client(self.c, r, connect, self.ignores_abort(r)).await?
+            }
+            Err(e) => Err(Failure::Io(e)),
+        };
+        match connected {
             Ok(stream) => {
                 if *self.settings.socket_keepalive {
                     stream.set_keepalive();
@@ -623,6 +645,8 @@ impl Exchange<'_> {
         send_error: Option<io::Error>,
     ) -> Result<(), NoAnswer> {
         let size = *self.settings.buffer_size;
+        // Bytes of all early hints so far.
+        let mut hints = 0;
         let until_ms = timer::now_ms() + self.settings.read_timeout.as_millis() as u64;
         r.upstream_head.clear();
         r.upstream_bytes = Buffer::with_capacity(size);
@@ -662,8 +686,14 @@ impl Exchange<'_> {
                 }
                 Err(failure) => return Err(self.timed_out(r, &failure, false)),
             }
-            if self.parse_head(r, size)? {
-                return Ok(());
+            loop {
+                match self.parse_head(r, size)? {
+                    Parsed::Partial => break,
+                    Parsed::Whole => return Ok(()),
+                    Parsed::EarlyHints { len } => {
+                        self.take_early_hints(r, len, &mut hints).await?;
+                    }
+                }
             }
             if r.upstream_bytes.spare() == 0 {
                 let limit = r.upstream_bytes.len() + 1;
@@ -672,35 +702,61 @@ impl Exchange<'_> {
         }
     }
 
-    /// True when a final head is whole. Early hints are read over.
-    fn parse_head(&self, r: &mut Request, size: usize) -> Result<bool, NoAnswer> {
-        loop {
-            let bytes = r.upstream_bytes.as_slice();
-            let parsed = response::parse(bytes, self.family.form(), size, &mut r.upstream_head);
-            match parsed {
-                Ok(Progress::Partial { .. }) => return Ok(false),
-                Ok(Progress::Complete { len }) if r.upstream_head.code == 103 && len > 0 => {
-                    r.upstream_bytes.consume(len);
-                    r.upstream_bytes.compact();
-                    r.upstream_head.clear();
+    fn parse_head(&self, r: &mut Request, size: usize) -> Result<Parsed, NoAnswer> {
+        let bytes = r.upstream_bytes.as_slice();
+        match response::parse(bytes, self.family.form(), size, &mut r.upstream_head) {
+            Ok(Progress::Partial { .. }) => Ok(Parsed::Partial),
+            Ok(Progress::Complete { len })
+                if self.family == Family::Proxy && r.upstream_head.code == 103 && len > 0 =>
+            {
+                Ok(Parsed::EarlyHints { len })
+            }
+            Ok(Progress::Complete { len }) => {
+                if r.upstream_head.is_http09 {
+                    self.c.log(r, Level::Error, format_args!("{NO_VALID_HEADER}"));
                 }
-                Ok(Progress::Complete { len }) => {
-                    if r.upstream_head.is_http09 {
-                        self.c.log(r, Level::Error, format_args!("{NO_VALID_HEADER}"));
-                    }
-                    r.upstream_head_len = len;
-                    for duplicate in &r.upstream_head.duplicates {
-                        let text = duplicate.text(r.upstream_bytes.as_slice());
-                        self.c.log(r, Level::Warn, format_args!("{text}"));
-                    }
-                    return Ok(true);
+                r.upstream_head_len = len;
+                for duplicate in &r.upstream_head.duplicates {
+                    let text = duplicate.text(r.upstream_bytes.as_slice());
+                    self.c.log(r, Level::Warn, format_args!("{text}"));
                 }
-                Err(refusal) => {
-                    self.log_refusal(r, &refusal);
-                    return Err(Failed::invalid_header().into());
-                }
+                Ok(Parsed::Whole)
+            }
+            Err(refusal) => {
+                self.log_refusal(r, &refusal);
+                Err(Failed::invalid_header().into())
             }
         }
+    }
+
+    /// A 103: sent on where `early_hints` says so, otherwise read over.
+    async fn take_early_hints(
+        &self,
+        r: &mut Request,
+        len: usize,
+        total: &mut usize,
+    ) -> Result<(), NoAnswer> {
+        if r.upstream_head.version < Some((1, 1)) {
+            let text = format_args!("upstream sent HTTP/1.0 response with early hints");
+            self.c.log(r, Level::Error, text);
+            return Err(Failed::invalid_header().into());
+        }
+        if let Some(attempt) = r.attempts.last_mut() {
+            attempt.status = r.upstream_head.code;
+        }
+        if head::wants_early_hints(self.c, r, self.location) {
+            *total += len;
+            if *total > *self.settings.buffer_size {
+                self.c.log(r, Level::Info, format_args!("upstream sent too big early hints"));
+            } else {
+                head::send_early_hints(self.c, r, self.family, self.location).await?;
+                self.c.action.set(Action::ReadingUpstreamHead);
+            }
+        }
+        r.upstream_bytes.consume(len);
+        r.upstream_bytes.compact();
+        r.upstream_head.clear();
+        Ok(())
     }
 
     fn log_refusal(&self, r: &Request, refusal: &ResponseRefusal) {
@@ -756,6 +812,7 @@ impl Exchange<'_> {
             return Err(tunnel::open(self.c, r, connection.stream, self.settings, active).await);
         }
         if let Some(outcome) = self.accel_redirect(r) {
+            head::keep_for_redirect(r);
             set_response_time(r, started);
             return Ok(outcome);
         }
@@ -763,16 +820,26 @@ impl Exchange<'_> {
             && *self.settings.intercept_errors
             && self.location.settings.core.error_page.iter().any(|page| page.codes.contains(&code))
         {
+            head::keep_for_page(r);
             set_response_time(r, started);
             return Ok(Outcome::Status(code));
         }
+        if *self.settings.force_ranges
+            && let Err(length) = head::select_range(r, self.location)
+        {
+            let range = range::content_range_of_none(length);
+            encode::header(b"Content-Range", range.as_bytes(), &mut r.response.kept.lines);
+            set_response_time(r, started);
+            return Ok(Outcome::Status(416));
+        }
         let relayed = relay::run(self.c, r, &connection.stream, self.family, self.location).await;
         set_response_time(r, started);
+        // The server is done with: it does not wait for a client that is slow to take the rest.
         drop(active);
-        let reusable = relayed?;
+        let relayed = relayed?;
         // A pool of an earlier configuration is swept by nobody.
         let is_current = Rc::ptr_eq(&r.generation, &self.c.shard.generation());
-        if reusable
+        if relayed.is_clean
             && is_current
             && connection.request_is_sent
             && self.family == Family::Proxy
@@ -780,7 +847,10 @@ impl Exchange<'_> {
         {
             let now_ms = timer::now_ms();
             self.group.pool.borrow_mut().give(&peer.address, connection, now_ms);
+        } else {
+            drop(connection);
         }
+        relayed.finish(r).await?;
         Ok(Outcome::Done)
     }
 }
@@ -818,6 +888,17 @@ impl Failed {
     fn invalid_header() -> Self {
         Failed { condition: NextUpstream::INVALID_HEADER, status: 502, unsent: false, stale: false }
     }
+}
+
+/// What has been read of the answer.
+enum Parsed {
+    Partial,
+    /// A 103, of so many bytes.
+    EarlyHints {
+        len: usize,
+    },
+    /// The final head.
+    Whole,
 }
 
 /// How far sending a request has got.
@@ -889,30 +970,43 @@ pub async fn receive_watching_client(
     limit: Duration,
     ignore_abort: bool,
 ) -> Result<(Result<usize, Failure>, Buffer), Close> {
-    let mut receive = pin!(upstream.recv(buffer, limit, Wait::Busy));
+    let receive = upstream.recv(buffer, limit, Wait::Busy);
+    watching_client(c, r, receive, ignore_abort).await
+}
+
+/// Waits for something of the upstream's side, which is dropped when the client leaves.
+async fn watching_client<F: Future>(
+    c: &Connection,
+    r: &mut Request,
+    future: F,
+    ignore_abort: bool,
+) -> Result<F::Output, Close> {
+    let mut future = pin!(future);
     let client = &c.stream;
-    let quick = client.timer().within(CLIENT_WATCH_AFTER, Wait::Busy, receive.as_mut()).await;
+    let quick = client.timer().within(CLIENT_WATCH_AFTER, Wait::Busy, future.as_mut()).await;
     match quick {
-        Ok(received) => Ok(received),
-        Err(_) if ignore_abort => Ok(receive.await),
-        Err(_) => match either(receive.as_mut(), client_left(client)).await {
-            Either::First(received) => Ok(received),
-            Either::Second(()) => {
-                let text =
-                    "client prematurely closed connection, so upstream connection is closed too";
-                c.log(r, Level::Info, format_args!("{text}"));
-                if !r.response.head_sent {
-                    r.response.status = 499;
-                }
-                Err(Close::ClientAbortedExchange)
-            }
+        Ok(output) => Ok(output),
+        Err(_) if ignore_abort => Ok(future.await),
+        Err(_) => match either(future.as_mut(), client_left(client)).await {
+            Either::First(output) => Ok(output),
+            Either::Second(()) => Err(client_aborted(c, r)),
         },
     }
 }
 
+/// The client has left while an upstream worked for it.
+pub fn client_aborted(c: &Connection, r: &mut Request) -> Close {
+    let text = "client prematurely closed connection, so upstream connection is closed too";
+    c.log(r, Level::Info, format_args!("{text}"));
+    if !r.response.head_sent {
+        r.response.status = 499;
+    }
+    Close::ClientAbortedExchange
+}
+
 /// Ends when the client has closed its side. Bytes that it sends ahead hide that, as with nginx:
 /// then this waits for ever.
-async fn client_left(client: &Stream) {
+pub async fn client_left(client: &Stream) {
     if client.readable_unlimited().await.is_ok() && client.has_unread_bytes() {
         std::future::pending::<()>().await;
     }
