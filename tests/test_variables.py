@@ -153,6 +153,7 @@ REQUEST = {
             "upstream_bytes_received": "-",
             "upstream_http_server": "-",
             "upstream_cookie_a": "-",
+            "upstream_trailer_a": "-",
             "sent_http_content_type": "text/plain",
             "sent_http_content_length": "5",
             "sent_http_connection": "close",  # while the line is made
@@ -163,6 +164,7 @@ REQUEST = {
             "sent_http_cache_control": "-",
             "sent_http_link": "-",
             "sent_http_none": "-",
+            "sent_trailer_none": "-",
         },
     ),
     "bare": (
@@ -254,13 +256,11 @@ REQUEST = {
     ),
 }
 
-ELSEWHERE = {"limit_rate"}
 
 
 @pytest.mark.parametrize("name", REQUEST)
 def test_of_a_request(values, name, binary):
     sent, table = REQUEST[name]
-    table = {key: value for key, value in table.items() if binary.is_nginx or key not in ELSEWHERE}
     proxy = values(" ".join(table), "location / { return 200 12345; }")
     with proxy.connect() as wire:
         wire.send(sent)
@@ -721,6 +721,7 @@ SETTABLE = {
     "no-dollar": ("own", 'invalid variable name "own"'),
     "empty": ("$", 'invalid variable name "$"'),
     "upstream_http_x": ("$upstream_http_x", None),
+    "limit_rate": ("$limit_rate", None),
 }
 
 
