@@ -269,6 +269,7 @@ impl Draft {
                 named: named.remove(&at).unwrap_or_default(),
             });
         }
+        let set_variables = self.names.set_slots();
         let variable_names = self.names.into_names();
         Ok(Http {
             addresses,
@@ -279,6 +280,7 @@ impl Draft {
             log_servers: self.log_servers,
             variable_slots: variable_names.len(),
             variable_names,
+            set_variables,
         })
     }
 

@@ -39,8 +39,10 @@ pub struct Http {
     pub log_servers: Vec<Arc<crate::syslog::Server>>,
     /// How many slots a request needs for variables made by `set` and by named captures.
     pub variable_slots: usize,
-    /// Names of those slots, for warnings; empty: none is given.
+    /// Names of those slots, for warnings.
     pub variable_names: Vec<Box<str>>,
+    /// Which of them `set` has made: these are empty, and there, before they are given a value.
+    pub set_variables: Vec<bool>,
 }
 
 impl Http {
