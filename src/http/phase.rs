@@ -171,10 +171,11 @@ fn enter_location(c: &Connection, r: &mut Request, http: &Http) -> Option<Outcom
         _ => 0,
     };
     let max = *core.client_max_body_size;
-    if max > 0 && length > max && !r.body.is_refused {
-        r.body.is_refused = true;
+    if max > 0 && length > max {
         let text = format_args!("client intended to send too large body: {length} bytes");
         c.log(r, Level::Error, text);
+        // Nobody gets it, not even who makes the error page.
+        body::abandon(r);
         return Some(Outcome::Status(413));
     }
     None
