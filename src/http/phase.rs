@@ -294,6 +294,14 @@ async fn respond(
     r: &mut Request,
     answer: rewrite::Answer,
 ) -> Result<Outcome, Close> {
+    let answer = match answer {
+        // Below 400, no text is an empty text.
+        rewrite::Answer::Status(code @ (301 | 302 | 303 | 307 | 308)) => {
+            rewrite::Answer::Redirect { code, location: Vec::new() }
+        }
+        rewrite::Answer::Status(code @ 0..400) => rewrite::Answer::Text { code, text: Vec::new() },
+        answer => answer,
+    };
     match answer {
         rewrite::Answer::Status(code) => Ok(Outcome::Status(code)),
         rewrite::Answer::Redirect { code, location } => {
