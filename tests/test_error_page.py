@@ -236,6 +236,19 @@ def test_codes_without_a_page(pages, code):
     assert (answer.body, answer.get("Content-Length"), answer.get("Content-Type")) == (b"", "0", None)
 
 
+@pytest.mark.parametrize("code", [200, 201, 202, 206, 299, 300, 304, 399])
+def test_an_empty_text_below_400(pages, code):
+    answer = pages("error_page 300 304 /plain;", f"return {code};").get("/x")
+    assert (answer.status, answer.body) == (code, b"")
+    assert (answer.get("Content-Length"), answer.get("Content-Type")) == ("0", "text/plain")
+
+
+@pytest.mark.parametrize("code", [301, 302, 303, 307, 308])
+def test_a_redirect_to_nowhere(pages, code):
+    answer = pages(answer=f"return {code};").get("/x")
+    assert (answer.status, answer.get("Location")) == (code, "")
+
+
 @pytest.mark.parametrize(
     "code, text",
     [

@@ -291,6 +291,8 @@ def test_lines_are_inherited_all_or_none(sent, http, server, location, expected)
         ("proxy_set_body own;", CHUNKED, "length", b"own", "3"),
         ("proxy_set_body own; proxy_request_buffering off;", CHUNKED, "length", b"own", "3"),
         ('proxy_pass_request_body off; proxy_set_header Content-Length "";', post(b"abc"), "none", b"", None),
+        ('proxy_set_header Transfer-Encoding "";', post(b"abc"), "length", b"abc", "3"),
+        ('proxy_set_header Transfer-Encoding "";', CHUNKED, "length", b"abcde", "5"),
         ("client_body_buffer_size 8; client_max_body_size 1m;", post(b"x" * 50_000), "length", b"x" * 50_000, "50000"),
     ],
 )

@@ -87,8 +87,10 @@ pub struct HeadPlan {
     /// Client headers that are not passed on: the hop-by-hop ones and every name that `set_header`
     /// mentions. Lower case and sorted.
     pub suppressed: Vec<Box<[u8]>>,
-    /// `set_header` names Content-Length (or Transfer-Encoding): the default line is not sent.
+    /// `set_header` names Content-Length: the default line is not sent.
     pub overrides_length: bool,
+    /// The same for Transfer-Encoding.
+    pub overrides_encoding: bool,
 }
 
 impl Settings {
@@ -420,7 +422,8 @@ impl Settings {
         let mut plan = HeadPlan { suppressed, ..HeadPlan::default() };
         for header in self.set_header.iter() {
             let name = header.name.to_ascii_lowercase();
-            plan.overrides_length |= matches!(&*name, "content-length" | "transfer-encoding");
+            plan.overrides_length |= name == "content-length";
+            plan.overrides_encoding |= name == "transfer-encoding";
             // The last Host is the one that is sent, first of all lines.
             if name == "host" {
                 plan.host = Some(header.value.clone());

@@ -348,11 +348,12 @@ fn put_length(
         BodyLength::Chunked if streams => (None, BodyForm::Chunked),
         BodyLength::Chunked => (Some(r.body.decoded), BodyForm::Plain),
     };
-    if says_length {
-        match length {
-            Some(n) => encode::header_number(b"Content-Length", n, out),
-            None => out.extend_from_slice(b"Transfer-Encoding: chunked\r\n"),
+    match length {
+        Some(n) if says_length => encode::header_number(b"Content-Length", n, out),
+        None if !settings.head.overrides_encoding => {
+            out.extend_from_slice(b"Transfer-Encoding: chunked\r\n");
         }
+        _ => {}
     }
     if passes { form } else { BodyForm::None }
 }
