@@ -100,6 +100,8 @@ pub struct Response {
     pub complete: bool,
     /// Kept from a `return 30x` or X-Accel-Redirect for the response to come.
     pub location: Option<Vec<u8>>,
+    /// The line of `sticky cookie` for the upstream server that was chosen last.
+    pub set_cookie: Vec<u8>,
 }
 
 impl Request {
@@ -254,6 +256,7 @@ impl Response {
         self.is_bodiless = false;
         self.complete = false;
         self.location = None;
+        self.set_cookie.clear();
     }
 
     /// `$body_bytes_sent`

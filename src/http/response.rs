@@ -128,6 +128,9 @@ pub fn begin(c: &Connection, r: &mut Request, head: &Head<'_>) {
     } else {
         out.extend_from_slice(b"Connection: close\r\n");
     }
+    if !r.response.set_cookie.is_empty() {
+        out.extend_from_slice(&r.response.set_cookie);
+    }
     r.response.head = out;
 }
 

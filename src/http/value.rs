@@ -345,7 +345,7 @@ fn argument<'a>(args: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
 }
 
 /// `$cookie_NAME`: the first match over all Cookie lines.
-fn cookie<'a>(r: &'a Request, name: &[u8]) -> Option<&'a [u8]> {
+pub fn cookie<'a>(r: &'a Request, name: &[u8]) -> Option<&'a [u8]> {
     r.head.headers.find_all(Known::Cookie).find_map(|field| {
         r.text(field.value).split(|&b| b == b';').find_map(|pair| {
             let pair = pair.trim_ascii();
