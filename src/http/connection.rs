@@ -11,16 +11,17 @@ use super::body::{self, BodyError};
 use super::close::Close;
 use super::listener::Listener;
 use super::modules::Settings;
-use super::modules::core::LingeringClose;
+use super::modules::core::{KeepaliveDisable, LingeringClose};
 use super::phase;
 use super::request::Request;
 use super::upstream::exchange::Family;
+use super::user_agent::Browser;
 use crate::clock;
 use crate::error_log::{Context, Level};
 use crate::http1::header::Known;
 use crate::http1::host::parse_host;
 use crate::http1::refusal::{Quoted, Refusal};
-use crate::http1::request::{Limits, Version};
+use crate::http1::request::{Limits, Method, Version};
 use crate::http1::{Progress, request, uri};
 use crate::io::stream::Failure;
 use crate::io::timer::{self, Wait};
@@ -64,6 +65,11 @@ impl From<Option<SocketAddr>> for ClientAddress {
             None => ClientAddress { address: "unix:".into(), ip: None, port: None },
         }
     }
+}
+
+/// Whom a request comes from: the one place to ask, for access rules, variables and logs.
+pub fn client_address<'a>(c: &'a Connection, _: &'a Request) -> &'a ClientAddress {
+    &c.client
 }
 
 impl Connection {
@@ -142,7 +148,7 @@ impl Connection {
         let header = |known| r.head.headers.find(known).map(|field| r.text(field.value));
         use_it(&Context {
             action: action.phrase(),
-            client: Some(&self.client.address),
+            client: Some(&client_address(self, r).address),
             server: Some(if line.is_empty() {
                 self.listener.name()
             } else {
@@ -263,7 +269,7 @@ async fn read_head(c: &Connection, r: &mut Request) -> Result<(), NoHead> {
                 } else {
                     Action::ReadingRequestLine
                 }),
-                Err(refusal) => return Err(NoHead::Refused(refusal)),
+                Err(refusal) => return Err(NoHead::Refused(first_refusal(r, refusal))),
             }
         }
         let (limit, wait) = match deadline {
@@ -309,13 +315,25 @@ async fn read_head(c: &Connection, r: &mut Request) -> Result<(), NoHead> {
         }
     }
     c.action.set(Action::ReadingRequestHeaders);
+    let generation = Rc::clone(&r.generation);
+    // The request line is read by the rules of the address's default server, unless it names another.
+    let merge_slashes = *c.settings(r).core.merge_slashes;
+    find_server(&generation, r);
+    let merge_slashes = if r.head.target_host.is_some() {
+        *c.settings(r).core.merge_slashes
+    } else {
+        merge_slashes
+    };
+    let chosen = HeadSettings::of(r).limits;
+    if chosen != settings.limits {
+        request::parse_again(r.buffer.as_slice(), &settings.limits, &chosen, &mut r.head)
+            .map_err(NoHead::Refused)?;
+    }
     for line in &r.head.dropped {
         let text = Quoted::new(line.of(r.bytes()));
         c.log(r, Level::Info, format_args!("client sent invalid header line: \"{text}\""));
     }
-    let generation = Rc::clone(&r.generation);
-    find_server(&generation, r);
-    set_uri(c, r).map_err(NoHead::Refused)?;
+    set_uri(r, merge_slashes).map_err(NoHead::Refused)?;
     r.method = r.head.method_kind;
     c.action.set(Action::Processing);
     Ok(())
@@ -363,8 +381,16 @@ fn find_server(generation: &Generation, r: &mut Request) {
     }
 }
 
-fn set_uri(c: &Connection, r: &mut Request) -> Result<(), Refusal> {
-    let merge_slashes = *c.settings(r).core.merge_slashes;
+/// What is wrong with the target comes before what is wrong with the lines that follow it.
+fn first_refusal(r: &Request, refusal: Refusal) -> Refusal {
+    let path = r.text(r.head.path);
+    if refusal.is_of_request_line() || !path.starts_with(b"/") {
+        return refusal;
+    }
+    uri::normalise(path, true, &mut Vec::new()).err().unwrap_or(refusal)
+}
+
+fn set_uri(r: &mut Request, merge_slashes: bool) -> Result<(), Refusal> {
     let path = r.head.path.of(r.buffer.as_slice());
     if path.first() != Some(&b'/') {
         // An absolute-form target without a path.
@@ -390,7 +416,9 @@ fn set_uri(c: &Connection, r: &mut Request) -> Result<(), Refusal> {
 /// Answers a head that cannot be accepted, and closes.
 async fn refuse(c: &Connection, r: &mut Request, refusal: &Refusal) -> Result<(), Close> {
     r.keepalive = false;
-    r.method = r.head.method_kind;
+    // Without a version even HEAD gets the page: there is nothing else to send.
+    let has_head = r.head.version > Version::Http09;
+    r.method = if has_head { r.head.method_kind } else { Method::Get };
     c.action.set(if refusal.is_of_request_line() {
         Action::ReadingRequestLine
     } else {
@@ -430,7 +458,13 @@ async fn end(c: &Connection, r: &mut Request, close: Close) {
                 _ => 0,
             };
         }
-        if should_linger(c, r, &close) {
+        let lingers = should_linger(c, r, &close);
+        if r.response.status == 400 {
+            // Whoever looks into the log for it should not have to wait for the client.
+            log_request(c, r);
+            c.shard.flush_logs();
+        }
+        if lingers {
             linger(c, r).await;
         }
         log_request(c, r);
@@ -443,14 +477,16 @@ async fn end(c: &Connection, r: &mut Request, close: Close) {
 }
 
 fn should_linger(c: &Connection, r: &Request, close: &Close) -> bool {
-    if !matches!(close, Close::Orderly) || matches!(r.response.status, 400 | 495..=497) {
+    if !matches!(close, Close::Orderly) {
         return false;
     }
     match *c.settings(r).core.lingering_close {
         LingeringClose::Off => false,
         LingeringClose::Always => true,
         LingeringClose::On => {
-            r.head_len == 0
+            // Where a refused request ends, nobody knows: more of it may be on its way.
+            r.response.status == 400
+                || r.head_len == 0
                 || r.buffer.len() > r.head_len
                 || r.body.is_abandoned
                 || (body::is_announced(r) && !r.body.is_done())
@@ -494,10 +530,25 @@ pub fn log_request(c: &Connection, r: &mut Request) {
 /// Whether the connection may go on after this request, before the response is known.
 pub fn may_keep_alive(c: &Connection, r: &Request) -> bool {
     let core = &c.settings(r).core;
+    let disable = *core.keepalive_disable;
     r.version() > Version::Http09
         && r.wants_keepalive()
         && !core.keepalive_timeout.idle.is_zero()
         && c.requests.get() < *core.keepalive_requests
         && r.started.saturating_sub(c.accepted) <= *core.keepalive_time
+        && !(disable.contains(KeepaliveDisable::MSIE6)
+            && r.method == Method::Post
+            && matches!(browser(r), Browser::Msie { old: true }))
+        && !(disable.contains(KeepaliveDisable::SAFARI) && browser(r) == Browser::Safari)
         && !c.shard.is_quitting()
+}
+
+/// Whether `msie_refresh` applies.
+pub fn is_msie(r: &Request) -> bool {
+    matches!(browser(r), Browser::Msie { .. })
+}
+
+fn browser(r: &Request) -> Browser {
+    let agent = r.head.headers.find(Known::UserAgent);
+    agent.map_or(Browser::Other, |agent| Browser::of(r.text(agent.value)))
 }

@@ -72,6 +72,15 @@ impl Http {
         &self.locations[id.0 as usize]
     }
 
+    /// The location that answers when `id` was found: its `limit_except` block for the methods that
+    /// are limited.
+    pub fn for_method(&self, id: LocationId, method: &[u8]) -> LocationId {
+        match &self.location(id).limit_except {
+            Some(block) if block.limits(method) => block.location,
+            _ => id,
+        }
+    }
+
     pub fn upstream(&self, id: UpstreamId) -> &Upstream {
         &self.upstreams[id.0 as usize]
     }

@@ -9,6 +9,7 @@ pub mod peer;
 pub mod pool;
 pub mod protocol;
 pub mod relay;
+pub mod window;
 pub mod zone;
 
 use std::cell::RefCell;

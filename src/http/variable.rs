@@ -68,6 +68,10 @@ pub enum Variable {
     UpstreamHttp(HeaderName),
     /// `$upstream_cookie_NAME`
     UpstreamCookie(Box<str>),
+    /// `$sent_trailer_NAME`
+    SentTrailer(HeaderName),
+    /// `$upstream_trailer_NAME`
+    UpstreamTrailer(HeaderName),
     /// `$1` to `$9`
     Capture(u8),
     /// Made by `set` or a named group.
@@ -291,11 +295,20 @@ impl Regex {
                 }
             }
         }
-        let compiled = RegexBuilder::new(&bytes)
-            .bytes_mode(BytesMode::Ascii)
-            .case_insensitive(caseless)
-            .build()
-            .map_err(|error| Fault::new(compile_failed(pattern, &error)))?;
+        let build = |pattern: &str| {
+            RegexBuilder::new(pattern)
+                .bytes_mode(BytesMode::Ascii)
+                .case_insensitive(caseless)
+                .build()
+        };
+        // As written first, for what an error says.
+        let mut compiled =
+            build(&bytes).map_err(|error| Fault::new(compile_failed(pattern, &error)))?;
+        if let Some(bytes) = with_dollars_of_pcre(&bytes)
+            && let Ok(translated) = build(&bytes)
+        {
+            compiled = translated;
+        }
         Ok(Regex { pattern: pattern.into(), compiled, named: Vec::new() })
     }
 
@@ -311,6 +324,42 @@ impl Regex {
         );
         true
     }
+}
+
+/// The pattern with each `$` as PCRE means it: the end, or before a line feed that is the end. `None`:
+/// there is none, or the pattern changes by itself what `$` means.
+fn with_dollars_of_pcre(pattern: &str) -> Option<String> {
+    if !pattern.contains('$') || pattern.contains("(?m") || pattern.contains("(?x") {
+        return None;
+    }
+    let mut out = String::with_capacity(pattern.len() + 8);
+    let mut chars = pattern.chars().peekable();
+    let mut in_class = false;
+    while let Some(c) = chars.next() {
+        match c {
+            '\\' => {
+                out.push(c);
+                out.extend(chars.next());
+                continue;
+            }
+            '[' if !in_class => {
+                in_class = true;
+                out.push(c);
+                // A `]` that comes first does not close.
+                out.extend(chars.next_if_eq(&'^'));
+                out.extend(chars.next_if_eq(&']'));
+                continue;
+            }
+            ']' => in_class = false,
+            '$' if !in_class => {
+                out.push_str("(?:\\n?\\z)");
+                continue;
+            }
+            _ => {}
+        }
+        out.push(c);
+    }
+    Some(out)
 }
 
 /// `pcre2_compile() failed: missing closing parenthesis in "("`
@@ -571,8 +620,7 @@ const NOT_SUPPORTED: &[&str] = &[
     "upstream_cache_status",
 ];
 
-const NOT_SUPPORTED_FAMILIES: &[&str] =
-    &["proxy_protocol_tlv_", "sent_trailer_", "upstream_trailer_"];
+const NOT_SUPPORTED_FAMILIES: &[&str] = &["proxy_protocol_tlv_"];
 
 fn fixed(name: &str) -> Option<&'static Variable> {
     let at = FIXED.binary_search_by(|(fixed, _)| (*fixed).cmp(name)).ok()?;
@@ -590,6 +638,10 @@ fn of_family(name: &str) -> Option<Variable> {
         Some(Variable::Http(header(name)))
     } else if let Some(name) = name.strip_prefix("sent_http_") {
         Some(Variable::SentHttp(header(name)))
+    } else if let Some(name) = name.strip_prefix("sent_trailer_") {
+        Some(Variable::SentTrailer(header(name)))
+    } else if let Some(name) = name.strip_prefix("upstream_trailer_") {
+        Some(Variable::UpstreamTrailer(header(name)))
     } else if let Some(name) = name.strip_prefix("upstream_http_") {
         Some(Variable::UpstreamHttp(header(name)))
     } else {
@@ -721,6 +773,10 @@ mod tests {
         assert_eq!(found("a(?!b)", false, b"abac\xff"), Some(b"a".to_vec()));
         assert_eq!(found("(a)\\1\\xff", false, b"aa\xff"), Some(b"aa\xff".to_vec()));
         assert_eq!(found("(x+x+)+y", false, &[b'x'; 60]), None);
+        assert_eq!(found("^/a$", false, b"/a\n"), Some(b"/a\n".to_vec()));
+        assert_eq!(found("^/a$", false, b"/a\n\n"), None);
+        assert_eq!(found("^/a\\$[]$]", false, b"/a$$"), Some(b"/a$$".to_vec()));
+        assert_eq!(found("a$|b", false, b"b"), Some(b"b".to_vec()));
     }
 
     #[test]

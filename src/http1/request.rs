@@ -94,7 +94,7 @@ pub struct RequestHead {
     /// As sent.
     pub target: Span,
     /// From the first `/`, arguments and fragment included: what `$request_uri` shows. Of an
-    /// absolute-form target without a path it is empty or begins with `?`; then `/` is meant.
+    /// absolute-form target without a path it is empty, and `/` is meant, or begins with `?`.
     pub path: Span,
     /// `host[:port]` of an absolute-form (or CONNECT's authority-form) target, valid by
     /// [`host::parse_host`]; it wins over the `Host` header.
@@ -132,6 +132,8 @@ struct Scan {
     line_start: usize,
     request_line: RequestLine,
     header_line: HeaderLine,
+    /// The target or a `Host` line has named the host.
+    is_behind_host: bool,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -150,10 +152,40 @@ enum Stage {
 /// that arrives slowly costs no more. After `Complete` or a refusal, [`RequestHead::clear`] comes
 /// first. A refused head holds what was read of the request line, for the log and the error page.
 pub fn parse(buf: &[u8], limits: &Limits, head: &mut RequestHead) -> Result<Progress, Refusal> {
-    if skip_empty_lines(buf, limits, head)? {
-        take_plain_lines(buf, limits, head)?;
+    parse_by(buf, Rules { limits, behind_host: limits }, head)
+}
+
+/// [`parse`] of a head once more, from its beginning, whose host has turned out to name a server with
+/// rules of its own for header lines: they hold behind the host.
+pub fn parse_again(
+    buf: &[u8],
+    limits: &Limits,
+    behind_host: &Limits,
+    head: &mut RequestHead,
+) -> Result<Progress, Refusal> {
+    head.clear();
+    parse_by(buf, Rules { limits, behind_host }, head)
+}
+
+fn parse_by(buf: &[u8], rules: Rules<'_>, head: &mut RequestHead) -> Result<Progress, Refusal> {
+    if skip_empty_lines(buf, rules.limits, head)? {
+        take_plain_lines(buf, rules, head)?;
     }
-    parse_bytewise(buf, limits, head)
+    parse_bytewise(buf, rules, head)
+}
+
+/// Which limits hold where in the head.
+#[derive(Clone, Copy)]
+struct Rules<'a> {
+    limits: &'a Limits,
+    /// Of these, those about header lines.
+    behind_host: &'a Limits,
+}
+
+impl<'a> Rules<'a> {
+    fn of_fields(self, head: &RequestHead) -> &'a Limits {
+        if head.scan.is_behind_host { self.behind_host } else { self.limits }
+    }
 }
 
 /// RFC 9112 section 2.2: empty lines before the request line. Whether it now begins.
@@ -180,7 +212,8 @@ fn skip_empty_lines(buf: &[u8], limits: &Limits, head: &mut RequestHead) -> Resu
 
 /// Takes the lines that httparse reads as nginx does, if the head is complete. Whatever it leaves
 /// is for [`parse_bytewise`], which would have come to the same result.
-fn take_plain_lines(buf: &[u8], limits: &Limits, head: &mut RequestHead) -> Result<(), Refusal> {
+fn take_plain_lines(buf: &[u8], rules: Rules<'_>, head: &mut RequestHead) -> Result<(), Refusal> {
+    let limits = rules.limits;
     let start = head.scan.position;
     let mut fields = [const { MaybeUninit::uninit() }; plain::FIELDS_MAX];
     let mut parsed = httparse::Request::new(&mut []);
@@ -205,7 +238,7 @@ fn take_plain_lines(buf: &[u8], limits: &Limits, head: &mut RequestHead) -> Resu
         if !plain::is_plain_name(header.name) || !head.scan.fits(limits, next) {
             break;
         }
-        head.field_read(buf, limits, field)?;
+        head.field_read(buf, rules.of_fields(head), field)?;
         head.scan.line_read(next);
     }
     Ok(())
@@ -214,10 +247,10 @@ fn take_plain_lines(buf: &[u8], limits: &Limits, head: &mut RequestHead) -> Resu
 /// The reader that decides what is valid. Goes on where the last call, or httparse, has stopped.
 fn parse_bytewise(
     buf: &[u8],
-    limits: &Limits,
+    rules: Rules<'_>,
     head: &mut RequestHead,
 ) -> Result<Progress, Refusal> {
-    let names = NameRules::Request { underscores: limits.underscores_in_headers };
+    let limits = rules.limits;
     loop {
         let (end, bound) = head.scan.window(buf, limits);
         match head.scan.stage {
@@ -239,6 +272,8 @@ fn parse_bytewise(
             }
 
             Stage::Headers => {
+                let limits = rules.of_fields(head);
+                let names = NameRules::Request { underscores: limits.underscores_in_headers };
                 let scan = &mut head.scan;
                 let start = scan.line_start;
                 match scan.header_line.scan(buf, &mut scan.position, end, names) {
@@ -329,6 +364,7 @@ impl RequestHead {
         self.target = parts.target;
         self.path = parts.path;
         self.target_host = parts.host;
+        self.scan.is_behind_host = parts.host.is_some();
         self.version = parts.version;
     }
 
@@ -355,6 +391,7 @@ impl RequestHead {
                 if host::parse_host(value).is_none() {
                     return Err(Refusal::InvalidHost);
                 }
+                self.scan.is_behind_host = true;
             }
             Known::Connection => match ConnectionOption::of(value) {
                 ConnectionOption::None => {}
@@ -422,9 +459,10 @@ pub fn fuzz_request(data: &[u8]) {
         let mut head = RequestHead::default();
         let whole = parse(data, &limits, &mut head);
 
+        let rules = Rules { limits: &limits, behind_host: &limits };
         let mut bytewise_head = RequestHead::default();
         let bytewise = skip_empty_lines(data, &limits, &mut bytewise_head)
-            .and_then(|_| parse_bytewise(data, &limits, &mut bytewise_head));
+            .and_then(|_| parse_bytewise(data, rules, &mut bytewise_head));
         assert_eq!(whole, bytewise);
         assert_same(&head, &bytewise_head);
 
@@ -586,6 +624,22 @@ mod tests {
     }
 
     #[test]
+    fn a_server_with_rules_of_its_own() {
+        let limits = Limits::default();
+        let underscores = Limits { underscores_in_headers: true, ..limits };
+        let names = |text: &[u8]| {
+            let mut head = RequestHead::default();
+            parse(text, &limits, &mut head).unwrap();
+            parse_again(text, &limits, &underscores, &mut head).unwrap();
+            head.headers.iter().map(|field| field.name.of(text).to_vec()).collect::<Vec<_>>()
+        };
+        let text = b"GET / HTTP/1.1\r\na_b: 1\r\nHost: a\r\nc_d: 1\r\n\r\n";
+        assert_eq!(names(text), [b"Host".to_vec(), b"c_d".to_vec()]);
+        let text = b"GET http://a/ HTTP/1.1\r\na_b: 1\r\nHost: b\r\n\r\n";
+        assert_eq!(names(text), [b"a_b".to_vec(), b"Host".to_vec()]);
+    }
+
+    #[test]
     fn refusals() {
         for (text, status, wanted) in [
             ("GET / HTTP/1.1\r\n\r\n", 400, "client sent HTTP/1.1 request without \"Host\" header"),
@@ -735,7 +789,10 @@ mod tests {
             Accept:*/*\r\nEmpty:\r\nTrailing: spaces  \r\nCookie: a=b; c=\"d\"\r\n\r\n";
         let (limits, mut head) = (Limits::default(), RequestHead::default());
         assert_eq!(skip_empty_lines(text, &limits, &mut head), Ok(true));
-        assert_eq!(take_plain_lines(text, &limits, &mut head), Ok(()));
+        assert_eq!(
+            take_plain_lines(text, Rules { limits: &limits, behind_host: &limits }, &mut head),
+            Ok(())
+        );
         assert_eq!(head.scan.position, text.len() - 2);
         assert_eq!(head.headers.len(), 6);
     }

@@ -12,7 +12,7 @@ use super::dynamic::{self, Target};
 use super::peer::{Active, Member, PeerSet};
 use super::pool::UpstreamConnection;
 use super::protocol::{self, BodyForm, Destination};
-use super::{Attempt, Group, relay};
+use super::{Attempt, Group, head, relay};
 use crate::clock;
 use crate::error_log::{Level, escape};
 use crate::http::action::Action;
@@ -22,6 +22,7 @@ use crate::http::connection::Connection;
 use crate::http::location::Location;
 use crate::http::modules::exchange::{IgnoreHeaders, NextUpstream, Pass, Settings};
 use crate::http::modules::proxy::HttpVersion;
+use crate::http::modules::static_files::range;
 use crate::http::modules::sticky::Sticky;
 use crate::http::modules::upstream::{Balance, Peer, PeerAddress, Upstream};
 use crate::http::phase::Outcome;
@@ -35,7 +36,7 @@ use crate::http1::refusal::ResponseRefusal;
 use crate::http1::request::Method;
 use crate::http1::response::{self, Form, NO_VALID_HEADER};
 use crate::http1::uri::unescape;
-use crate::http1::{Progress, chunked};
+use crate::http1::{Progress, chunked, encode};
 use crate::io::select::{Either, either};
 use crate::io::stream::{Address, Failure};
 use crate::io::timer::{self, Wait};
@@ -194,7 +195,9 @@ fn streams_body(exchange: &Exchange<'_>, r: &Request) -> bool {
     let proxy = &exchange.location.settings.proxy;
     match (exchange.family, r.head.body) {
         (Family::Proxy, _) if proxy.set_body.is_some() => false,
-        (Family::Proxy, BodyLength::Chunked) => *proxy.http_version == HttpVersion::Http11,
+        (Family::Proxy, BodyLength::Chunked) => {
+            *proxy.http_version == HttpVersion::Http11 && !body::is_all_here(r)
+        }
         (Family::Uwsgi, BodyLength::Chunked) => false,
         _ => true,
     }
@@ -494,7 +497,9 @@ impl Exchange<'_> {
         self.c.action.set(Action::ReadingUpstreamHead);
         self.read_head(r, &connection, send_error).await?;
         if let Some(attempt) = r.attempts.last_mut() {
-            attempt.status = r.upstream_head.code;
+            if attempt.status == 0 {
+                attempt.status = r.upstream_head.code;
+            }
             attempt.header = Some(clock::now().saturating_sub(started));
         }
         Ok(connection)
@@ -646,6 +651,8 @@ impl Exchange<'_> {
         send_error: Option<io::Error>,
     ) -> Result<(), NoAnswer> {
         let size = *self.settings.buffer_size;
+        // Bytes of all early hints so far.
+        let mut hints = 0;
         let until_ms = timer::now_ms() + self.settings.read_timeout.as_millis() as u64;
         r.upstream_head.clear();
         r.upstream_bytes = Buffer::with_capacity(size);
@@ -679,8 +686,14 @@ impl Exchange<'_> {
                 }
                 Err(failure) => return Err(self.timed_out(r, &failure, false)),
             }
-            if self.parse_head(r, size)? {
-                return Ok(());
+            loop {
+                match self.parse_head(r, size)? {
+                    Parsed::Partial => break,
+                    Parsed::Whole => return Ok(()),
+                    Parsed::EarlyHints { len } => {
+                        self.take_early_hints(r, len, &mut hints).await?;
+                    }
+                }
             }
             if r.upstream_bytes.spare() == 0 {
                 let limit = r.upstream_bytes.len() + 1;
@@ -689,35 +702,61 @@ impl Exchange<'_> {
         }
     }
 
-    /// True when a final head is whole. Early hints are read over.
-    fn parse_head(&self, r: &mut Request, size: usize) -> Result<bool, NoAnswer> {
-        loop {
-            let bytes = r.upstream_bytes.as_slice();
-            let parsed = response::parse(bytes, self.family.form(), size, &mut r.upstream_head);
-            match parsed {
-                Ok(Progress::Partial { .. }) => return Ok(false),
-                Ok(Progress::Complete { len }) if r.upstream_head.code == 103 && len > 0 => {
-                    r.upstream_bytes.consume(len);
-                    r.upstream_bytes.compact();
-                    r.upstream_head.clear();
+    fn parse_head(&self, r: &mut Request, size: usize) -> Result<Parsed, NoAnswer> {
+        let bytes = r.upstream_bytes.as_slice();
+        match response::parse(bytes, self.family.form(), size, &mut r.upstream_head) {
+            Ok(Progress::Partial { .. }) => Ok(Parsed::Partial),
+            Ok(Progress::Complete { len })
+                if self.family == Family::Proxy && r.upstream_head.code == 103 && len > 0 =>
+            {
+                Ok(Parsed::EarlyHints { len })
+            }
+            Ok(Progress::Complete { len }) => {
+                if r.upstream_head.is_http09 {
+                    self.c.log(r, Level::Error, format_args!("{NO_VALID_HEADER}"));
                 }
-                Ok(Progress::Complete { len }) => {
-                    if r.upstream_head.is_http09 {
-                        self.c.log(r, Level::Error, format_args!("{NO_VALID_HEADER}"));
-                    }
-                    r.upstream_head_len = len;
-                    for duplicate in &r.upstream_head.duplicates {
-                        let text = duplicate.text(r.upstream_bytes.as_slice());
-                        self.c.log(r, Level::Warn, format_args!("{text}"));
-                    }
-                    return Ok(true);
+                r.upstream_head_len = len;
+                for duplicate in &r.upstream_head.duplicates {
+                    let text = duplicate.text(r.upstream_bytes.as_slice());
+                    self.c.log(r, Level::Warn, format_args!("{text}"));
                 }
-                Err(refusal) => {
-                    self.log_refusal(r, &refusal);
-                    return Err(Failed::invalid_header().into());
-                }
+                Ok(Parsed::Whole)
+            }
+            Err(refusal) => {
+                self.log_refusal(r, &refusal);
+                Err(Failed::invalid_header().into())
             }
         }
+    }
+
+    /// A 103: sent on where `early_hints` says so, otherwise read over.
+    async fn take_early_hints(
+        &self,
+        r: &mut Request,
+        len: usize,
+        total: &mut usize,
+    ) -> Result<(), NoAnswer> {
+        if r.upstream_head.version < Some((1, 1)) {
+            let text = format_args!("upstream sent HTTP/1.0 response with early hints");
+            self.c.log(r, Level::Error, text);
+            return Err(Failed::invalid_header().into());
+        }
+        if let Some(attempt) = r.attempts.last_mut() {
+            attempt.status = r.upstream_head.code;
+        }
+        if head::wants_early_hints(self.c, r, self.location) {
+            *total += len;
+            if *total > *self.settings.buffer_size {
+                self.c.log(r, Level::Info, format_args!("upstream sent too big early hints"));
+            } else {
+                head::send_early_hints(self.c, r, self.family, self.location).await?;
+                self.c.action.set(Action::ReadingUpstreamHead);
+            }
+        }
+        r.upstream_bytes.consume(len);
+        r.upstream_bytes.compact();
+        r.upstream_head.clear();
+        Ok(())
     }
 
     fn log_refusal(&self, r: &Request, refusal: &ResponseRefusal) {
@@ -770,6 +809,7 @@ impl Exchange<'_> {
         }
         if let Some(outcome) = self.accel_redirect(r) {
             self.learn(r, member, true);
+            head::keep_for_redirect(r);
             set_response_time(r, started);
             return Ok(outcome);
         }
@@ -778,8 +818,17 @@ impl Exchange<'_> {
             && self.location.settings.core.error_page.iter().any(|page| page.codes.contains(&code))
         {
             self.learn(r, member, true);
+            head::keep_for_page(r);
             set_response_time(r, started);
             return Ok(Outcome::Status(code));
+        }
+        if *self.settings.force_ranges
+            && let Err(length) = head::select_range(r, self.location)
+        {
+            let range = range::content_range_of_none(length);
+            encode::header(b"Content-Range", range.as_bytes(), &mut r.response.kept.lines);
+            set_response_time(r, started);
+            return Ok(Outcome::Status(416));
         }
         let relayed = relay::run(self.c, r, &connection.stream, self.family, self.location).await;
         set_response_time(r, started);
@@ -856,6 +905,17 @@ impl Failed {
             reused: false,
         }
     }
+}
+
+/// What has been read of the answer.
+enum Parsed {
+    Partial,
+    /// A 103, of so many bytes.
+    EarlyHints {
+        len: usize,
+    },
+    /// The final head.
+    Whole,
 }
 
 /// How far sending a request has got.

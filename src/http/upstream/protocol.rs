@@ -241,10 +241,13 @@ fn is_about_upgrade(name: &str) -> bool {
 fn put_uri(r: &Request, location: &Location, uri: DestinationUri<'_>, out: &mut Vec<u8>) {
     let replaced = match uri {
         DestinationUri::Whole(uri) => return out.extend_from_slice(uri),
-        DestinationUri::Request if r.uri_is_original => return r.put_request_uri(out),
+        DestinationUri::Request if r.uri_is_original && r.text(r.head.path).starts_with(b"/") => {
+            return r.put_request_uri(out);
+        }
         DestinationUri::Replaces(uri) if !r.rewritten_in_place => {
             out.extend_from_slice(uri);
-            location.name.len().min(r.uri.len())
+            // Of an `if` block, too, it is the location's name.
+            location.prefix.as_deref().map_or(0, str::len).min(r.uri.len())
         }
         _ => 0,
     };

@@ -129,9 +129,10 @@ fn apply(rewrite: &Rewrite, c: &Connection, r: &mut Request, changed: &mut bool)
         RewriteFlag::Redirect => Some(302),
         _ => None,
     };
-    let mut target = expand_replacement(rewrite, redirect.is_some(), c, r);
+    let (mut target, mut args_at) = expand_replacement(rewrite, redirect.is_some(), c, r);
     if !rewrite.drop_args && !r.args.is_empty() {
-        target.push(if memchr::memchr(b'?', &target).is_some() { b'&' } else { b'?' });
+        target.push(if args_at.is_some() { b'&' } else { b'?' });
+        args_at = args_at.or(Some(target.len()));
         target.extend_from_slice(&r.args);
     }
     let redirect = redirect.or_else(|| {
@@ -145,15 +146,17 @@ fn apply(rewrite: &Rewrite, c: &Connection, r: &mut Request, changed: &mut bool)
         return Next::Respond(Answer::Redirect { code, location: target });
     }
 
-    match memchr::memchr(b'?', &target) {
+    match args_at {
         Some(at) => {
-            r.args = target[at + 1..].to_vec();
-            target.truncate(at);
+            r.args = target[at..].to_vec();
+            target.truncate(at - 1);
         }
         None => r.args.clear(),
     }
     r.uri = target;
     r.uri_is_original = false;
+    // Locations for internal redirects alone are open now, and an upstream gets it escaped.
+    r.internal = true;
     *changed = true;
     if logs {
         let (uri, args) = (escape(&r.uri), escape(&r.args));
@@ -173,20 +176,29 @@ fn apply(rewrite: &Rewrite, c: &Connection, r: &mut Request, changed: &mut bool)
     }
 }
 
-/// The replacement's text. Captures are escaped where they stand in the args, or anywhere in a
-/// redirect, if the client's target held escapes (http-core, section 11).
-fn expand_replacement(rewrite: &Rewrite, redirects: bool, c: &Connection, r: &Request) -> Vec<u8> {
+/// The replacement's text, and where its args begin: behind the first `?` that it holds itself, for one
+/// out of a capture or another variable is part of the path. Captures are escaped where they stand in
+/// the args, or anywhere in a redirect, if the client's target held escapes (http-core, section 11).
+fn expand_replacement(
+    rewrite: &Rewrite,
+    redirects: bool,
+    c: &Connection,
+    r: &Request,
+) -> (Vec<u8>, Option<usize>) {
     use crate::http::variable::{Part, Variable};
     let escape_captures = r.escape || memchr::memchr(b'+', r.text(r.head.path)).is_some();
     let mut out = Vec::new();
-    let mut in_args = false;
+    let mut args_at = None;
     for part in &rewrite.replacement.parts {
         match part {
             Part::Literal(text) => {
-                in_args = in_args || memchr::memchr(b'?', text).is_some();
+                let at = || memchr::memchr(b'?', text).map(|at| out.len() + at + 1);
+                args_at = args_at.or_else(at);
                 out.extend_from_slice(text);
             }
-            Part::Variable(Variable::Capture(n)) if escape_captures && (redirects || in_args) => {
+            Part::Variable(Variable::Capture(n))
+                if escape_captures && (redirects || args_at.is_some()) =>
+            {
                 let value = r.captures.group(usize::from(*n)).unwrap_or_default();
                 if redirects {
                     escape_redirect(value, &mut out);
@@ -199,7 +211,7 @@ fn expand_replacement(rewrite: &Rewrite, redirects: bool, c: &Connection, r: &Re
             }
         }
     }
-    out
+    (out, args_at)
 }
 
 fn holds(condition: &Condition, c: &Connection, r: &mut Request) -> bool {
