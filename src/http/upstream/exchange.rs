@@ -18,7 +18,7 @@ use crate::error_log::{Level, escape};
 use crate::http::action::Action;
 use crate::http::body::{self, BodyError};
 use crate::http::close::Close;
-use crate::http::connection::Connection;
+use crate::http::connection::{Connection, client_address};
 use crate::http::location::Location;
 use crate::http::modules::exchange::{IgnoreHeaders, NextUpstream, Pass, Settings};
 use crate::http::modules::proxy::HttpVersion;
@@ -307,7 +307,8 @@ impl Exchange<'_> {
         let set = self.group.peers();
         let is_single = set.members.len() == 1;
         let began_ms = timer::now_ms();
-        let mut picker = Picker::new(&set, self.c.client.ip, || match &*self.upstream.balance {
+        let client = client_address(self.c, r).ip;
+        let mut picker = Picker::new(&set, client, || match &*self.upstream.balance {
             Balance::Hash { key, .. } => value::expanded(key, self.c, r),
             _ => Vec::new(),
         });
