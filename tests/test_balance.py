@@ -381,6 +381,33 @@ def test_max_conns_counts_all_shards(proxy, upstream, zone):
     assert wire.read_response().body == b"A"
 
 
+@ringx_only("a reload starts to count anew")
+def test_max_conns_counts_what_began_before_a_reload(proxy, upstream):
+    a = Held("A")
+    server = upstream(a)
+
+    def text(more):
+        return f"""
+            worker_processes 2;
+            events {{ }}
+            http {{
+                {more}
+                upstream group {{ server {server.address} max_conns=1; }}
+                server {{ listen 127.0.0.1:@port@; location / {{ proxy_pass http://group; }} }}
+            }}
+        """
+
+    started = proxy(text(""))
+    wire = hold(started, a)
+    started.write(text("server_tokens off;"))
+    started.signal(signal.SIGHUP)
+    eventually(lambda: started.get("/").get("Server") == "ringx", "the new configuration serves")
+    assert [started.get("/").status for _ in range(6)] == [502] * 6
+    a.free.set()
+    assert wire.read_response().body == b"A"
+    eventually(lambda: started.get("/").body == b"A", "the place is free again")
+
+
 ZONE_OF_TWO = """
     log_format upstream '$upstream_status';
     access_log logs/access.log upstream;
