@@ -59,6 +59,8 @@ pub struct Request {
     pub captures: Captures,
     /// Values of variables made by `set` and named groups.
     pub slots: Vec<Option<Box<[u8]>>>,
+    /// The first slots by bits: those whose use without a value was mentioned.
+    uninitialized: std::cell::Cell<u64>,
     /// `$request_id`, made on first use.
     pub id: std::cell::OnceCell<[u8; 32]>,
 
@@ -108,6 +110,11 @@ pub struct Response {
     pub is_bodiless: bool,
     /// The response is complete on the wire.
     pub complete: bool,
+    /// Bytes a second, by `set $limit_rate` or X-Accel-Limit-Rate in place of `limit_rate`; 0 is no
+    /// limit.
+    pub limit_rate: Option<u64>,
+    /// How fast the response under way goes, when that is limited.
+    pub pace: Option<super::pace::Pace>,
     /// Kept from a `return 30x` for the response to come.
     pub location: Option<Vec<u8>>,
     /// The line of `sticky cookie` for the upstream server that was chosen last.
@@ -116,8 +123,6 @@ pub struct Response {
     pub kept: Kept,
     /// Of the upstream's body only this is sent.
     pub window: Option<Window>,
-    /// Bytes a second, as an upstream's `X-Accel-Limit-Rate` says; zero: no limit.
-    pub limit_rate: Option<u64>,
 }
 
 /// Headers of a response that was given up.
@@ -153,6 +158,7 @@ impl Request {
             in_error_page: false,
             captures: Captures::default(),
             slots: Vec::new(),
+            uninitialized: std::cell::Cell::new(0),
             id: std::cell::OnceCell::new(),
             body: RequestBody::default(),
             response: Response::default(),
@@ -192,6 +198,7 @@ impl Request {
         self.in_error_page = false;
         self.captures.groups.clear();
         self.slots.clear();
+        self.uninitialized.set(0);
         self.id = std::cell::OnceCell::new();
         self.body.reset();
         self.response.reset();
@@ -253,6 +260,14 @@ impl Request {
         self.slots.get(slot.0 as usize)?.as_deref()
     }
 
+    /// Whether this is the first use without a value, as far as that is kept.
+    pub fn note_uninitialized(&self, slot: super::variable::VariableSlot) -> bool {
+        let bit = 1_u64.checked_shl(slot.0.into()).unwrap_or(0);
+        let noted = self.uninitialized.get();
+        self.uninitialized.set(noted | bit);
+        noted & bit == 0
+    }
+
     pub fn set_slot(&mut self, slot: super::variable::VariableSlot, value: &[u8]) {
         let at = slot.0 as usize;
         if self.slots.len() <= at {
@@ -284,12 +299,13 @@ impl Response {
         self.chunked = false;
         self.is_bodiless = false;
         self.complete = false;
+        self.limit_rate = None;
+        self.pace = None;
         self.location = None;
         self.set_cookie.clear();
         self.kept.content_type = None;
         self.kept.lines.clear();
         self.window = None;
-        self.limit_rate = None;
     }
 
     /// `$body_bytes_sent`

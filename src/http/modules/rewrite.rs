@@ -34,6 +34,10 @@ pub enum Step {
     SetArgs {
         value: Template,
     },
+    /// `set $limit_rate value;`
+    SetLimitRate {
+        value: Template,
+    },
     Rewrite(Arc<Rewrite>),
     Break,
     /// `if (condition) { … }`: the block is an unnamed location with steps of its own.
@@ -142,16 +146,19 @@ pub const DIRECTIVES: &[Directive<Build>] = &[
     Directive::new("set", STEPS, Count::Exactly(2))
         .syntax("$variable value")
         .doc("Gives a variable a value.")
-        .differs("of the built-in variables only `$args` can be set.")
+        .differs(
+            "of the built-in variables with fixed names only `$args` and `$limit_rate` can be set.",
+        )
         .set(|b, args| {
             let Some(name) = args.at(0).strip_prefix('$').filter(|name| !name.is_empty()) else {
                 return fault!("invalid variable name \"{}\"", args.at(0));
             };
-            let variable = b.http.names.make(name)?;
+            let variable = b.http.names.make_by_set(name)?;
             let value = b.http.names.template(args.at(1))?;
             let set = match variable {
                 Settable::Slot(slot) => Step::Set { slot, value },
                 Settable::Args => Step::SetArgs { value },
+                Settable::LimitRate => Step::SetLimitRate { value },
             };
             step(b, set);
             Ok(())

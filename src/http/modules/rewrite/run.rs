@@ -5,6 +5,7 @@ use std::rc::Rc;
 use super::{Condition, FileTest, Return, Rewrite, RewriteFlag, Step};
 use crate::error_log::{Level, escape};
 use crate::http::connection::Connection;
+use crate::http::pace;
 use crate::http::request::Request;
 use crate::http::server::Http;
 use crate::http::value;
@@ -74,6 +75,13 @@ fn run_steps(
                 r.uri_is_original = false;
                 Next::Step
             }
+            Step::SetLimitRate { value } => {
+                let value = value::expanded(value, c, r);
+                if let Some(rate) = pace::size_of(c, r, &value) {
+                    r.response.limit_rate = Some(rate);
+                }
+                Next::Step
+            }
             Step::Rewrite(rewrite) => apply(rewrite, c, r, changed),
             Step::If { condition, location } => {
                 if holds(condition, c, r) {
@@ -93,11 +101,13 @@ fn run_steps(
     Next::Step
 }
 
-fn answer_of(answer: &Return, c: &Connection, r: &Request) -> Answer {
+fn answer_of(answer: &Return, c: &Connection, r: &mut Request) -> Answer {
     let code = answer.code;
     match &answer.text {
         None => Answer::Status(code),
         Some(text) => {
+            // The text may name the status.
+            r.response.status = code;
             let text = value::expanded(text, c, r);
             match code {
                 301 | 302 | 303 | 307 | 308 => Answer::Redirect { code, location: text },
