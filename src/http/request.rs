@@ -127,6 +127,8 @@ pub struct Response {
     pub pace: Option<super::pace::Pace>,
     /// Kept from a `return 30x` for the response to come.
     pub location: Option<Vec<u8>>,
+    /// The line of `sticky cookie` for the upstream server that was chosen last.
+    pub set_cookie: Vec<u8>,
     /// Kept from an upstream's response that is not passed on, for the one that is.
     pub kept: Kept,
     /// Of the upstream's body only this is sent.
@@ -315,6 +317,7 @@ impl Response {
         self.limit_rate = None;
         self.pace = None;
         self.location = None;
+        self.set_cookie.clear();
         self.kept.content_type = None;
         self.kept.lines.clear();
         self.window = None;

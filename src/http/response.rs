@@ -149,6 +149,7 @@ pub fn begin(c: &Connection, r: &mut Request, head: &Head<'_>) {
         out.extend_from_slice(b"Connection: close\r\n");
     }
     r.response.list_at = out.len();
+    out.extend_from_slice(&r.response.set_cookie);
     out.extend_from_slice(&r.response.kept.lines);
     if let Some(location) = relative {
         encode::header(b"Location", location, &mut out);

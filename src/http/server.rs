@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use super::location::{Location, LocationTree};
 use super::modules::access_log::AccessFile;
+use super::modules::sticky::{Sessions, Sticky};
 use super::modules::upstream::Upstream;
 use super::variable::Regex;
 use crate::config::address::{self, Form, Host};
@@ -46,11 +47,24 @@ pub struct Http {
 }
 
 impl Http {
+    /// The zones of `sticky learn`; one that several upstreams use comes several times.
+    fn sessions(&self) -> impl Iterator<Item = &Sessions> {
+        self.upstreams.iter().filter_map(|upstream| match &upstream.sticky {
+            Some(Sticky::Learn(learn)) => Some(&*learn.sessions),
+            _ => None,
+        })
+    }
+
     /// Goes on with what the process knows of the upstreams that an earlier configuration had too.
     pub fn take_over(&self, old: &Http) {
         for upstream in &self.upstreams {
             if let Some(before) = old.upstreams.iter().find(|old| old.name == upstream.name) {
                 upstream.zone.take_over(&before.zone);
+            }
+        }
+        for sessions in self.sessions() {
+            for before in old.sessions() {
+                sessions.take_over(before);
             }
         }
     }

@@ -403,7 +403,7 @@ fn argument<'a>(args: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
 }
 
 /// `$cookie_NAME`: the first match over all Cookie lines.
-fn cookie<'a>(r: &'a Request, name: &[u8]) -> Option<&'a [u8]> {
+pub fn cookie<'a>(r: &'a Request, name: &[u8]) -> Option<&'a [u8]> {
     r.head.headers.find_all(Known::Cookie).find_map(|field| cookie_in(r.text(field.value), name))
 }
 
