@@ -19,6 +19,8 @@ pub mod body;
 
 pub mod value;
 
+pub mod computed;
+
 pub mod request;
 
 pub mod modules;
@@ -29,4 +31,5 @@ pub mod server;
 
 pub mod action;
 pub mod close;
+pub mod slots;
 pub mod variable;

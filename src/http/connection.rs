@@ -25,7 +25,8 @@ use crate::http1::{Progress, request, uri};
 use crate::io::stream::Failure;
 use crate::io::timer::{self, Wait};
 use crate::io::{Buffer, Stream};
-use crate::shard::{ConnectionGuard, Generation, Shard};
+use crate::proxy_protocol::{self, Broken};
+use crate::shard::{ConnectionGuard, Generation, Shard, Stage};
 
 /// What outlives a request: the socket and who is at its other end.
 pub struct Connection {
@@ -42,13 +43,15 @@ pub struct Connection {
     /// The protocol of the upstream exchange under way, for the log.
     pub exchange: Cell<Option<Family>>,
     local: OnceCell<Option<SocketAddr>>,
+    /// What a balancer sent ahead (`listen … proxy_protocol`), if it names addresses.
+    proxy_protocol: OnceCell<Box<proxy_protocol::Header>>,
 }
 
-/// The peer of a client's connection.
-#[derive(Debug)]
+/// The peer of a client's connection, or the client it speaks for.
+#[derive(Debug, Default)]
 pub struct ClientAddress {
     /// `127.0.0.1`, `::1`, `unix:`.
-    pub address: Box<str>,
+    pub address: String,
     pub ip: Option<IpAddr>,
     pub port: Option<u16>,
 }
@@ -57,13 +60,18 @@ impl From<Option<SocketAddr>> for ClientAddress {
     fn from(peer: Option<SocketAddr>) -> Self {
         match peer {
             Some(peer) => ClientAddress {
-                address: peer.ip().to_string().into(),
+                address: peer.ip().to_string(),
                 ip: Some(peer.ip()),
                 port: Some(peer.port()),
             },
             None => ClientAddress { address: "unix:".into(), ip: None, port: None },
         }
     }
+}
+
+/// Who the client is: the peer, unless a trusted proxy has named another one for this request.
+pub fn client_address<'a>(c: &'a Connection, r: &'a Request) -> &'a ClientAddress {
+    r.real_client().unwrap_or(&c.client)
 }
 
 impl Connection {
@@ -84,6 +92,7 @@ impl Connection {
             action: Cell::new(Action::WaitingForRequest),
             exchange: Cell::new(None),
             local: OnceCell::new(),
+            proxy_protocol: OnceCell::new(),
         }
     }
 
@@ -98,6 +107,11 @@ impl Connection {
             let name = rustix::net::getsockname(self.stream.fd()).ok()?;
             SocketAddr::try_from(name).ok()
         })
+    }
+
+    /// What the PROXY protocol said of the connection.
+    pub fn proxy_protocol(&self) -> Option<&proxy_protocol::Header> {
+        self.proxy_protocol.get().map(|header| &**header)
     }
 
     /// A line in the error log, with everything nginx says about the connection and the request.
@@ -142,7 +156,7 @@ impl Connection {
         let header = |known| r.head.headers.find(known).map(|field| r.text(field.value));
         use_it(&Context {
             action: action.phrase(),
-            client: Some(&self.client.address),
+            client: Some(&client_address(self, r).address),
             server: Some(if line.is_empty() {
                 self.listener.name()
             } else {
@@ -172,7 +186,7 @@ impl From<Close> for NoHead {
 pub async fn serve(c: Connection, guard: ConnectionGuard) {
     let (generation, address) = c.listener.binding();
     let mut r = Request::new(generation, address);
-    match answer_requests(&c, &mut r).await {
+    match answer_requests(&c, &guard, &mut r).await {
         Close::Tunnelled(opening) => {
             let Connection { shard, stream, .. } = c;
             match stream.into_fd() {
@@ -184,10 +198,18 @@ pub async fn serve(c: Connection, guard: ConnectionGuard) {
     }
 }
 
-async fn answer_requests(c: &Connection, r: &mut Request) -> Close {
+async fn answer_requests(c: &Connection, guard: &ConnectionGuard, r: &mut Request) -> Close {
+    if r.generation.http().address(r.address).proxy_protocol
+        && let Err(close) = read_proxy_protocol(c, r).await
+    {
+        return close;
+    }
     loop {
-        let answered = match read_head(c, r).await {
-            Ok(()) => phase::answer(c, r).await,
+        let answered = match read_head(c, guard, r).await {
+            Ok(()) => {
+                guard.enter(Stage::Writing);
+                phase::answer(c, r).await
+            }
             Err(NoHead::Refused(refusal)) => refuse(c, r, &refusal).await,
             Err(NoHead::Close(close)) => return close,
         };
@@ -208,7 +230,49 @@ async fn answer_requests(c: &Connection, r: &mut Request) -> Close {
         log_request(c, r);
         let (generation, address) = c.listener.binding();
         r.reset(generation, address);
+        guard.enter(Stage::Waiting);
     }
+}
+
+/// Receives the header that a balancer sends ahead. It has to be whole in what comes first; the
+/// request may follow it at once.
+async fn read_proxy_protocol(c: &Connection, r: &mut Request) -> Result<(), Close> {
+    c.action.set(Action::ReadingProxyProtocol);
+    let settings = HeadSettings::of(r);
+    let buffer = Buffer::with_capacity(settings.first_size);
+    let (received, buffer) = c.stream.recv(buffer, settings.header_timeout, Wait::Busy).await;
+    r.buffer = buffer;
+    if received? == 0 {
+        return Err(Close::ClientClosedKeepalive);
+    }
+    match proxy_protocol::parse(r.bytes()) {
+        Ok(proxy_protocol::Received { header, len }) => {
+            if let Some(header) = header {
+                // Nothing else sets it.
+                let _ = c.proxy_protocol.set(Box::new(header));
+            }
+            r.buffer.consume(len);
+            r.buffer.compact();
+        }
+        Err(broken) => {
+            match broken {
+                Broken::Line => {
+                    let line = Quoted::new(Broken::line(r.bytes()));
+                    c.log(r, Level::Error, format_args!("{broken}: \"{line}\""));
+                }
+                Broken::Version(_) | Broken::TooLarge => {
+                    c.log(r, Level::Error, format_args!("{broken}"));
+                }
+                Broken::TooShort => {}
+            }
+            return Err(Close::Silently);
+        }
+    }
+    let (generation, address) = c.listener.binding();
+    if !Rc::ptr_eq(&generation, &r.generation) {
+        r.reset(generation, address);
+    }
+    Ok(())
 }
 
 /// What reading a head goes by, before its server is known.
@@ -239,16 +303,21 @@ impl HeadSettings {
 }
 
 /// Receives until a whole head is there, then finds its server and its normalised URI.
-async fn read_head(c: &Connection, r: &mut Request) -> Result<(), NoHead> {
+async fn read_head(c: &Connection, guard: &ConnectionGuard, r: &mut Request) -> Result<(), NoHead> {
     let mut settings = HeadSettings::of(r);
     let is_first = c.requests.get() == 0;
-    r.pipelined = !r.buffer.is_empty();
+    r.pipelined = !r.buffer.is_empty() && !is_first;
     let mut deadline = None;
-    if r.pipelined {
-        c.action.set(Action::ReadingPipelinedRequestLine);
-        deadline = Some(begin_request(c, r, settings.header_timeout));
-    } else {
+    if r.buffer.is_empty() {
         c.action.set(if is_first { Action::WaitingForRequest } else { Action::Keepalive });
+    } else {
+        // The next request, or the first one behind a header of the PROXY protocol.
+        c.action.set(if is_first {
+            Action::ReadingRequestLine
+        } else {
+            Action::ReadingPipelinedRequestLine
+        });
+        deadline = Some(begin_request(c, guard, r, settings.header_timeout));
     }
 
     loop {
@@ -299,7 +368,7 @@ async fn read_head(c: &Connection, r: &mut Request) -> Result<(), NoHead> {
                         settings = HeadSettings::of(r);
                     }
                     c.action.set(Action::ReadingRequestLine);
-                    deadline = Some(begin_request(c, r, settings.header_timeout));
+                    deadline = Some(begin_request(c, guard, r, settings.header_timeout));
                 }
             }
             Err(Failure::TimedOut) if deadline.is_none() && !is_first => {
@@ -322,7 +391,13 @@ async fn read_head(c: &Connection, r: &mut Request) -> Result<(), NoHead> {
 }
 
 /// The first byte of a request is here: it counts, and its head's time runs.
-fn begin_request(c: &Connection, r: &mut Request, header_timeout: Duration) -> u64 {
+fn begin_request(
+    c: &Connection,
+    guard: &ConnectionGuard,
+    r: &mut Request,
+    header_timeout: Duration,
+) -> u64 {
+    guard.enter(Stage::Reading);
     r.started = clock::now();
     c.requests.set(c.requests.get() + 1);
     c.shard.counters.requests.add(1);
@@ -350,7 +425,7 @@ fn find_server(generation: &Generation, r: &mut Request) {
             .names
             .regex
             .iter()
-            .find(|(regex, _)| regex.matches(&r.host, &mut r.captures))
+            .find(|(regex, _)| regex.matches(&r.host, r.captures.get_mut()))
             .map(|(regex, server)| (std::sync::Arc::clone(regex), *server));
         matching.map(|(regex, server)| {
             r.set_named_captures(&regex);

@@ -27,6 +27,7 @@ pub enum Handler {
     Uwsgi,
     /// `ringx_status`
     Status,
+    StubStatus,
 }
 
 impl Handler {

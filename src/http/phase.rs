@@ -10,7 +10,7 @@ use super::connection::Connection;
 use super::location::{Found, Handler, LocationTree};
 use super::modules::core::{self, ErrorPageStatus, ErrorPageTarget, TryFilesLast};
 use super::modules::rewrite::{self, Rewritten};
-use super::modules::{static_files, status};
+use super::modules::{realip, static_files, status, stub_status};
 use super::request::{Request, URI_CHANGES_MAX};
 use super::response::{self, Head, Length};
 use super::server::{Http, LocationId};
@@ -45,6 +45,7 @@ enum Enter {
 /// Answers the request whose head has been read.
 pub async fn answer(c: &Connection, r: &mut Request) -> Result<(), Close> {
     r.keepalive = true;
+    realip::run(c, r);
     let outcome = run(c, r, Enter::ServerRewrite).await?;
     follow(c, r, outcome).await
 }
@@ -97,6 +98,7 @@ async fn run(c: &Connection, r: &mut Request, enter: Enter) -> Result<Outcome, C
             }
         }
     }
+    realip::run(c, r);
     if let Some(outcome) = try_files(c, r, http) {
         return Ok(outcome);
     }
@@ -104,6 +106,7 @@ async fn run(c: &Connection, r: &mut Request, enter: Enter) -> Result<Outcome, C
         Some(Handler::Proxy) => exchange::proxy(c, r).await,
         Some(Handler::Uwsgi) => exchange::uwsgi(c, r).await,
         Some(Handler::Status) => status::serve(c, r).await,
+        Some(Handler::StubStatus) => stub_status::serve(c, r).await,
         None => static_files::serve(c, r).await,
     }
 }
@@ -112,9 +115,9 @@ async fn run(c: &Connection, r: &mut Request, enter: Enter) -> Result<Outcome, C
 fn enter_location(c: &Connection, r: &mut Request, http: &Http) -> Option<Outcome> {
     let server = http.server(r.server);
     r.rewritten_in_place = false;
-    let mut captures = std::mem::take(&mut r.captures);
+    let mut captures = std::mem::take(r.captures.get_mut());
     let search = find(&server.locations, http, &r.uri, &mut captures);
-    r.captures = captures;
+    *r.captures.get_mut() = captures;
     match search {
         Search::None => r.location = server.level,
         Search::Prefix(location) => r.location = location,

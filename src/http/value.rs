@@ -5,16 +5,19 @@ use std::net::IpAddr;
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
-use super::connection::Connection;
+use super::computed;
+use super::connection::{Connection, client_address};
 use super::modules::access_log::Escape;
 use super::modules::core::Root;
 use super::request::Request;
 use super::upstream::Attempt;
 use super::variable::{HeaderName, Part, Template, Variable};
 use crate::clock;
+use crate::error_log::Level;
 use crate::http1::header::Known;
 use crate::http1::request::Version;
 use crate::local_time::LocalTime;
+use crate::proxy_protocol::Tlv;
 
 /// Appends a template's text.
 pub fn expand(template: &Template, c: &Connection, r: &Request, out: &mut Vec<u8>) {
@@ -122,12 +125,14 @@ pub fn append(variable: &Variable, c: &Connection, r: &Request, out: &mut Vec<u8
         Variable::UpstreamCookie(name) => {
             upstream_cookie(r, name.as_bytes()).is_some_and(|v| put(out, v))
         }
-        Variable::Capture(n) => r.captures.group(usize::from(*n)).is_some_and(|v| put(out, v)),
-        Variable::Slot(slot) => r.slot(*slot).is_some_and(|v| put(out, v)),
+        Variable::Capture(n) => {
+            r.captures.borrow().group(usize::from(*n)).is_some_and(|v| put(out, v))
+        }
+        Variable::Slot(slot) => computed::append(*slot, c, r, out),
 
         Variable::Args => put(out, &r.args),
         Variable::IsArgs => put(out, if r.args.is_empty() { b"" } else { b"?" }),
-        Variable::BinaryRemoteAddr => match c.client.ip {
+        Variable::BinaryRemoteAddr => match client_address(c, r).ip {
             Some(IpAddr::V4(ip)) => put(out, &ip.octets()),
             Some(IpAddr::V6(ip)) => put(out, &ip.octets()),
             None => put(out, b"unix:"),
@@ -159,8 +164,24 @@ pub fn append(variable: &Variable, c: &Connection, r: &Request, out: &mut Vec<u8
         Variable::Pid => number(out, u64::from(std::process::id())),
         Variable::Pipe => put(out, if r.pipelined { b"p" } else { b"." }),
         Variable::RealpathRoot => realpath_root(c, r, out),
-        Variable::RemoteAddr => put(out, c.client.address.as_bytes()),
-        Variable::RemotePort => c.client.port.is_none_or(|port| number(out, u64::from(port))),
+        Variable::RemoteAddr => put(out, client_address(c, r).address.as_bytes()),
+        Variable::RemotePort => port(client_address(c, r).port, out),
+        Variable::RealipRemoteAddr => put(out, c.client.address.as_bytes()),
+        Variable::RealipRemotePort => port(c.client.port, out),
+        Variable::ProxyProtocolAddr => {
+            c.proxy_protocol().is_some_and(|header| put(out, header.source.address.as_bytes()))
+        }
+        Variable::ProxyProtocolPort => {
+            c.proxy_protocol().is_some_and(|header| port(Some(header.source.port), out))
+        }
+        Variable::ProxyProtocolServerAddr => {
+            c.proxy_protocol().is_some_and(|header| put(out, header.destination.address.as_bytes()))
+        }
+        Variable::ProxyProtocolServerPort => {
+            c.proxy_protocol().is_some_and(|header| port(Some(header.destination.port), out))
+        }
+        Variable::ProxyProtocolTlv(tlv) => proxy_protocol_tlv(tlv, c, r, out),
+        Variable::Connections(which) => number(out, which.count(c.shard.counters.all())),
         Variable::RemoteUser => remote_user(r, out),
         Variable::Request => put(out, r.text(r.head.line)),
         Variable::RequestBody => {
@@ -225,7 +246,7 @@ pub fn append(variable: &Variable, c: &Connection, r: &Request, out: &mut Vec<u8
             if known_header(r, Known::XForwardedFor, out) {
                 out.extend_from_slice(b", ");
             }
-            put(out, c.client.address.as_bytes())
+            put(out, client_address(c, r).address.as_bytes())
         }
         Variable::UpstreamAddr => attempts(r, out, |a, out| {
             out.extend_from_slice(a.address.as_bytes());
@@ -290,6 +311,30 @@ pub fn put(out: &mut Vec<u8>, value: &[u8]) -> bool {
 pub fn number(out: &mut Vec<u8>, value: u64) -> bool {
     out.extend_from_slice(itoa::Buffer::new().format(value).as_bytes());
     true
+}
+
+/// A port; nothing for none, which is a value as well.
+fn port(port: Option<u16>, out: &mut Vec<u8>) -> bool {
+    port.is_none_or(|port| port == 0 || number(out, u64::from(port)))
+}
+
+/// `$proxy_protocol_tlv_NAME`
+fn proxy_protocol_tlv(tlv: &Tlv, c: &Connection, r: &Request, out: &mut Vec<u8>) -> bool {
+    let Some(header) = c.proxy_protocol() else { return false };
+    if let Tlv::Unknown(name) = tlv {
+        c.log(r, Level::Error, format_args!("unknown PROXY protocol TLV \"{name}\""));
+        return false;
+    }
+    match (header.tlv(tlv), tlv) {
+        (Ok(Some(value)), Tlv::SslVerify) => {
+            number(out, value.iter().fold(0, |sum, byte| sum << 8 | u64::from(*byte)))
+        }
+        (Ok(value), _) => value.is_some_and(|value| put(out, value)),
+        (Err(broken), _) => {
+            c.log(r, Level::Error, format_args!("{broken}"));
+            false
+        }
+    }
 }
 
 /// `12.034`: seconds and milliseconds.

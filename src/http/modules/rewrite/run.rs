@@ -110,7 +110,7 @@ fn answer_of(answer: &Return, c: &Connection, r: &Request) -> Answer {
 /// One `rewrite` step.
 fn apply(rewrite: &Rewrite, c: &Connection, r: &mut Request, changed: &mut bool) -> Next {
     let uri = std::mem::take(&mut r.uri);
-    let matched = rewrite.regex.matches(&uri, &mut r.captures);
+    let matched = rewrite.regex.matches(&uri, r.captures.get_mut());
     r.uri = uri;
     let generation = Rc::clone(&r.generation);
     let logs = *generation.http().location(r.location).settings.rewrite.log;
@@ -187,7 +187,8 @@ fn expand_replacement(rewrite: &Rewrite, redirects: bool, c: &Connection, r: &Re
                 out.extend_from_slice(text);
             }
             Part::Variable(Variable::Capture(n)) if escape_captures && (redirects || in_args) => {
-                let value = r.captures.group(usize::from(*n)).unwrap_or_default();
+                let captures = r.captures.borrow();
+                let value = captures.group(usize::from(*n)).unwrap_or_default();
                 if redirects {
                     escape_redirect(value, &mut out);
                 } else {
@@ -210,7 +211,7 @@ fn holds(condition: &Condition, c: &Connection, r: &mut Request) -> bool {
         }
         Condition::Match { value, regex, negate } => {
             let value = value::expanded(value, c, r);
-            let matched = regex.matches(&value, &mut r.captures);
+            let matched = regex.matches(&value, r.captures.get_mut());
             if matched {
                 r.set_named_captures(regex);
             }
