@@ -40,7 +40,7 @@ def test_without_a_default_the_value_is_empty(values):
 def test_words_with_a_meaning_can_be_keys(values):
     values(
         r"""map $http_x $v {
-            default none; \default d; \include i; \hostnames h; \volatile v; \~x tilde; \\y backslash;
+            default none; \default d; \include i; \hostnames h; \volatile v; \~x tilde; \\\y backslash;
         }""",
         {"default": "d", "include": "i", "hostnames": "h", "volatile": "v", "~x": "tilde", r"\y": "backslash",
          "x": "none"},
@@ -222,7 +222,8 @@ def test_connection_upgrade(serve, upstream):
         """,
         backend=backend.port,
     )
-    proxy.get("/", "Upgrade: websocket", "Connection: upgrade")
+    key = "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=="
+    proxy.ask(f"GET / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n{key}\r\n\r\n")
     proxy.get("/")
     assert seen == [("websocket", "upgrade"), (None, "close")]
 
@@ -317,6 +318,7 @@ def test_refused(binary, tmp_path, text, error):
     ],
 )
 def test_warnings(binary, tmp_path, text, warning):
+    (tmp_path / "logs").mkdir()
     conf = tmp_path / "x.conf"
     conf.write_text(f"events {{ }}\nhttp {{\n{text}\n}}\n")
     run = binary.run("-t", "-c", conf, "-p", f"{tmp_path}/", "-e", "stderr")

@@ -70,13 +70,12 @@ impl Geo {
                 address
             }
         };
-        let address = if self.proxies.is_empty() { address } else { self.forwarded(address, r) };
-        self.find(address)
+        let address = address.unwrap_or(NO_ADDRESS);
+        self.find(if self.proxies.is_empty() { address } else { self.forwarded(address, r) })
     }
 
     /// The address that a trusted proxy names in X-Forwarded-For.
-    fn forwarded(&self, address: Option<IpAddr>, r: &Request) -> Option<IpAddr> {
-        let address = address.unwrap_or(NO_ADDRESS);
+    fn forwarded(&self, address: IpAddr, r: &Request) -> IpAddr {
         let trusted = |address: Option<IpAddr>| {
             address.is_some_and(|address| self.proxies.iter().any(|p| p.contains(address)))
         };
@@ -84,11 +83,11 @@ impl Geo {
         let lines = lines.filter(|field| field.known == Known::XForwardedFor);
         let lines = lines.map(|field| r.text(field.value));
         let found = forwarded(Some(address), lines, trusted, self.proxy_recursive);
-        Some(found.map_or(address, |found| found.ip))
+        found.map_or(address, |found| found.ip)
     }
 
-    fn find(&self, address: Option<IpAddr>) -> u32 {
-        match address.unwrap_or(NO_ADDRESS).to_canonical() {
+    fn find(&self, address: IpAddr) -> u32 {
+        match address.to_canonical() {
             IpAddr::V4(address) => self.v4.find(&address.to_bits()),
             IpAddr::V6(address) => self.v6.find(&address.to_bits()),
         }
@@ -469,7 +468,7 @@ mod tests {
     }
 
     fn text_for(geo: &Geo, texts: &Texts, address: &str) -> String {
-        let number = geo.find(address.parse().ok());
+        let number = geo.find(address.parse().unwrap_or(NO_ADDRESS));
         let text = texts.get(number).and_then(Template::as_literal).unwrap();
         String::from_utf8(text.to_vec()).unwrap()
     }
@@ -580,7 +579,7 @@ mod tests {
                 .max_by_key(|((_, bits), _)| *bits)
                 .map_or(Texts::EMPTY, |(_, number)| *number);
             let (geo, _) = draft.finish();
-            prop_assert_eq!(geo.find(Some([10, 0, 0, address].into())), by_hand);
+            prop_assert_eq!(geo.find([10, 0, 0, address].into()), by_hand);
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The split_clients module: a variable that divides clients by the hash of a string.
+//! The `split_clients` module: a variable that divides clients by the hash of a string.
 
 use crate::config::diagnostic::{Outcome, fault};
 use crate::config::directive::{Contexts, Count, Directive};

@@ -1,4 +1,4 @@
-//! The stub_status module: how many connections and requests there are and were, in all shards
+//! The `stub_status` module: how many connections and requests there are and were, in all shards
 //! together.
 
 use std::fmt::Write as _;
@@ -14,13 +14,16 @@ use crate::http::response::{self, Head, Length};
 use crate::http1::request::Method;
 use crate::modules::Build;
 
-pub const DIRECTIVES: &[Directive<Build>] =
-    &[Directive::new("stub_status", Contexts::SERVER.or(Contexts::LOCATION), Count::Between(0, 1))
-        .doc("Answers with the numbers of connections and requests; a word may follow, for old times.")
-        .set(|b, _| {
-            b.http.set_handler(Handler::StubStatus);
-            Ok(())
-        })];
+pub const DIRECTIVES: &[Directive<Build>] = &[Directive::new(
+    "stub_status",
+    Contexts::SERVER.or(Contexts::LOCATION),
+    Count::Between(0, 1),
+)
+.doc("Answers with the numbers of connections and requests; a word may follow, for old times.")
+.set(|b, _| {
+    b.http.set_handler(Handler::StubStatus);
+    Ok(())
+})];
 
 /// The content handler: GET and HEAD of the numbers as they are now.
 pub async fn serve(c: &Connection, r: &mut Request) -> Result<Outcome, Close> {
