@@ -4,8 +4,6 @@ import struct
 
 import pytest
 
-from harness.proxy import eventually
-
 differs = pytest.mark.differs_in_nginx
 NEWER = "$proxy_protocol_tlv_ came with 1.23.2"
 
@@ -284,11 +282,3 @@ def test_a_long_header_goes_before_a_long_request(proxied):
     wire = proxy.connect()
     wire.send(v2(ADDRESSES + tlv(4, bytes(900))) + b"GET /" + b"x" * 3000 + b" HTTP/1.1\r\nHost: a\r\n\r\n")
     assert wire.read_response().status == 200
-
-
-def test_connections_are_gone_at_the_end(proxied):
-    proxy = proxied()
-    for data in (b"PROXY", V1, V1 + GET):
-        with proxy.connect() as wire:
-            wire.send(data)
-            eventually(lambda: True, "sent")
