@@ -7,6 +7,7 @@ pub mod core;
 pub mod exchange;
 pub mod headers;
 pub mod proxy;
+pub mod resolver;
 pub mod rewrite;
 pub mod static_files;
 pub mod status;
@@ -26,6 +27,7 @@ pub struct Settings {
     pub uwsgi: uwsgi::Settings,
     pub access_log: access_log::Settings,
     pub websocket: websocket::Settings,
+    pub resolver: resolver::Settings,
 }
 
 impl Settings {
@@ -39,5 +41,6 @@ impl Settings {
         self.uwsgi.inherit(&outer.uwsgi);
         self.access_log.inherit(&outer.access_log);
         self.websocket.inherit(&outer.websocket);
+        self.resolver.inherit(&outer.resolver);
     }
 }

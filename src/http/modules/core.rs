@@ -675,8 +675,6 @@ pub const DIRECTIVES: &[Directive<Build>] = &[
         "a body in memory always is in one buffer",
     ),
     Directive::refused("post_action", "a request ends with its response"),
-    Directive::refused("resolver", "names are resolved when the configuration is loaded"),
-    Directive::refused("resolver_timeout", "names are resolved when the configuration is loaded"),
 ];
 
 const FILES: &str = "how files are read and sent is not tuned";
