@@ -6,6 +6,7 @@
 //! have moved bytes into it: where two things are awaited at once, readiness is polled instead.
 
 pub mod buffer;
+pub mod datagram;
 pub mod file;
 pub mod poller;
 pub mod runtime;
@@ -14,5 +15,6 @@ pub mod stream;
 pub mod timer;
 
 pub use buffer::Buffer;
+pub use datagram::Datagram;
 pub use poller::Poller;
 pub use stream::Stream;

@@ -26,6 +26,7 @@ pub mod error_log;
 pub mod io;
 pub mod local_time;
 pub mod os;
+pub mod resolver;
 pub mod syslog;
 
 /// What `-v`, `Server:` and the built-in pages say.

@@ -67,6 +67,7 @@ pub const MODULES: &[Module<Build>] = &[
     Module { name: "HTTP split_clients", tables: &[http::split_clients::DIRECTIVES] },
     Module { name: "HTTP realip", tables: &[http::realip::DIRECTIVES] },
     Module { name: "HTTP access", tables: &[http::access::DIRECTIVES] },
+    Module { name: "HTTP resolver", tables: &[http::resolver::DIRECTIVES] },
     Module { name: "HTTP headers", tables: &[http::headers::DIRECTIVES] },
     Module { name: "HTTP proxy", tables: &[http::proxy::DIRECTIVES, http::proxy::EXCHANGE] },
     Module { name: "HTTP uwsgi", tables: &[http::uwsgi::DIRECTIVES, http::uwsgi::EXCHANGE] },

@@ -11,7 +11,7 @@ use crate::counters::{Counters, OwnCounters};
 use crate::error_log::{Files, Level, Log};
 use crate::http::listener::Listener;
 use crate::http::modules::access_log::{AccessLogs, LogWriters};
-use crate::http::server::{Http, LocationId, ServerId};
+use crate::http::server::{Http, LocationId, ResolverId, ServerId};
 use crate::http::tunnel::engine::Tunnels;
 use crate::http::upstream::Upstreams;
 use crate::http1::encode::HttpDate;
@@ -19,6 +19,7 @@ use crate::io::runtime::{self, Ring};
 use crate::io::select::Signal;
 use crate::io::timer::{self, Wait};
 use crate::modules::Config;
+use crate::resolver::Resolver;
 
 /// What a shard is started with.
 pub struct Start {
@@ -58,6 +59,8 @@ pub struct Generation {
     pub config: Arc<Config>,
     pub upstreams: Upstreams,
     /// By the index that settings name them with.
+    pub resolvers: Vec<Rc<Resolver>>,
+    /// By the index that settings name them with.
     pub access_logs: AccessLogs,
     /// The log of each distinct `error_log` setting, and which one a location uses.
     logs: Vec<Log>,
@@ -93,7 +96,20 @@ impl Generation {
         }
         let access_logs = access_logs.open(config.http.as_ref(), files)?;
         let upstreams = Upstreams::new(config.http.as_ref());
-        Ok(Generation { config, upstreams, access_logs, logs, log_of_location, main_log })
+        let resolvers = config.http.iter().flat_map(|http| &http.resolvers).map(|servers| {
+            let log = main_log.clone();
+            Rc::new(Resolver::new(servers, move |level, text| log.say(level, text)))
+        });
+        let resolvers = resolvers.collect();
+        Ok(Generation {
+            config,
+            upstreams,
+            resolvers,
+            access_logs,
+            logs,
+            log_of_location,
+            main_log,
+        })
     }
 
     /// The http configuration. Requests exist only where there is one.
@@ -102,6 +118,10 @@ impl Generation {
             Some(http) => http,
             None => unreachable!("a request without an http block"),
         }
+    }
+
+    pub fn resolver(&self, id: ResolverId) -> &Rc<Resolver> {
+        &self.resolvers[id.0 as usize]
     }
 
     /// The error log in force at a location.
@@ -315,6 +335,7 @@ async fn live(start: Start) -> Result<(), String> {
                                 old.config.http.as_ref(),
                             );
                             shard.generation.replace(Rc::clone(&next));
+                            Upstreams::look_up_due(&shard, &next);
                             shard.listen(&next, listening);
                         }
                         Err(e) => shard.log_main(Level::Emerg, format_args!("{e}")),

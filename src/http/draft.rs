@@ -14,6 +14,7 @@ use super::server::{AddressDraft, Http, LocationId, Server, ServerDraft, ServerI
 use super::variable::{Names, Regex, VariableSlot};
 use crate::config::address::Address;
 use crate::config::diagnostic::{Fault, Outcome, Place, fault};
+use crate::resolver;
 use crate::syslog;
 
 /// Everything read so far between the braces of `http`.
@@ -36,6 +37,7 @@ pub struct Draft {
     /// What an `upstream` block starts from.
     pub upstream_defaults: upstream::Settings,
     pub zones: upstream::Zones,
+    pub resolvers: Vec<resolver::Servers>,
     /// What `sticky learn` knows, by zone.
     pub sessions: Vec<Arc<Sessions>>,
     pub names: Names,
@@ -224,6 +226,8 @@ impl Draft {
             zone: None,
             balance: None,
             sticky: None,
+            names: Vec::new(),
+            resolver: Default::default(),
         });
         Ok(id)
     }
@@ -234,8 +238,10 @@ impl Draft {
     /// outside in, locations, variables, server names.
     pub fn freeze(mut self, warnings: &mut Vec<String>) -> Outcome<Http> {
         let mut upstreams = Vec::with_capacity(self.upstreams.len());
+        let mut resolver = self.http.resolver.clone();
+        resolver.inherit(&self.defaults.resolver);
         for draft in std::mem::take(&mut self.upstreams) {
-            upstreams.push(draft.freeze(&self.upstream_defaults)?);
+            upstreams.push(draft.freeze(&self.upstream_defaults, &resolver)?);
         }
         self.inherit()?;
         self.keep_used_log_files();
@@ -302,6 +308,7 @@ impl Draft {
             servers,
             locations,
             upstreams,
+            resolvers: self.resolvers,
             log_files: self.log_files,
             log_servers: self.log_servers,
             variable_slots: variable_names.len(),

@@ -10,6 +10,7 @@ pub mod headers;
 pub mod map;
 pub mod proxy;
 pub mod realip;
+pub mod resolver;
 pub mod rewrite;
 pub mod split_clients;
 pub mod static_files;
@@ -32,6 +33,7 @@ pub struct Settings {
     pub access_log: access_log::Settings,
     pub websocket: websocket::Settings,
     pub realip: realip::Settings,
+    pub resolver: resolver::Settings,
 }
 
 impl Settings {
@@ -46,5 +48,6 @@ impl Settings {
         self.access_log.inherit(&outer.access_log);
         self.websocket.inherit(&outer.websocket);
         self.realip.inherit(&outer.realip);
+        self.resolver.inherit(&outer.resolver);
     }
 }

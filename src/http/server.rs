@@ -16,6 +16,7 @@ use crate::config::address::{self, Form, Host};
 use crate::config::diagnostic::{Fault, Outcome, fault};
 use crate::config::value::{self, Args};
 use crate::modules::Build;
+use crate::resolver;
 
 /// Indexes into the tables of [`Http`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -26,6 +27,8 @@ pub struct LocationId(pub u32);
 pub struct UpstreamId(pub u32);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct AddressId(pub u32);
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct ResolverId(pub u32);
 
 /// The `http` block, checked and frozen. Shared read-only by every shard.
 #[derive(Debug, Default)]
@@ -35,6 +38,8 @@ pub struct Http {
     /// Every location, `if` block and server level of all servers.
     pub locations: Vec<Location>,
     pub upstreams: Vec<Upstream>,
+    /// Every `resolver`; settings name them by index.
+    pub resolvers: Vec<resolver::Servers>,
     /// Access logs without variables in their paths; settings name them by index.
     pub log_files: Vec<AccessFile>,
     /// What access logs are sent to; settings name them by index.

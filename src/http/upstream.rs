@@ -6,6 +6,7 @@ pub mod dynamic;
 pub mod exchange;
 pub mod head;
 pub mod local;
+pub mod lookup;
 pub mod outgoing;
 pub mod peer;
 pub mod pool;
@@ -23,6 +24,7 @@ use super::modules::upstream::{Balance, Peer, Upstream};
 use super::server::{Http, LocationId, UpstreamId};
 use crate::io::timer;
 use crate::shard::Shard;
+use lookup::Lookup;
 use peer::PeerSet;
 use pool::Pool;
 use zone::Zone;
@@ -57,6 +59,8 @@ pub struct Group {
     zone: Arc<Zone>,
     peers: RefCell<Rc<PeerSet>>,
     pub pool: RefCell<Pool>,
+    /// Of the servers whose names are looked up, in their order.
+    lookups: Vec<Lookup>,
 }
 
 impl Upstreams {
@@ -84,9 +88,10 @@ impl Upstreams {
             };
             group.pool.borrow_mut().take_over(&mut before.pool.borrow_mut(), still);
         }
+        lookup::take_over((self, http), (old, before));
     }
 
-    /// The shard's task that closes idle upstream connections whose time is up or whose server has
+    /// The shard's task that looks up the names whose addresses are out of date, and closes idle upstream connections whose time is up or whose server has
     /// closed them.
     pub async fn keep(shard: Rc<Shard>) {
         /// How often idle connections are looked at.
@@ -97,6 +102,7 @@ impl Upstreams {
             for group in &generation.upstreams.groups {
                 group.pool.borrow_mut().sweep(now);
             }
+            Upstreams::look_up_due(&shard, &generation);
             drop(generation);
             timer::sleep(PERIOD).await;
             if shard.is_quitting() {
@@ -115,6 +121,7 @@ impl Group {
             zone: Arc::clone(&upstream.zone),
             peers: RefCell::new(Rc::new(peers)),
             pool: RefCell::new(Pool::new(upstream)),
+            lookups: upstream.names.iter().map(|_| Lookup::default()).collect(),
         }
     }
 

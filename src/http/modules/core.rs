@@ -706,8 +706,6 @@ pub const DIRECTIVES: &[Directive<Build>] = &[
     )
     .set(|_, args| args.flag().map(drop)),
     Directive::refused("post_action", "a request ends with its response"),
-    Directive::refused("resolver", "names are resolved when the configuration is loaded"),
-    Directive::refused("resolver_timeout", "names are resolved when the configuration is loaded"),
 ];
 
 const FILES: &str = "how files are read and sent is not tuned";

@@ -6,12 +6,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::resolver;
 use super::sticky::Sticky;
 use crate::config::address::{Address, Form, Host};
 use crate::config::diagnostic::{Fault, Outcome, Place, fault};
 use crate::config::directive::{Contexts, Count, Directive};
 use crate::config::setting::{Setting, inherit};
 use crate::config::value::{Args, number, seconds, size};
+use crate::http::server::ResolverId;
 use crate::http::upstream::zone::Zone;
 use crate::http::variable::Template;
 use crate::modules::Build;
@@ -25,6 +27,8 @@ pub struct Upstream {
     pub keepalive: Keepalive,
     pub balance: Arc<Balance>,
     pub sticky: Option<Sticky>,
+    /// Servers that are not in `peers` but looked up while running.
+    pub names: Vec<ServerName>,
     /// What shards share of it.
     pub zone: Arc<Zone>,
     /// False for the implicit group of a literal address: it never keeps connections.
@@ -92,10 +96,33 @@ pub struct Peer {
     pub drain: bool,
     /// What a request that is bound to it is known by, in place of one made of its address.
     pub route: Option<Arc<str>>,
-    /// The server's name is looked up again while running.
-    pub resolve: bool,
-    /// Its name is looked up as SRV records of this service.
-    pub service: Option<Arc<str>>,
+}
+
+/// `server name resolve`: a server whose addresses are looked up while running.
+#[derive(Debug)]
+pub struct ServerName {
+    pub host: Box<str>,
+    /// Of `service=`: what SRV records are asked for.
+    pub service: Option<Box<str>>,
+    /// That of every address; an SRV record tells its own.
+    pub port: u16,
+    /// What its peers are like, apart from their addresses.
+    pub like: Peer,
+    /// How many peers of other servers stand before its own.
+    pub after: usize,
+    pub resolver: ResolverId,
+    /// `resolver_timeout`
+    pub timeout: Duration,
+}
+
+/// The same while the block is read.
+#[derive(Debug)]
+pub struct ServerNameDraft {
+    host: Box<str>,
+    service: Option<Box<str>>,
+    port: u16,
+    like: Peer,
+    after: usize,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -152,6 +179,10 @@ pub struct UpstreamDraft {
     pub zone: Option<Arc<str>>,
     pub balance: Option<Balance>,
     pub sticky: Option<Sticky>,
+    /// Servers that are looked up while running.
+    pub names: Vec<ServerNameDraft>,
+    /// `resolver` and `resolver_timeout`
+    pub resolver: resolver::Settings,
 }
 
 const UPSTREAM: Contexts = Contexts::UPSTREAM;
@@ -166,13 +197,14 @@ pub const DIRECTIVES: &[Directive<Build>] = &[
     Directive::new("server", UPSTREAM, Count::AtLeast(1))
         .syntax(
             "address [weight=n] [max_conns=n] [max_fails=n] [fail_timeout=time] [backup] [down] \
-             [drain] [route=id]",
+             [drain] [route=id] [resolve] [service=name]",
         )
         .doc(
             "A server of the group: a host with an optional port, or a unix socket; a name with \
-              several addresses is several servers.",
+              several addresses is several servers. With `resolve` the name is looked up again \
+              whenever its addresses are out of date, with `service` as SRV records.",
         )
-        .differs("`resolve` and `service` are not supported.")
+        .differs("Each shard looks names up by itself.")
         .set(server),
     Directive::new("keepalive", UPSTREAM, Count::Between(1, 2))
         .syntax("connections [local]")
@@ -413,7 +445,7 @@ fn open_upstream(b: &mut Build, args: Args<'_>) -> Outcome {
 
 fn close_upstream(b: &mut Build, _: &Place) -> Outcome {
     let upstream = b.http.upstream_at.take().and_then(|at| b.http.upstreams.get(at));
-    if upstream.is_some_and(|upstream| upstream.peers.is_empty()) {
+    if upstream.is_some_and(|upstream| upstream.peers.is_empty() && upstream.names.is_empty()) {
         return fault!("no servers are inside upstream");
     }
     Ok(())
@@ -422,6 +454,8 @@ fn close_upstream(b: &mut Build, _: &Place) -> Outcome {
 /// `server address [parameter ...];`
 fn server(b: &mut Build, args: Args<'_>) -> Outcome {
     let mut peer = Peer { server: args.at(0).into(), ..Peer::default() };
+    let mut resolve = false;
+    let mut service = None;
     for parameter in args.from(1) {
         let invalid = || fault!("invalid parameter \"{parameter}\"");
         let (name, value) = parameter.split_once('=').unwrap_or((parameter, ""));
@@ -452,23 +486,55 @@ fn server(b: &mut Build, args: Args<'_>) -> Outcome {
             }
             ("down", false) => peer.down = true,
             ("drain", false) => peer.drain = true,
-            ("resolve", false) => peer.resolve = true,
-            ("service", true) if !value.is_empty() => peer.service = Some(value.into()),
+            ("resolve", false) => resolve = true,
+            ("service", true) if value.is_empty() => return fault!("service is empty"),
+            ("service", true) => service = Some(value),
             ("route", true) => peer.route = Some(route(value)?),
             _ => return invalid(),
         }
     }
-    if peer.resolve || peer.service.is_some() {
-        let name = if peer.resolve { "resolve" } else { "service" };
-        return fault!("\"{name}\" parameter of upstream servers is not supported");
-    }
     let failed = |error| Fault::new(format!("{error} in upstream \"{}\"", args.at(0)));
     let address = Address::parse(args.at(0), Form::Peer).map_err(failed)?;
-    let peers = peers(&address, address.port().unwrap_or(80), &peer).map_err(failed)?;
+    let port = address.port();
+    if service.is_some() {
+        let name = args.at(0);
+        if !resolve {
+            return fault!("service upstream \"{name}\" requires \"resolve\" parameter");
+        }
+        if port.is_some() {
+            return fault!("service upstream \"{name}\" may not have port");
+        }
+        if !matches!(address.host, Host::Name(_)) {
+            return fault!("service upstream \"{name}\" requires domain name");
+        }
+    }
+    let port = port.unwrap_or(80);
+    if let (Host::Name(host), true) = (&address.host, resolve) {
+        if let Some(upstream) = b.http.upstream_block() {
+            upstream.names.push(ServerNameDraft {
+                host: host.as_str().into(),
+                service: service.map(|service| service_name(service, host).into()),
+                port,
+                like: peer,
+                after: upstream.peers.len(),
+            });
+        }
+        return Ok(());
+    }
+    let peers = peers(&address, port, &peer).map_err(failed)?;
     if let Some(upstream) = b.http.upstream_block() {
         upstream.peers.extend(peers);
     }
     Ok(())
+}
+
+/// What SRV records stand under: `http` means the usual `_http._tcp`, one with dots is as it is.
+fn service_name(service: &str, host: &str) -> String {
+    if service.contains('.') {
+        format!("{service}.{host}")
+    } else {
+        format!("_{service}._tcp.{host}")
+    }
 }
 
 /// `route=id`: what a session is bound to this server by.
@@ -498,8 +564,6 @@ impl Default for Peer {
             down: false,
             drain: false,
             route: None,
-            resolve: false,
-            service: None,
         }
     }
 }
@@ -525,13 +589,20 @@ fn peers(
 }
 
 impl UpstreamDraft {
-    pub fn freeze(mut self, defaults: &Settings) -> Outcome<Upstream> {
+    pub fn freeze(
+        mut self,
+        defaults: &Settings,
+        resolver: &resolver::Settings,
+    ) -> Outcome<Upstream> {
+        self.resolver.inherit(resolver);
+        let names = self.freeze_names()?;
         let settings = &mut self.settings;
         inherit!(settings, defaults: keepalive, keepalive_requests, keepalive_time,
             keepalive_timeout);
         let name = &self.name;
         let peers = if self.explicit {
-            if self.peers.iter().all(|peer| peer.backup) {
+            let mut servers = self.peers.iter().chain(names.iter().map(|name| &name.like));
+            if servers.all(|peer| peer.backup) {
                 let text = format!("no servers in upstream \"{name}\"");
                 return Err(Fault::at(text, self.place));
             }
@@ -556,6 +627,7 @@ impl UpstreamDraft {
             balance: Arc::new(self.balance.unwrap_or_default()),
             sticky: self.sticky,
             peers,
+            names,
             keepalive: Keepalive {
                 idle: if self.explicit { *settings.keepalive } else { Idle::default() },
                 requests: *settings.keepalive_requests,
@@ -564,5 +636,36 @@ impl UpstreamDraft {
             },
             explicit: self.explicit,
         })
+    }
+
+    /// What is looked up while running takes a resolver, and a state to keep it in.
+    fn freeze_names(&mut self) -> Outcome<Vec<ServerName>> {
+        let names = std::mem::take(&mut self.names);
+        if names.is_empty() {
+            return Ok(Vec::new());
+        }
+        let (name, place) = (&self.name, &self.place);
+        if self.zone.is_none() {
+            return Err(Fault::nowhere(format!(
+                "resolving names at run time requires upstream \"{name}\" in {place} to be in \
+                 shared memory"
+            )));
+        }
+        let Some(resolver) = self.resolver.servers.get().copied() else {
+            return Err(Fault::nowhere(format!(
+                "no resolver defined to resolve names at run time in upstream \"{name}\" in {place}"
+            )));
+        };
+        let timeout = *self.resolver.timeout;
+        let freeze = |draft: ServerNameDraft| ServerName {
+            host: draft.host,
+            service: draft.service,
+            port: draft.port,
+            like: draft.like,
+            after: draft.after,
+            resolver,
+            timeout,
+        };
+        Ok(names.into_iter().map(freeze).collect())
     }
 }

@@ -1,20 +1,24 @@
 //! A `*_pass` with variables: its value is matched against the names of upstreams, then read as an
-//! address (proxy, section 1).
+//! address, or as a name that name servers are asked for (proxy, section 1).
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::Group;
-use super::exchange::Family;
+use super::exchange::{self, Family};
 use super::protocol::{Destination, DestinationUri};
 use crate::config::address::{Address, Form, Host};
 use crate::error_log::{Level, escape};
+use crate::http::close::Close;
 use crate::http::connection::Connection;
 use crate::http::modules::upstream::{Idle, Keepalive, Peer, PeerAddress, Upstream};
 use crate::http::request::Request;
 use crate::http::server::{Http, UpstreamId};
 use crate::http::value;
 use crate::http::variable::Template;
+use crate::resolver::Failure;
+use crate::shard::Generation;
 
 /// What the value of a `*_pass` came to, for one request.
 pub struct Resolved {
@@ -26,7 +30,9 @@ pub struct Resolved {
 pub enum Target {
     /// An upstream block, or an address that the configuration names elsewhere too.
     Group(UpstreamId),
-    /// An address that only this request goes to.
+    /// To be looked up: [`look_up`].
+    Name { name: String, port: u16 },
+    /// Addresses that only this request goes to.
     Literal(Box<Upstream>, Box<Group>),
 }
 
@@ -68,74 +74,120 @@ pub fn resolve(
         500u16
     })?;
 
-    let port = address.port();
+    let written_port = address.port();
+    let port = written_port.or(default_port);
     let is_unix = matches!(address.host, Host::Unix(_));
-    let host = match port {
+    let host = match written_port {
         _ if is_unix => "localhost".to_owned(),
         Some(port) if Some(port) != default_port => format!("{}:{port}", address.host_text),
         _ => address.host_text.clone(),
     };
-    let named = http.upstreams.iter().position(|upstream| {
-        upstream.explicit
-            && port.is_none()
-            && upstream.name.eq_ignore_ascii_case(&address.host_text)
-    });
-    let target = match named {
-        Some(at) => Target::Group(UpstreamId(at as u32)),
-        None => literal(&address, port.or(default_port)).map_err(|problem| {
-            match problem {
-                Problem::NoPort => log(format_args!("no port in upstream \"{rest}\"")),
-                Problem::IsName => {
-                    let name = &address.host_text;
-                    log(format_args!("no resolver defined to resolve {name}"));
-                }
-            }
-            problem.status()
-        })?,
+    let is_meant = |upstream: &Upstream| {
+        upstream.name.eq_ignore_ascii_case(&address.host_text)
+            && if upstream.explicit { written_port.is_none() } else { port_of(upstream) == port }
+    };
+    let target = match (http.upstreams.iter().position(is_meant), address.host, port) {
+        (Some(at), ..) => Target::Group(UpstreamId(at as u32)),
+        (None, Host::Unix(path), _) => {
+            let name: Arc<str> = address.host_text.as_str().into();
+            let peers = vec![Peer { address: PeerAddress::Unix(path), ..named(Arc::clone(&name)) }];
+            Target::of(name, peers)
+        }
+        (None, _, None) => {
+            log(format_args!("no port in upstream \"{}\"", escape(rest.as_bytes())));
+            return Err(500);
+        }
+        (None, Host::Ip(ip), Some(port)) => {
+            let peer = inet((ip, port).into());
+            Target::of(Arc::clone(&peer.name), vec![peer])
+        }
+        (None, Host::Name(_) | Host::Wildcard, Some(port)) => {
+            Target::Name { name: address.host_text, port }
+        }
     };
     Ok(Resolved { target, host, uri: address.uri })
 }
 
-enum Problem {
-    NoPort,
-    IsName,
+/// The addresses of a name, as the servers of a group: in their order, from one taken by chance on.
+pub async fn look_up(
+    c: &Connection,
+    r: &mut Request,
+    generation: &Generation,
+    name: &str,
+    port: u16,
+    ignore_abort: bool,
+) -> Result<Target, LookupError> {
+    let settings = &generation.http().location(r.location).settings.resolver;
+    let Some(id) = settings.servers.get() else {
+        let shown = escape(name.as_bytes());
+        c.log(r, Level::Error, format_args!("no resolver defined to resolve {shown}"));
+        return Err(LookupError::Status(502));
+    };
+    let answer = generation.resolver(*id).addresses(name, *settings.timeout);
+    let found = match exchange::watching_client(c, r, answer, ignore_abort).await? {
+        Ok(found) => found,
+        Err(Failure::Interrupted) => return Err(Close::Interrupted.into()),
+        Err(failure) => {
+            let shown = escape(name.strip_suffix('.').unwrap_or(name).as_bytes());
+            c.log(r, Level::Error, format_args!("{shown} could not be resolved ({failure})"));
+            return Err(LookupError::Status(502));
+        }
+    };
+    let chance = u128::from_ne_bytes(crate::os::random_bytes());
+    let first = (chance % found.values.len() as u128) as usize;
+    let (before, after) = found.values.split_at(first);
+    let peers = after.iter().chain(before).map(|ip| inet((*ip, port).into())).collect();
+    Ok(Target::of(name.into(), peers))
 }
 
-impl Problem {
-    fn status(&self) -> u16 {
-        match self {
-            Problem::NoPort => 500,
-            Problem::IsName => 502,
-        }
+/// Why there is no group to go to.
+pub enum LookupError {
+    /// The status to answer with; why has been logged.
+    Status(u16),
+    Close(Close),
+}
+
+impl From<Close> for LookupError {
+    fn from(close: Close) -> Self {
+        LookupError::Close(close)
     }
 }
 
-/// A group of one, for an address that needs no name server.
-fn literal(address: &Address, port: Option<u16>) -> Result<Target, Problem> {
-    let peer_address = match (&address.host, port) {
-        (Host::Unix(path), _) => PeerAddress::Unix(path.clone()),
-        (Host::Ip(_), None) => return Err(Problem::NoPort),
-        (Host::Ip(ip), Some(port)) => PeerAddress::Inet((*ip, port).into()),
-        (Host::Name(_) | Host::Wildcard, _) => return Err(Problem::IsName),
-    };
-    let name: Arc<str> = match &peer_address {
-        PeerAddress::Unix(_) => address.host_text.as_str().into(),
-        PeerAddress::Inet(address) => address.to_string().into(),
-    };
-    let upstream = Upstream {
-        name: name.clone(),
-        peers: vec![Peer { address: peer_address, name, ..Peer::default() }],
-        keepalive: Keepalive {
-            idle: Idle::default(),
-            requests: 0,
-            time: Duration::ZERO,
-            timeout: Duration::ZERO,
-        },
-        balance: Arc::default(),
-        sticky: None,
-        zone: Arc::default(),
-        explicit: false,
-    };
-    let group = Group::new(&upstream);
-    Ok(Target::Literal(Box::new(upstream), Box::new(group)))
+/// The port of a literal address.
+fn port_of(upstream: &Upstream) -> Option<u16> {
+    match upstream.peers.first()?.address {
+        PeerAddress::Inet(address) => Some(address.port()),
+        PeerAddress::Unix(_) => None,
+    }
+}
+
+fn named(name: Arc<str>) -> Peer {
+    Peer { name, ..Peer::default() }
+}
+
+fn inet(address: SocketAddr) -> Peer {
+    Peer { address: PeerAddress::Inet(address), ..named(address.to_string().into()) }
+}
+
+impl Target {
+    /// A group that only this request goes to.
+    fn of(name: Arc<str>, peers: Vec<Peer>) -> Self {
+        let upstream = Upstream {
+            name,
+            peers,
+            keepalive: Keepalive {
+                idle: Idle::default(),
+                requests: 0,
+                time: Duration::ZERO,
+                timeout: Duration::ZERO,
+            },
+            balance: Arc::default(),
+            sticky: None,
+            names: Vec::new(),
+            zone: Arc::default(),
+            explicit: false,
+        };
+        let group = Group::new(&upstream);
+        Target::Literal(Box::new(upstream), Box::new(group))
+    }
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::balance::Picker;
-use super::dynamic::{self, Target};
+use super::dynamic::{self, LookupError, Target};
 use super::peer::{Active, Member, PeerSet};
 use super::pool::UpstreamConnection;
 use super::protocol::{self, BodyForm, Destination};
@@ -141,13 +141,25 @@ async fn run(c: &Connection, r: &mut Request, family: Family) -> Result<Outcome,
             (http.upstream(*id), generation.upstreams.group(*id), destination)
         }
         Pass::Template(template) => {
-            resolved = match dynamic::resolve(c, r, http, template, family) {
-                Ok(resolved) => resolved,
+            let mut value = match dynamic::resolve(c, r, http, template, family) {
+                Ok(value) => value,
                 Err(status) => return Ok(Outcome::Status(status)),
             };
+            if let Target::Name { name, port } = &value.target {
+                // A client whose body is still to be read is found gone by that.
+                let ignore = *settings.ignore_client_abort || body::is_announced(r);
+                let found = dynamic::look_up(c, r, &generation, name, *port, ignore);
+                value.target = match found.await {
+                    Ok(target) => target,
+                    Err(LookupError::Status(status)) => return Ok(Outcome::Status(status)),
+                    Err(LookupError::Close(close)) => return Err(close),
+                };
+            }
+            resolved = value;
             let (upstream, group) = match &resolved.target {
                 Target::Group(id) => (http.upstream(*id), generation.upstreams.group(*id)),
                 Target::Literal(upstream, group) => (&**upstream, &**group),
+                Target::Name { .. } => return Ok(Outcome::Status(502)),
             };
             (upstream, group, Some(resolved.destination()))
         }
@@ -1013,7 +1025,7 @@ pub async fn receive_watching_client(
 }
 
 /// Waits for something of the upstream's side, which is dropped when the client leaves.
-async fn watching_client<F: Future>(
+pub async fn watching_client<F: Future>(
     c: &Connection,
     r: &mut Request,
     future: F,

@@ -1,0 +1,174 @@
+//! Asking the name servers: which one, how long, and over what.
+
+use std::cell::Cell;
+use std::io::{self, IoSlice};
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::time::Duration;
+
+use hickory_proto::rr::Name;
+
+use super::message::{self, Kind, Records, Reply};
+use super::{Failure, Logging};
+use crate::error_log::{Errno, Level};
+use crate::io::stream::Address;
+use crate::io::timer::{self, Expired, Timer, Wait};
+use crate::io::{Datagram, Stream};
+
+/// How long a server has to answer before the next one is asked.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Room for a datagram. What is asked for without EDNS comes in 512 bytes (RFC 1035 section 4.2.1).
+const DATAGRAM_MAX: usize = 4096;
+
+/// The servers, in rotation.
+pub struct Asking {
+    servers: Box<[SocketAddr]>,
+    next: Cell<usize>,
+    log: Rc<Logging>,
+}
+
+/// Why a server gave no answer.
+enum NoAnswer {
+    /// Not in its time.
+    Late,
+    Failed {
+        call: &'static str,
+        error: io::Error,
+    },
+}
+
+impl Asking {
+    pub fn new(servers: &[SocketAddr], log: Rc<Logging>) -> Self {
+        Asking { servers: servers.into(), next: Cell::new(0), log }
+    }
+
+    /// Asks until a server answers: for how long is the caller's to say. A server that cannot be
+    /// reached costs no time, unless none can be.
+    pub async fn ask(&self, name: &Name, kind: Kind) -> Result<Records, Failure> {
+        let mut failed_in_a_row = 0;
+        loop {
+            let server = self.next_server();
+            let began_ms = timer::now_ms();
+            match ask_one(server, name, kind).await {
+                Ok(answer) => return answer,
+                Err(NoAnswer::Late) => failed_in_a_row = 0,
+                Err(NoAnswer::Failed { call, error }) => {
+                    let shown = Errno::of(&error);
+                    let text =
+                        format_args!("{call} failed ({shown}) while resolving, resolver: {server}");
+                    (self.log)(Level::Error, text);
+                    failed_in_a_row += 1;
+                    if failed_in_a_row >= self.servers.len() {
+                        failed_in_a_row = 0;
+                        let spent = Duration::from_millis(timer::now_ms().saturating_sub(began_ms));
+                        timer::sleep(PATIENCE.saturating_sub(spent)).await;
+                    }
+                }
+            }
+        }
+    }
+
+    fn next_server(&self) -> SocketAddr {
+        let at = self.next.get() % self.servers.len();
+        self.next.set(at + 1);
+        self.servers[at]
+    }
+}
+
+/// Over UDP, and once more over TCP where that is not enough.
+async fn ask_one(
+    server: SocketAddr,
+    name: &Name,
+    kind: Kind,
+) -> Result<Result<Records, Failure>, NoAnswer> {
+    let [first, second, ..] = crate::os::random_bytes();
+    let id = u16::from_be_bytes([first, second]);
+    let Some(question) = message::question(id, name, kind) else {
+        return Ok(Err(Failure::NotFound));
+    };
+    let read = |bytes: &[u8]| message::reply(bytes, id, name, kind);
+    within(async {
+        match over_udp(server, &question, read).await? {
+            Reply::Answer(answer) => Ok(answer),
+            Reply::Truncated | Reply::Foreign => over_tcp(server, &question, read).await,
+        }
+    })
+    .await
+}
+
+/// The first datagram that answers the question.
+async fn over_udp(
+    server: SocketAddr,
+    question: &[u8],
+    read: impl Fn(&[u8]) -> Reply,
+) -> Result<Reply, NoAnswer> {
+    let socket = Datagram::to(server).map_err(failed("connect()"))?;
+    socket.send(question).map_err(failed("send()"))?;
+    let mut buffer = [0; DATAGRAM_MAX];
+    loop {
+        let length = socket.recv(&mut buffer).await.map_err(failed("recv()"))?;
+        match read(&buffer[..length]) {
+            Reply::Foreign => {}
+            reply => return Ok(reply),
+        }
+    }
+}
+
+/// The same question on a connection of its own: messages with their lengths in front (RFC 1035
+/// section 4.2.2).
+async fn over_tcp(
+    server: SocketAddr,
+    question: &[u8],
+    read: impl Fn(&[u8]) -> Reply,
+) -> Result<Result<Records, Failure>, NoAnswer> {
+    let connected = Stream::connect(&Address::Inet(server), PATIENCE).await;
+    let stream = connected.map_err(|failure| no_answer("connect()", failure))?;
+    let length = (question.len() as u16).to_be_bytes();
+    let mut slices = [IoSlice::new(&length), IoSlice::new(question)];
+    let (_, sent) = stream.send_all(&mut slices, PATIENCE).await;
+    sent.map_err(|failure| no_answer("send()", failure))?;
+    loop {
+        let mut length = [0; 2];
+        fill(&stream, &mut length).await.map_err(failed("recv()"))?;
+        let mut message = vec![0; usize::from(u16::from_be_bytes(length))];
+        fill(&stream, &mut message).await.map_err(failed("recv()"))?;
+        if let Reply::Answer(answer) = read(&message) {
+            return Ok(answer);
+        }
+    }
+}
+
+/// Receives exactly so much.
+async fn fill(stream: &Stream, mut buffer: &mut [u8]) -> io::Result<()> {
+    while !buffer.is_empty() {
+        match stream.try_recv(buffer) {
+            Ok(0) => return Err(io::Error::from_raw_os_error(libc::ECONNRESET)),
+            Ok(n) => buffer = &mut buffer[n..],
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                // Readiness is what can be dropped when the time is up.
+                stream.readable_unlimited().await?;
+            }
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(())
+}
+
+async fn within<T>(answer: impl Future<Output = Result<T, NoAnswer>>) -> Result<T, NoAnswer> {
+    match Timer::new().within(PATIENCE, Wait::Service, answer).await {
+        Ok(answer) => answer,
+        Err(Expired::Elapsed | Expired::Interrupted) => Err(NoAnswer::Late),
+    }
+}
+
+fn failed(call: &'static str) -> impl Fn(io::Error) -> NoAnswer {
+    move |error| NoAnswer::Failed { call, error }
+}
+
+fn no_answer(call: &'static str, failure: crate::io::stream::Failure) -> NoAnswer {
+    match failure {
+        crate::io::stream::Failure::Io(error) => NoAnswer::Failed { call, error },
+        _ => NoAnswer::Late,
+    }
+}
