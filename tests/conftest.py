@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from harness import servers
+from harness.browser import Browser
 from harness.proxy import Binary, Proxy, Refused
 from harness.upstream import Handler, Upstream
 
@@ -120,10 +121,18 @@ def example(proxy, tmp_path: Path) -> Callable[..., Proxy]:
             text = text.replace(old, new)
         conf = tmp_path / "prefix/conf"
         conf.mkdir(parents=True)
-        shutil.copy(ROOT / "conf/uwsgi_params", conf)
+        for beside in ("uwsgi_params", "mime.types"):
+            shutil.copy(ROOT / "conf" / beside, conf)
         return proxy(text, shards_by_default=True)
 
     return start
+
+
+@pytest.fixture
+def browser(tmp_path: Path) -> Iterator[Browser]:
+    started = Browser(tmp_path)
+    yield started
+    started.stop()
 
 
 # Real servers, one of each for the whole session.
