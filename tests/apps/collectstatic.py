@@ -7,7 +7,12 @@ from django.conf import settings
 from django.core.management import call_command
 
 settings.configure(
-    INSTALLED_APPS=["django.contrib.staticfiles", "django.contrib.admin.apps.SimpleAdminConfig"],
+    INSTALLED_APPS=[
+        "django.contrib.contenttypes",
+        "django.contrib.auth",
+        "django.contrib.staticfiles",
+        "django.contrib.admin.apps.SimpleAdminConfig",
+    ],
     STATIC_URL="/static/",
     STATIC_ROOT=sys.argv[1],
 )

@@ -9,6 +9,7 @@ new Server(web, { maxHttpBufferSize: 1e7 }).on("connection", (socket) => {
     acknowledge({
       name,
       data,
+      began: socket.handshake.query.transport,
       transport: socket.conn.transport.name,
       address: socket.handshake.headers["x-forwarded-for"],
     }),
