@@ -29,4 +29,5 @@ pub mod server;
 
 pub mod action;
 pub mod close;
+pub mod user_agent;
 pub mod variable;

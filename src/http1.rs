@@ -15,6 +15,7 @@ pub mod host;
 pub mod refusal;
 pub mod request;
 pub mod response;
+pub mod trailer;
 pub mod uri;
 
 mod header_line;

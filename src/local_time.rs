@@ -116,6 +116,26 @@ impl LocalTime {
     }
 }
 
+/// The next moment, in seconds since the epoch, at which the local clock shows this second of the
+/// day (up to 24 hours): later today, or tomorrow.
+pub fn next_daily(now: i64, second_of_day: i64) -> i64 {
+    next_daily_in(now, second_of_day, &ZONE)
+}
+
+fn next_daily_in(now: i64, second_of_day: i64, zone: &TimeZone) -> i64 {
+    const DAY: i64 = 24 * 60 * 60;
+    let offset = |unix: i64| {
+        let time = DateTime::from_timespec(unix, 0, zone.as_ref());
+        time.map_or(0, |time| i64::from(time.local_time_type().ut_offset()))
+    };
+    let local = now.saturating_add(offset(now));
+    let midnight = local - local.rem_euclid(DAY);
+    // The clock may be changed in between: the offset is that of the moment itself.
+    let at = |local: i64| local - offset(local - offset(now));
+    let today = at(midnight + second_of_day);
+    if today > now { today } else { at(midnight + DAY + second_of_day) }
+}
+
 static ZONE: LazyLock<TimeZone> = LazyLock::new(|| {
     let zone = match std::env::var("TZ") {
         Ok(name) if !name.is_empty() => TimeZone::from_posix_tz(&name),
@@ -183,6 +203,23 @@ mod tests {
         let summer = LocalTime::in_zone(1_782_864_000, &berlin);
         assert_eq!(texts(&winter)[1], "01/Jan/2026:01:00:00 +0100");
         assert_eq!(texts(&summer)[1], "01/Jul/2026:02:00:00 +0200");
+    }
+
+    #[test]
+    fn the_next_time_of_day() {
+        const HOUR: i64 = 3600;
+        // 07:35:16.
+        let now = 1_795_332_916;
+        let midnight = now - (7 * HOUR + 35 * 60 + 16);
+        assert_eq!(next_daily_in(now, 15 * HOUR, &UTC), midnight + 15 * HOUR);
+        assert_eq!(next_daily_in(now, 7 * HOUR, &UTC), midnight + 31 * HOUR);
+        assert_eq!(next_daily_in(midnight, 0, &UTC), midnight + 24 * HOUR);
+        assert_eq!(next_daily_in(now, 24 * HOUR, &UTC), midnight + 24 * HOUR);
+        let berlin = TimeZone::from_posix_tz("CET-1CEST,M3.5.0,M10.5.0/3").unwrap();
+        // 2026-03-29 00:00 UTC is 01:00 there; an hour later it is 03:00.
+        let spring = 1_774_742_400;
+        assert_eq!(next_daily_in(spring, 4 * HOUR, &berlin), spring + 2 * HOUR);
+        assert_eq!(next_daily_in(spring, HOUR / 2, &berlin), spring + 22 * HOUR + HOUR / 2);
     }
 
     #[test]

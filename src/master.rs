@@ -343,6 +343,9 @@ impl<'a> Master<'a> {
 
     /// Gives the shards a configuration; starts them where there are none.
     fn hand_over(&mut self, config: &Arc<Config>) -> Result<(), Failure> {
+        if let (Some(http), Some(old)) = (&config.http, &self.config.http) {
+            http.take_over(old);
+        }
         if self.phase != Phase::Resting {
             return self.shards.reload(config, &self.listening);
         }

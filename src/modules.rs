@@ -62,6 +62,7 @@ pub const MODULES: &[Module<Build>] = &[
     Module { name: "Events", tables: &[events::DIRECTIVES] },
     Module { name: "HTTP core", tables: &[http::core::DIRECTIVES] },
     Module { name: "HTTP rewrite", tables: &[http::rewrite::DIRECTIVES] },
+    Module { name: "HTTP access", tables: &[http::access::DIRECTIVES] },
     Module { name: "HTTP headers", tables: &[http::headers::DIRECTIVES] },
     Module { name: "HTTP proxy", tables: &[http::proxy::DIRECTIVES, http::proxy::EXCHANGE] },
     Module { name: "HTTP uwsgi", tables: &[http::uwsgi::DIRECTIVES, http::uwsgi::EXCHANGE] },

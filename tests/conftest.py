@@ -110,6 +110,44 @@ def serve(proxy) -> Callable[..., Proxy]:
     return lambda text, **values: proxy("events { }\nhttp {\n" + text + "\n}\n", **values)
 
 
+@pytest.fixture(scope="module")
+def shared(binary: Binary, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Proxy]]:
+    """`shared(server, http)`: a proxy with one server, started once for all tests of a file that ask
+    for the same one: for tables of which a row is a request."""
+    started: dict[tuple, Proxy] = {}
+
+    def start(server: str, http: str = "", files: dict[str, str] | None = None, **values: object) -> Proxy:
+        key = (server, http, *sorted(values.items()))
+        if key not in started:
+            text = f"events {{ }}\nhttp {{\n{http}\nserver {{\nlisten 127.0.0.1:@port@;\n{server}\n}}\n}}\n"
+            proxy = Proxy(binary, tmp_path_factory.mktemp("shared"), text, **values)
+            for name, content in (files or {}).items():
+                path = proxy.prefix / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(content)
+            started[key] = proxy.start()
+        return started[key]
+
+    yield start
+    for each in started.values():
+        each.stop()
+
+
+@pytest.fixture
+def refused(binary: Binary, tmp_path: Path) -> Callable[[str], str]:
+    """`refused(server)`: what `-t` says of a server with this text, without the place."""
+
+    def run(server: str, http: str = "") -> list[str]:
+        text = f"events {{ }}\nhttp {{\n{http}\nserver {{\nlisten 127.0.0.1:@port@;\n{server}\n}}\n}}\n"
+        proxy = Proxy(binary, tmp_path / "refused", text)
+        place = ("-p", f"{proxy.prefix}/", "-c", proxy.conf, "-e", "logs/error.log", "-g", "pid logs/nginx.pid;")
+        done = binary.run(*place, "-t")
+        lines = [line for line in done.stderr.splitlines() if line.startswith("nginx: [")]
+        return [line.removeprefix("nginx: ").replace(f" in {proxy.conf}:", " in F:") for line in lines]
+
+    return run
+
+
 @pytest.fixture
 def example(proxy, tmp_path: Path) -> Callable[..., Proxy]:
     """`example(file, {text: other})`: a file of conf/examples, unchanged but for these texts."""

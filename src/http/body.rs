@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::close::Close;
 use super::connection::Connection;
-use super::modules::core::TempPath;
+use super::modules::core::{self, InFileOnly, TempPath};
 use super::request::Request;
 use crate::error_log::Level;
 use crate::http1::Span;
@@ -34,6 +34,10 @@ pub struct RequestBody {
     pub was_streamed: bool,
     /// The client may still be sending it, and nobody reads: see [`abandon`].
     pub is_abandoned: bool,
+    /// It was told to be too large: that is said once.
+    pub is_refused: bool,
+    /// All of it is in `memory` or `file`.
+    pub is_held: bool,
     /// Body bytes taken from the connection so far (`$request_length`).
     pub received: u64,
     /// Decoded bytes so far.
@@ -76,6 +80,8 @@ impl RequestBody {
         self.state = State::Unread;
         self.was_streamed = false;
         self.is_abandoned = false;
+        self.is_refused = false;
+        self.is_held = false;
         self.received = 0;
         self.decoded = 0;
         self.memory = Buffer::empty();
@@ -245,77 +251,96 @@ async fn receive(c: &Connection, r: &mut Request) -> Result<(), BodyError> {
 
 /// Reads the whole body: into memory while it fits, then into a temporary file.
 pub async fn read_all(c: &Connection, r: &mut Request) -> Result<(), BodyError> {
+    if matches!(r.head.body, BodyLength::None | BodyLength::UntilClose) || r.body.is_held {
+        return Ok(());
+    }
     let generation = std::rc::Rc::clone(&r.generation);
     let core = &generation.http().location(r.location).settings.core;
+    let only_file = *core.client_body_in_file_only != InFileOnly::Off;
+    let memory_max = if only_file { 0 } else { *core.client_body_buffer_size };
     while let Some(span) = next(c, r).await? {
         check_size(c, r, span)?;
-        let kept = store(r, span, *core.client_body_buffer_size, &core.client_body_temp_path);
-        match kept {
-            Ok(None) => {}
-            Ok(Some(path)) => c.log(
-                r,
-                Level::Warn,
-                format_args!(
-                    "a client request body is buffered to a temporary file {}",
-                    path.display()
-                ),
-            ),
-            Err(e) => {
-                let path = &core.client_body_temp_path.path;
-                c.log_errno(
-                    r,
-                    Level::Crit,
-                    format_args!("write to a temporary file in \"{}\" failed", path.display()),
-                    &e,
-                );
-                return Err(BodyError::Status(500));
-            }
+        if r.body.file.is_none() && r.body.memory.len() + span.len() > memory_max {
+            move_to_file(c, r, core)?;
         }
+        store(r, span, memory_max).or_else(|e| file_failed(c, r, core, &e))?;
         consume(r, span);
     }
+    if only_file && r.body.file.is_none() {
+        // Of an empty body there is an empty file.
+        move_to_file(c, r, core)?;
+    }
+    r.body.is_held = true;
     Ok(())
 }
 
-/// `client_max_body_size` of a chunked body, which tells its size only as it comes.
-pub fn check_size(c: &Connection, r: &Request, span: Span) -> Result<(), BodyError> {
+/// Makes the temporary file, and moves there what is in memory.
+fn move_to_file(c: &Connection, r: &mut Request, core: &core::Settings) -> Result<(), BodyError> {
+    let temp = &core.client_body_temp_path;
+    let (level, after) = match *core.client_body_in_file_only {
+        InFileOnly::Off => (Level::Warn, After::Nameless),
+        InFileOnly::On => (Level::Notice, After::Kept),
+        InFileOnly::Clean => (Level::Notice, After::Removed),
+    };
+    let file = TempFile::create_for(temp, after).and_then(|mut file| {
+        file.append(r.body.memory.as_slice())?;
+        Ok(file)
+    });
+    match file {
+        Ok(file) => {
+            let path = file.path.display();
+            let text = format_args!("a client request body is buffered to a temporary file {path}");
+            c.log(r, level, text);
+            r.body.memory = Buffer::empty();
+            r.body.file = Some(file);
+            Ok(())
+        }
+        Err(e) => file_failed(c, r, core, &e),
+    }
+}
+
+fn file_failed(
+    c: &Connection,
+    r: &Request,
+    core: &core::Settings,
+    error: &io::Error,
+) -> Result<(), BodyError> {
+    let path = core.client_body_temp_path.path.display();
+    let text = format_args!("write to a temporary file in \"{path}\" failed");
+    c.log_errno(r, Level::Crit, text, error);
+    Err(BodyError::Status(500))
+}
+
+/// `client_max_body_size` of a chunked body, which tells its size only as it comes: chunk by chunk.
+pub fn check_size(c: &Connection, r: &mut Request, span: Span) -> Result<(), BodyError> {
     let max = *c.settings(r).core.client_max_body_size;
-    if r.head.body != BodyLength::Chunked || max == 0 || r.body.decoded <= max {
+    let to_come = r.body.decoder.chunk_left();
+    if r.head.body != BodyLength::Chunked
+        || max == 0
+        || r.body.decoded.saturating_add(to_come) <= max
+    {
         return Ok(());
     }
-    let (before, now) = (r.body.decoded - span.len() as u64, span.len());
+    r.body.is_refused = true;
+    let now = (span.len() as u64).saturating_add(to_come);
+    let before = r.body.decoded - span.len() as u64;
     let text = format_args!("client intended to send too large chunked body: {before}+{now} bytes");
     c.log(r, Level::Error, text);
     Err(BodyError::Status(413))
 }
 
-/// Adds a piece to memory or file; says the file's name when this piece made it.
-fn store(
-    r: &mut Request,
-    span: Span,
-    memory_max: usize,
-    temp: &TempPath,
-) -> io::Result<Option<PathBuf>> {
+/// Adds a piece to the file, if there is one, else to memory.
+fn store(r: &mut Request, span: Span, memory_max: usize) -> io::Result<()> {
     let body = &mut r.body;
     let bytes = span.of(body.raw.as_slice());
-    if body.file.is_none() && body.memory.len() + bytes.len() <= memory_max {
-        if body.memory.capacity() == 0 {
-            body.memory = Buffer::with_capacity(memory_max);
-        }
-        body.memory.extend(bytes);
-        return Ok(None);
-    }
-    let mut made = None;
-    if body.file.is_none() {
-        let mut file = TempFile::create(temp)?;
-        file.append(body.memory.as_slice())?;
-        made = Some(file.path.clone());
-        body.memory = Buffer::empty();
-        body.file = Some(file);
-    }
     if let Some(file) = &mut body.file {
-        file.append(bytes)?;
+        return file.append(bytes);
     }
-    Ok(made)
+    if body.memory.capacity() == 0 {
+        body.memory = Buffer::with_capacity(memory_max);
+    }
+    body.memory.extend(bytes);
+    Ok(())
 }
 
 /// Before another exchange after one that the body was streamed to. A redirect has made a GET of the
@@ -361,12 +386,24 @@ pub async fn discard(c: &Connection, r: &mut Request) -> Result<(), BodyError> {
     Ok(())
 }
 
-/// A temporary file with nginx's naming, removed when it is dropped.
+/// A temporary file with nginx's naming.
 #[derive(Debug)]
 pub struct TempFile {
     file: File,
     path: PathBuf,
     len: u64,
+    after: After,
+}
+
+/// What becomes of a temporary file's name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum After {
+    /// It is taken away as soon as the file is open: whatever happens, nothing is left behind.
+    Nameless,
+    /// It is taken away when the file is dropped.
+    Removed,
+    /// It stays.
+    Kept,
 }
 
 /// One number for the whole process, as the names must differ between shards. Touched only when a
@@ -374,8 +411,13 @@ pub struct TempFile {
 static NEXT_NUMBER: AtomicU64 = AtomicU64::new(1);
 
 impl TempFile {
-    /// Makes `PATH/…/0000000001`; the level directories are the number's last digits.
+    /// A file that only its owner can reach.
     pub fn create(temp: &TempPath) -> io::Result<Self> {
+        Self::create_for(temp, After::Nameless)
+    }
+
+    /// Makes `PATH/…/0000000001`; the level directories are the number's last digits.
+    pub fn create_for(temp: &TempPath, after: After) -> io::Result<Self> {
         loop {
             let name = format!("{:010}", NEXT_NUMBER.fetch_add(1, Ordering::Relaxed));
             let mut directory = temp.path.clone();
@@ -398,7 +440,12 @@ impl TempFile {
                 opened => opened,
             };
             match file {
-                Ok(file) => return Ok(TempFile { file, path, len: 0 }),
+                Ok(file) => {
+                    if after == After::Nameless {
+                        std::fs::remove_file(&path)?;
+                    }
+                    return Ok(TempFile { file, path, len: 0, after });
+                }
                 Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
                 Err(e) => return Err(e),
             }
@@ -431,7 +478,9 @@ impl TempFile {
 
 impl Drop for TempFile {
     fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.path);
+        if self.after == After::Removed {
+            let _ = std::fs::remove_file(&self.path);
+        }
     }
 }
 
@@ -443,7 +492,7 @@ mod tests {
     fn a_temporary_file_is_named_by_levels_and_goes_away() {
         let root = std::env::temp_dir().join(format!("ringx-body-{}", std::process::id()));
         let temp = TempPath { path: root.clone(), levels: [1, 2, 0] };
-        let mut file = TempFile::create(&temp).unwrap();
+        let mut file = TempFile::create_for(&temp, After::Removed).unwrap();
         file.append(b"hello ").unwrap();
         file.append(b"world").unwrap();
         let path = file.path().to_owned();
@@ -452,8 +501,19 @@ mod tests {
         let mut read = [0; 20];
         assert_eq!(file.read_at(6, &mut read).unwrap(), 5);
         assert_eq!(&read[..5], b"world");
+        assert!(path.exists());
         drop(file);
         assert!(!path.exists());
+
+        let mut nameless = TempFile::create(&temp).unwrap();
+        assert!(!nameless.path().exists());
+        nameless.append(b"still there").unwrap();
+        assert_eq!(nameless.read_at(6, &mut read).unwrap(), 5);
+
+        let kept = TempFile::create_for(&temp, After::Kept).unwrap();
+        let path = kept.path().to_owned();
+        drop(kept);
+        assert!(path.exists());
         std::fs::remove_dir_all(root).unwrap();
     }
 }

@@ -11,10 +11,11 @@ use super::body::{self, BodyError};
 use super::close::Close;
 use super::listener::Listener;
 use super::modules::Settings;
-use super::modules::core::LingeringClose;
+use super::modules::core::{KeepaliveDisable, LingeringClose};
 use super::phase;
 use super::request::Request;
 use super::upstream::exchange::Family;
+use super::user_agent::Browser;
 use crate::clock;
 use crate::error_log::{Context, Level};
 use crate::http1::header::Known;
@@ -64,6 +65,11 @@ impl From<Option<SocketAddr>> for ClientAddress {
             None => ClientAddress { address: "unix:".into(), ip: None, port: None },
         }
     }
+}
+
+/// Whom a request comes from: the one place to ask, for access rules, variables and logs.
+pub fn client_address<'a>(c: &'a Connection, _: &'a Request) -> &'a ClientAddress {
+    &c.client
 }
 
 impl Connection {
@@ -142,7 +148,7 @@ impl Connection {
         let header = |known| r.head.headers.find(known).map(|field| r.text(field.value));
         use_it(&Context {
             action: action.phrase(),
-            client: Some(&self.client.address),
+            client: Some(&client_address(self, r).address),
             server: Some(if line.is_empty() {
                 self.listener.name()
             } else {
@@ -524,10 +530,25 @@ pub fn log_request(c: &Connection, r: &mut Request) {
 /// Whether the connection may go on after this request, before the response is known.
 pub fn may_keep_alive(c: &Connection, r: &Request) -> bool {
     let core = &c.settings(r).core;
+    let disable = *core.keepalive_disable;
     r.version() > Version::Http09
         && r.wants_keepalive()
         && !core.keepalive_timeout.idle.is_zero()
         && c.requests.get() < *core.keepalive_requests
         && r.started.saturating_sub(c.accepted) <= *core.keepalive_time
+        && !(disable.contains(KeepaliveDisable::MSIE6)
+            && r.method == Method::Post
+            && matches!(browser(r), Browser::Msie { old: true }))
+        && !(disable.contains(KeepaliveDisable::SAFARI) && browser(r) == Browser::Safari)
         && !c.shard.is_quitting()
+}
+
+/// Whether `msie_refresh` applies.
+pub fn is_msie(r: &Request) -> bool {
+    matches!(browser(r), Browser::Msie { .. })
+}
+
+fn browser(r: &Request) -> Browser {
+    let agent = r.head.headers.find(Known::UserAgent);
+    agent.map_or(Browser::Other, |agent| Browser::of(r.text(agent.value)))
 }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::location::{Handler, Location, LocationTree, Prefix};
+use super::location::{Handler, LimitExcept, Location, LocationTree, Prefix};
 use super::modules::access_log::{self, LogFormat};
 use super::modules::core::Types;
 use super::modules::upstream::{self, UpstreamDraft};
@@ -33,6 +33,7 @@ pub struct Draft {
     pub upstream_at: Option<usize>,
     /// What an `upstream` block starts from.
     pub upstream_defaults: upstream::Settings,
+    pub zones: upstream::Zones,
     pub names: Names,
     pub formats: Vec<Arc<LogFormat>>,
     pub log_files: Vec<PathBuf>,
@@ -68,6 +69,8 @@ pub enum Kind {
     Named,
     /// `if`, in a server or a location.
     If,
+    /// `limit_except`, with the methods that it leaves alone.
+    LimitExcept(Arc<[Box<str>]>),
 }
 
 impl Draft {
@@ -115,6 +118,12 @@ impl Draft {
         });
         self.current = Some(at);
         LocationId(at as u32)
+    }
+
+    /// Whether the level being read has a `limit_except` already.
+    pub fn has_limit_except(&self) -> bool {
+        let inside = |level: &&Level| level.outer == self.current;
+        self.levels.iter().filter(inside).any(|level| matches!(level.kind, Kind::LimitExcept(_)))
     }
 
     /// The id of the level that is opened next.
@@ -187,6 +196,7 @@ impl Draft {
             settings: upstream::Settings::default(),
             address: address.clone(),
             peers: Vec::new(),
+            zone: None,
         });
         Ok(id)
     }
@@ -204,6 +214,7 @@ impl Draft {
         self.keep_used_log_files();
         let trees = self.trees()?;
         self.names.check()?;
+        self.zones.check()?;
         let names = &self.servers;
         let addresses = std::mem::take(&mut self.addresses);
         let addresses = addresses
@@ -227,18 +238,25 @@ impl Draft {
             let prefix = match level.kind {
                 Kind::Prefix { .. } | Kind::Exact => Some(level.name.clone()),
                 // What is around a level was opened before it.
-                Kind::If => level
+                Kind::If | Kind::LimitExcept(_) => level
                     .outer
                     .and_then(|outer| locations.get(outer))
                     .and_then(|outer| outer.prefix.clone()),
                 Kind::Server | Kind::Regex(_) | Kind::Named => None,
             };
+            if let (Kind::LimitExcept(methods), Some(outer)) =
+                (level.kind, level.outer.and_then(|outer| locations.get_mut(outer)))
+            {
+                let location = LocationId(at as u32);
+                outer.limit_except = Some(LimitExcept { methods, location });
+            }
             locations.push(Location {
                 prefix,
                 name: level.name,
                 settings: level.settings,
                 handler: level.handler,
                 nested,
+                limit_except: None,
             });
         }
         for server in self.servers {
@@ -271,11 +289,18 @@ impl Draft {
             let (before, rest) = self.levels.split_at_mut(at);
             let Some(level) = rest.first_mut() else { break };
             let outer = level.outer.and_then(|outer| before.get(outer));
-            if let (Kind::If, Some(outer)) = (&level.kind, outer)
+            let keeps = |handler: &Handler| match level.kind {
+                // An `if` block keeps the content handler of its location,
+                Kind::If => true,
+                // and a `limit_except` block an upstream.
+                Kind::LimitExcept(_) => handler.is_upstream(),
+                _ => false,
+            };
+            if let Some(outer) = outer
                 && level.handler.is_none()
+                && let Some(handler) = outer.handler.filter(keeps)
             {
-                // An `if` block keeps the content handler of its location.
-                level.handler = outer.handler;
+                level.handler = Some(handler);
                 level.settings.proxy.pass = outer.settings.proxy.pass.clone();
                 level.settings.uwsgi.pass = outer.settings.uwsgi.pass.clone();
             }
@@ -310,7 +335,7 @@ impl Draft {
             match &level.kind {
                 Kind::Prefix { .. } | Kind::Exact => add_prefix(tree, id, level)?,
                 Kind::Regex(regex) => tree.regexes.push((regex.clone(), id)),
-                Kind::Server | Kind::Named | Kind::If => {}
+                Kind::Server | Kind::Named | Kind::If | Kind::LimitExcept(_) => {}
             }
         }
         for tree in &mut trees {
@@ -353,7 +378,9 @@ fn add_prefix(tree: &mut LocationTree, id: LocationId, level: &Level) -> Outcome
             entry.no_regex |= no_regex;
             &mut entry.prefix
         }
-        Kind::Server | Kind::Regex(_) | Kind::Named | Kind::If => return Ok(()),
+        Kind::Server | Kind::Regex(_) | Kind::Named | Kind::If | Kind::LimitExcept(_) => {
+            return Ok(());
+        }
     };
     if slot.replace(id).is_some() {
         let text = format!("duplicate location \"{}\"", level.name);

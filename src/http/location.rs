@@ -18,6 +18,21 @@ pub struct Location {
     pub settings: Settings,
     pub handler: Option<Handler>,
     pub nested: LocationTree,
+    pub limit_except: Option<LimitExcept>,
+}
+
+/// `limit_except METHOD ... { … }`: all other methods are answered under the block's settings.
+#[derive(Debug)]
+pub struct LimitExcept {
+    /// In capitals, as a request spells them.
+    pub methods: Arc<[Box<str>]>,
+    pub location: LocationId,
+}
+
+impl LimitExcept {
+    pub fn limits(&self, method: &[u8]) -> bool {
+        !self.methods.iter().any(|allowed| allowed.as_bytes() == method)
+    }
 }
 
 /// Who answers in the content phase when it is not the static file module.

@@ -1,6 +1,7 @@
 //! nginx's modules, a file each: the settings of a level, the directive rows that fill them, and
 //! the module's own code.
 
+pub mod access;
 pub mod access_log;
 pub mod core;
 pub mod exchange;
@@ -18,6 +19,7 @@ pub mod websocket;
 pub struct Settings {
     pub core: core::Settings,
     pub rewrite: rewrite::Settings,
+    pub access: access::Settings,
     pub headers: headers::Settings,
     pub proxy: proxy::Settings,
     pub uwsgi: uwsgi::Settings,
@@ -30,6 +32,7 @@ impl Settings {
     pub fn inherit(&mut self, outer: &Self) {
         self.core.inherit(&outer.core);
         self.rewrite.inherit(&outer.rewrite);
+        self.access.inherit(&outer.access);
         self.headers.inherit(&outer.headers);
         self.proxy.inherit(&outer.proxy);
         self.uwsgi.inherit(&outer.uwsgi);

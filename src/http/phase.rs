@@ -6,8 +6,9 @@ use std::sync::Arc;
 use super::action::Action;
 use super::body::{self, BodyError};
 use super::close::Close;
-use super::connection::Connection;
+use super::connection::{self, Connection};
 use super::location::{Found, Handler, LocationTree};
+use super::modules::access::{self, Gate, Next};
 use super::modules::core::{self, ErrorPageStatus, ErrorPageTarget, TryFilesLast};
 use super::modules::rewrite::{self, Rewritten};
 use super::modules::static_files::{self, Validators, Verdict};
@@ -22,6 +23,8 @@ use crate::error_log::Level;
 use crate::http1::framing::BodyLength;
 use crate::http1::header::Known;
 use crate::http1::request::{Method, Version};
+use crate::http1::uri::escape_refresh;
+use crate::io::timer;
 
 /// What a phase or a content handler leaves to be done.
 #[derive(Debug)]
@@ -46,8 +49,27 @@ enum Enter {
 /// Answers the request whose head has been read.
 pub async fn answer(c: &Connection, r: &mut Request) -> Result<(), Close> {
     r.keepalive = true;
-    let outcome = run(c, r, Enter::ServerRewrite).await?;
+    let outcome = match read_body_early(c, r).await? {
+        Some(status) => Outcome::Status(status),
+        None => run(c, r, Enter::ServerRewrite).await?,
+    };
     follow(c, r, outcome).await
+}
+
+/// `client_body_early_read`: the status that a body ends with which cannot be read.
+async fn read_body_early(c: &Connection, r: &mut Request) -> Result<Option<u16>, Close> {
+    let predicates = &c.settings(r).core.client_body_early_read;
+    if predicates.is_empty() {
+        return Ok(None);
+    }
+    if !predicates.iter().any(|wish| value::is_true(&value::expanded(wish, c, r))) {
+        return Ok(None);
+    }
+    match body::read_all(c, r).await {
+        Ok(()) => Ok(None),
+        Err(body::BodyError::Status(status)) => Ok(Some(status)),
+        Err(body::BodyError::Close(close)) => Err(close),
+    }
 }
 
 /// Answers with a status that was decided before any phase.
@@ -98,6 +120,9 @@ async fn run(c: &Connection, r: &mut Request, enter: Enter) -> Result<Outcome, C
             }
         }
     }
+    if let Some(status) = control_access(c, r, http).await {
+        return Ok(Outcome::Status(status));
+    }
     if let Some(outcome) = try_files(c, r, http) {
         return Ok(outcome);
     }
@@ -138,17 +163,45 @@ fn enter_location(c: &Connection, r: &mut Request, http: &Http) -> Option<Outcom
     if *core.internal && !r.internal {
         return Some(Outcome::Status(404));
     }
-    if let BodyLength::Length(length) = r.head.body
-        && *core.client_max_body_size > 0
-        && length > *core.client_max_body_size
-        && !r.body.is_started()
-        && !r.in_error_page
-    {
+    r.location = http.for_method(r.location, value::method(r));
+    let length = match r.head.body {
+        BodyLength::Length(length) => length,
+        BodyLength::Chunked if r.body.is_held => r.body.decoded,
+        _ => 0,
+    };
+    let max = *core.client_max_body_size;
+    if max > 0 && length > max && !r.body.is_refused {
+        r.body.is_refused = true;
         let text = format_args!("client intended to send too large body: {length} bytes");
         c.log(r, Level::Error, text);
         return Some(Outcome::Status(413));
     }
     None
+}
+
+/// The access phase: everybody who controls access is asked, and `satisfy` weighs what they say.
+async fn control_access(c: &Connection, r: &mut Request, http: &Http) -> Option<u16> {
+    let settings = &http.location(r.location).settings.access;
+    if settings.rules.is_empty() {
+        return None;
+    }
+    let mut gate = Gate::new(*settings.satisfy);
+    let refused = match gate.take(access::check(c, r)) {
+        Next::Open => None,
+        Next::Shut(status) => Some(status),
+        Next::Ask => {
+            let refused = gate.refusal();
+            if refused == Some(403) {
+                access::forbidden(c, r);
+            }
+            refused
+        }
+    };
+    if matches!(refused, Some(401 | 407)) && !settings.auth_delay.is_zero() {
+        c.log(r, Level::Info, format_args!("delaying unauthorized request"));
+        timer::sleep(*settings.auth_delay).await;
+    }
+    refused
 }
 
 enum Search {
@@ -253,7 +306,7 @@ fn redirect_to_named(c: &Connection, r: &mut Request, name: &str) -> Option<u16>
     }
     r.uri_is_original = was_original;
     r.internal = true;
-    r.location = *location;
+    r.location = generation.http().for_method(*location, value::method(r));
     None
 }
 
@@ -266,9 +319,7 @@ fn try_files(c: &Connection, r: &mut Request, http: &Http) -> Option<Outcome> {
         let wants_directory = uri.ends_with(b"/");
         let mut path = Vec::new();
         value::file_for(&uri, c, r, &mut path);
-        let path: &std::ffi::OsStr = std::os::unix::ffi::OsStrExt::from_bytes(&path);
-        let is_there = std::fs::metadata(path).is_ok_and(|found| found.is_dir() == wants_directory);
-        if is_there {
+        if static_files::is_there(c, r, &path, wants_directory) {
             r.uri = uri;
             return None;
         }
@@ -401,7 +452,12 @@ async fn built_in(c: &Connection, r: &mut Request, code: u16) -> Result<Outcome,
             };
             special_response::is_padded_for(r.text(agent.value), minor)
         });
+    if *core.msie_refresh && matches!(code, 301 | 302) && connection::is_msie(r) {
+        return refresh(c, r).await;
+    }
     let page = special_response::page(code, *core.server_tokens, padded);
+    // A page is of its own type.
+    r.response.kept.content_type = None;
     let location = r.response.location.take();
     let head = Head {
         status: special_response::status(code),
@@ -424,5 +480,21 @@ async fn built_in(c: &Connection, r: &mut Request, code: u16) -> Result<Outcome,
         Some(page) => response::send(c, r, &head, &page.pieces).await?,
         None => response::send(c, r, &head, &[]).await?,
     }
+    Ok(Outcome::Done)
+}
+
+/// `msie_refresh`: a page that leads on, in place of a redirect.
+async fn refresh(c: &Connection, r: &mut Request) -> Result<Outcome, Close> {
+    let mut page = b"<html><head><meta http-equiv=\"Refresh\" content=\"0; URL=".to_vec();
+    let location = r.response.location.take().unwrap_or_default();
+    escape_refresh(&location, &mut page);
+    page.extend_from_slice(b"\"></head><body></body></html>\r\n");
+    let head = Head {
+        status: 200,
+        content_type: Some(special_response::CONTENT_TYPE.as_bytes()),
+        length: Length::Known(page.len() as u64),
+        ..Head::default()
+    };
+    response::send(c, r, &head, &[&page]).await?;
     Ok(Outcome::Done)
 }

@@ -7,10 +7,12 @@ use super::body::RequestBody;
 use super::server::{AddressId, LocationId, ServerId};
 use super::upstream::Attempt;
 use super::upstream::protocol::Message;
+use super::upstream::window::Window;
 use super::variable::Captures;
 use crate::clock;
 use crate::http1::request::{Method, RequestHead, Version};
 use crate::http1::response::ResponseHead;
+use crate::http1::trailer::Trailers;
 use crate::http1::{ConnectionOption, Span};
 use crate::io::Buffer;
 use crate::shard::Generation;
@@ -71,6 +73,8 @@ pub struct Request {
     pub upstream_bytes: Buffer,
     /// Bytes of that head; what is behind them is body.
     pub upstream_head_len: usize,
+    /// What came behind its body, where that is passed on (`$upstream_trailer_*`).
+    pub upstream_trailers: Option<Box<Trailers>>,
 
     /// Time since the epoch at the first byte, for `$request_time`.
     pub started: std::time::Duration,
@@ -89,6 +93,12 @@ pub struct Response {
     pub status_override: Option<u16>,
     /// The head as sent (for `$sent_http_*`), built here.
     pub head: Vec<u8>,
+    /// Where in `head` the lines with a fixed place end.
+    pub list_at: usize,
+    /// Lines behind the last chunk follow, and these are known of them so far (for
+    /// `$sent_trailer_*`).
+    pub has_trailers: bool,
+    pub trailers: Vec<u8>,
     pub head_sent: bool,
     /// Sent to the client so far: head and framing included, and of these how much is head.
     pub bytes_sent: u64,
@@ -98,8 +108,22 @@ pub struct Response {
     pub is_bodiless: bool,
     /// The response is complete on the wire.
     pub complete: bool,
-    /// Kept from a `return 30x` or X-Accel-Redirect for the response to come.
+    /// Kept from a `return 30x` for the response to come.
     pub location: Option<Vec<u8>>,
+    /// Kept from an upstream's response that is not passed on, for the one that is.
+    pub kept: Kept,
+    /// Of the upstream's body only this is sent.
+    pub window: Option<Window>,
+    /// Bytes a second, as an upstream's `X-Accel-Limit-Rate` says; zero: no limit.
+    pub limit_rate: Option<u64>,
+}
+
+/// Headers of a response that was given up.
+#[derive(Debug, Default)]
+pub struct Kept {
+    pub content_type: Option<Box<[u8]>>,
+    /// Whole lines.
+    pub lines: Vec<u8>,
 }
 
 impl Request {
@@ -135,6 +159,7 @@ impl Request {
             upstream_head: ResponseHead::default(),
             upstream_bytes: Buffer::empty(),
             upstream_head_len: 0,
+            upstream_trailers: None,
             started: std::time::Duration::ZERO,
             pipelined: false,
             keepalive: false,
@@ -173,6 +198,7 @@ impl Request {
         self.upstream_head.clear();
         self.upstream_bytes = Buffer::empty();
         self.upstream_head_len = 0;
+        self.upstream_trailers = None;
         self.pipelined = false;
         self.started = std::time::Duration::ZERO;
         self.keepalive = false;
@@ -247,6 +273,9 @@ impl Response {
         self.status = 0;
         self.status_override = None;
         self.head.clear();
+        self.list_at = 0;
+        self.has_trailers = false;
+        self.trailers.clear();
         self.head_sent = false;
         self.bytes_sent = 0;
         self.head_bytes = 0;
@@ -254,6 +283,10 @@ impl Response {
         self.is_bodiless = false;
         self.complete = false;
         self.location = None;
+        self.kept.content_type = None;
+        self.kept.lines.clear();
+        self.window = None;
+        self.limit_rate = None;
     }
 
     /// `$body_bytes_sent`

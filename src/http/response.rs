@@ -4,13 +4,16 @@ use std::io::IoSlice;
 use std::rc::Rc;
 use std::time::{Duration, UNIX_EPOCH};
 
+use smallvec::SmallVec;
+
 use super::action::Action;
 use super::close::Close;
 use super::connection::{self, Connection};
+use super::modules::{core, headers};
 use super::request::Request;
 use super::{special_response, value};
-use crate::http1::encode;
 use crate::http1::request::Version;
+use crate::http1::{chunked, encode};
 
 /// How the client learns where the body ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,7 +62,8 @@ impl Default for Head<'_> {
 /// upstream's headers, an entity tag) is appended to `r.response.head`; then comes [`finish`].
 pub fn begin(c: &Connection, r: &mut Request, head: &Head<'_>) {
     let generation = Rc::clone(&r.generation);
-    let core = &generation.http().location(r.location).settings.core;
+    let location = generation.http().location(r.location);
+    let core = &location.settings.core;
     // An error page keeps the status it is for.
     let (status, status_text) = match r.response.status_override {
         Some(status) => (status, None),
@@ -74,10 +78,16 @@ pub fn begin(c: &Connection, r: &mut Request, head: &Head<'_>) {
         Length::Unknown if r.response.is_bodiless => Length::None,
         length => length,
     };
-    r.response.chunked = length == Length::Unknown
-        && status >= 200
+    let can_chunk = status >= 200
+        && !r.response.is_bodiless
         && r.version() >= Version::Http11
         && *core.chunked_transfer_encoding;
+    // Trailers need chunks, also where the length is known.
+    r.response.has_trailers = can_chunk
+        && length != Length::None
+        && headers::asks_for_trailers(&location.settings.headers, status);
+    r.response.trailers.clear();
+    r.response.chunked = can_chunk && (length == Length::Unknown || r.response.has_trailers);
     let until_close = length == Length::Unknown && !r.response.chunked;
     r.keepalive = r.keepalive && !until_close && !head.upgrade && connection::may_keep_alive(c, r);
 
@@ -98,19 +108,27 @@ pub fn begin(c: &Connection, r: &mut Request, head: &Head<'_>) {
     if head.date {
         c.shard.with_http_date(|date| encode::header(b"Date", date, &mut out));
     }
-    if let Some(content_type) = head.content_type.filter(|_| !is_own_204) {
+    let kept_type = r.response.kept.content_type.as_deref();
+    if let Some(content_type) = kept_type.or(head.content_type).filter(|_| !is_own_204) {
         encode::header(b"Content-Type", content_type, &mut out);
     }
-    if let Length::Known(n) = length {
+    if let Length::Known(n) = length
+        && !r.response.chunked
+    {
         encode::header_number(b"Content-Length", n, &mut out);
     }
     if let Some(modified) = head.last_modified {
         let date = httpdate::fmt_http_date(UNIX_EPOCH + Duration::from_secs(modified));
         encode::header(b"Last-Modified", date.as_bytes(), &mut out);
     }
-    if let Some(location) = head.location {
+    // One that is not made absolute is one of the list.
+    let (absolute, relative) = match head.location {
+        Some(location) if becomes_absolute(core, location) => (Some(location), None),
+        location => (None, location),
+    };
+    if let Some(location) = absolute {
         out.extend_from_slice(b"Location: ");
-        absolute_location(c, r, location, &mut out);
+        put_absolute_location(c, r, location, &mut out);
         out.extend_from_slice(b"\r\n");
     }
     if r.response.chunked {
@@ -128,17 +146,23 @@ pub fn begin(c: &Connection, r: &mut Request, head: &Head<'_>) {
     } else {
         out.extend_from_slice(b"Connection: close\r\n");
     }
+    r.response.list_at = out.len();
+    out.extend_from_slice(&r.response.kept.lines);
+    if let Some(location) = relative {
+        encode::header(b"Location", location, &mut out);
+    }
     r.response.head = out;
 }
 
-/// A Location that starts with `/` is made absolute, as `absolute_redirect` and its friends say.
-pub fn absolute_location(c: &Connection, r: &Request, location: &[u8], out: &mut Vec<u8>) {
+/// Whether a Location of ringx's own making gets scheme and host: `absolute_redirect`.
+pub fn becomes_absolute(core: &core::Settings, location: &[u8]) -> bool {
+    location.first() == Some(&b'/') && *core.absolute_redirect
+}
+
+/// A Location with scheme and host, as `server_name_in_redirect` and `port_in_redirect` say.
+fn put_absolute_location(c: &Connection, r: &Request, location: &[u8], out: &mut Vec<u8>) {
     let generation = Rc::clone(&r.generation);
     let core = &generation.http().location(r.location).settings.core;
-    if location.first() != Some(&b'/') || !*core.absolute_redirect {
-        out.extend_from_slice(location);
-        return;
-    }
     out.extend_from_slice(b"http://");
     let name = generation.http().server(r.server).name.as_bytes();
     let local = c.local_address();
@@ -163,28 +187,25 @@ pub fn absolute_location(c: &Connection, r: &Request, location: &[u8], out: &mut
 
 /// Adds what the configuration adds, and the empty line.
 pub fn finish(c: &Connection, r: &mut Request) {
+    finish_with(c, r, None);
+}
+
+/// The same, with one line more behind what the configuration adds: there nginx, too, speaks of
+/// ranges.
+pub fn finish_with(c: &Connection, r: &mut Request, line: Option<(&[u8], &[u8])>) {
     let generation = Rc::clone(&r.generation);
     let headers = &generation.http().location(r.location).settings.headers;
-    for add in headers.add_header.iter() {
-        if !add.always && !is_plain_success(r.response.status) {
-            continue;
-        }
-        // The value may look at the head so far: it is built beside it.
-        let value = value::expanded(&add.value, c, r);
-        if !value.is_empty() {
-            encode::header(add.name.as_bytes(), &value, &mut r.response.head);
-        }
+    if headers.is_used {
+        headers::put(c, r, headers);
+    }
+    if let Some((name, value)) = line {
+        encode::header(name, value, &mut r.response.head);
     }
     r.response.head.extend_from_slice(b"\r\n");
 }
 
-/// The statuses that `add_header` without `always` is for.
-fn is_plain_success(status: u16) -> bool {
-    matches!(status, 200 | 201 | 204 | 206 | 301 | 302 | 303 | 304 | 307 | 308)
-}
-
-/// Sends the finished head with the first body bytes behind it, in one call. An HTTP/0.9 client gets
-/// the body alone.
+/// Sends the finished head with the first body bytes behind it, in one call; they are a chunk where
+/// the response is chunked. An HTTP/0.9 client gets the body alone.
 pub async fn send_head(
     c: &Connection,
     r: &mut Request,
@@ -192,9 +213,10 @@ pub async fn send_head(
 ) -> Result<(), Close> {
     c.action.set(Action::SendingResponse);
     let head = if r.version() == Version::Http09 { 0 } else { r.response.head.len() };
-    let mut slices: smallvec::SmallVec<[IoSlice<'_>; 6]> = smallvec::SmallVec::new();
+    let mut chunk_head = [0; chunked::CHUNK_HEAD_MAX];
+    let mut slices: Slices<'_> = SmallVec::new();
     slices.push(IoSlice::new(&r.response.head[..head]));
-    slices.extend(body.iter().map(|slice| IoSlice::new(slice)));
+    push_body(&mut slices, body, r.response.chunked, &mut chunk_head);
     let limit = *c.settings(r).core.send_timeout;
     let (sent, result) = c.stream.send_all(&mut slices, limit).await;
     drop(slices);
@@ -211,10 +233,46 @@ pub async fn send_body(
     body: &mut [IoSlice<'_>],
 ) -> Result<(), Close> {
     c.action.set(Action::SendingResponse);
+    let mut chunk_head = [0; chunked::CHUNK_HEAD_MAX];
+    let mut slices: Slices<'_> = SmallVec::new();
+    push_body(&mut slices, body, r.response.chunked, &mut chunk_head);
     let limit = *c.settings(r).core.send_timeout;
-    let (sent, result) = c.stream.send_all(body, limit).await;
+    let (sent, result) = c.stream.send_all(&mut slices, limit).await;
     r.response.bytes_sent += sent;
     Ok(result?)
+}
+
+/// What comes after the last byte of the body: of a chunked one its end, with trailers. Then the
+/// response is complete.
+pub async fn end_body(c: &Connection, r: &mut Request) -> Result<(), Close> {
+    if r.response.chunked {
+        let end = headers::end_of_chunked(c, r);
+        let limit = *c.settings(r).core.send_timeout;
+        let (sent, result) = c.stream.send_all(&mut [IoSlice::new(&end)], limit).await;
+        r.response.bytes_sent += sent;
+        result?;
+    }
+    r.response.complete = true;
+    Ok(())
+}
+
+type Slices<'a> = SmallVec<[IoSlice<'a>; 6]>;
+
+fn push_body<'a>(
+    slices: &mut Slices<'a>,
+    body: &'a [IoSlice<'_>],
+    is_chunked: bool,
+    chunk_head: &'a mut [u8; chunked::CHUNK_HEAD_MAX],
+) {
+    let parts = body.iter().map(|part| IoSlice::new(part));
+    let length: usize = body.iter().map(|part| part.len()).sum();
+    if !is_chunked {
+        slices.extend(parts);
+    } else if length > 0 {
+        slices.push(IoSlice::new(chunked::chunk_head(length, chunk_head)));
+        slices.extend(parts);
+        slices.push(IoSlice::new(b"\r\n"));
+    }
 }
 
 /// A whole response out of memory.
@@ -226,11 +284,10 @@ pub async fn send(
 ) -> Result<(), Close> {
     begin(c, r, head);
     finish(c, r);
-    let mut slices: smallvec::SmallVec<[IoSlice<'_>; 4]> = smallvec::SmallVec::new();
+    let mut slices: SmallVec<[IoSlice<'_>; 4]> = SmallVec::new();
     if !r.response.is_bodiless {
         slices.extend(body.iter().map(|part| IoSlice::new(part)));
     }
     send_head(c, r, &mut slices).await?;
-    r.response.complete = true;
-    Ok(())
+    end_body(c, r).await
 }

@@ -41,12 +41,30 @@ pub struct Http {
 }
 
 impl Http {
+    /// Goes on with what the process knows of the upstreams that an earlier configuration had too.
+    pub fn take_over(&self, old: &Http) {
+        for upstream in &self.upstreams {
+            if let Some(before) = old.upstreams.iter().find(|old| old.name == upstream.name) {
+                upstream.zone.take_over(&before.zone);
+            }
+        }
+    }
+
     pub fn server(&self, id: ServerId) -> &Server {
         &self.servers[id.0 as usize]
     }
 
     pub fn location(&self, id: LocationId) -> &Location {
         &self.locations[id.0 as usize]
+    }
+
+    /// The location that answers when `id` was found: its `limit_except` block for the methods that
+    /// are limited.
+    pub fn for_method(&self, id: LocationId, method: &[u8]) -> LocationId {
+        match &self.location(id).limit_except {
+            Some(block) if block.limits(method) => block.location,
+            _ => id,
+        }
     }
 
     pub fn upstream(&self, id: UpstreamId) -> &Upstream {

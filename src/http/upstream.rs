@@ -9,18 +9,21 @@ pub mod peer;
 pub mod pool;
 pub mod protocol;
 pub mod relay;
+pub mod window;
+pub mod zone;
 
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::modules::upstream::Upstream;
+use super::modules::upstream::{Balance, Peer, Upstream};
 use super::server::{Http, UpstreamId};
 use crate::io::timer;
 use crate::shard::Shard;
-use peer::PeerState;
+use peer::PeerSet;
 use pool::Pool;
+use zone::Zone;
 
 /// One try, as the `$upstream_*` variables tell it.
 #[derive(Debug, Clone)]
@@ -47,8 +50,10 @@ pub struct Upstreams {
 /// One upstream on one shard.
 pub struct Group {
     name: Arc<str>,
-    /// Shared with the tunnels that count as requests under way, which outlive a configuration.
-    pub peers: Rc<RefCell<Vec<PeerState>>>,
+    balance: Arc<Balance>,
+    /// What the other shards know too.
+    zone: Arc<Zone>,
+    peers: RefCell<Rc<PeerSet>>,
     pub pool: RefCell<Pool>,
 }
 
@@ -94,10 +99,30 @@ impl Upstreams {
 
 impl Group {
     fn new(upstream: &Upstream) -> Self {
+        let peers = PeerSet::new(upstream.peers.clone(), &upstream.balance, &upstream.zone, None);
         Group {
             name: Arc::clone(&upstream.name),
-            peers: Rc::new(RefCell::new(upstream.peers.iter().map(PeerState::new).collect())),
+            balance: Arc::clone(&upstream.balance),
+            zone: Arc::clone(&upstream.zone),
+            peers: RefCell::new(Rc::new(peers)),
             pool: RefCell::new(Pool::new(upstream)),
         }
+    }
+
+    /// The servers as they are now, for one request: it goes on with them whatever changes.
+    pub fn peers(&self) -> Rc<PeerSet> {
+        Rc::clone(&self.peers.borrow())
+    }
+
+    /// Other servers from now on (their names have other addresses). An address that was there
+    /// before keeps its state.
+    pub fn replace(&self, peers: Vec<Peer>) {
+        let before = self.peers();
+        let next = PeerSet::new(peers, &self.balance, &self.zone, Some(&before));
+        *self.peers.borrow_mut() = Rc::new(next);
+    }
+
+    pub fn zone(&self) -> &Arc<Zone> {
+        &self.zone
     }
 }

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
-use super::connection::Connection;
+use super::connection::{Connection, client_address};
 use super::modules::access_log::Escape;
 use super::modules::core::Root;
 use super::request::Request;
@@ -119,6 +119,8 @@ pub fn append(variable: &Variable, c: &Connection, r: &Request, out: &mut Vec<u8
         Variable::Http(name) => request_header(r, name, out),
         Variable::SentHttp(name) => sent_header(r, name, out),
         Variable::UpstreamHttp(name) => upstream_header(r, name, out),
+        Variable::SentTrailer(name) => named_lines(&r.response.trailers, name, out),
+        Variable::UpstreamTrailer(name) => upstream_trailer(r, name, out),
         Variable::UpstreamCookie(name) => {
             upstream_cookie(r, name.as_bytes()).is_some_and(|v| put(out, v))
         }
@@ -127,7 +129,7 @@ pub fn append(variable: &Variable, c: &Connection, r: &Request, out: &mut Vec<u8
 
         Variable::Args => put(out, &r.args),
         Variable::IsArgs => put(out, if r.args.is_empty() { b"" } else { b"?" }),
-        Variable::BinaryRemoteAddr => match c.client.ip {
+        Variable::BinaryRemoteAddr => match client_address(c, r).ip {
             Some(IpAddr::V4(ip)) => put(out, &ip.octets()),
             Some(IpAddr::V6(ip)) => put(out, &ip.octets()),
             None => put(out, b"unix:"),
@@ -159,8 +161,10 @@ pub fn append(variable: &Variable, c: &Connection, r: &Request, out: &mut Vec<u8
         Variable::Pid => number(out, u64::from(std::process::id())),
         Variable::Pipe => put(out, if r.pipelined { b"p" } else { b"." }),
         Variable::RealpathRoot => realpath_root(c, r, out),
-        Variable::RemoteAddr => put(out, c.client.address.as_bytes()),
-        Variable::RemotePort => c.client.port.is_none_or(|port| number(out, u64::from(port))),
+        Variable::RemoteAddr => put(out, client_address(c, r).address.as_bytes()),
+        Variable::RemotePort => {
+            client_address(c, r).port.is_none_or(|port| number(out, u64::from(port)))
+        }
         Variable::RemoteUser => remote_user(r, out),
         Variable::Request => put(out, r.text(r.head.line)),
         Variable::RequestBody => {
@@ -225,7 +229,7 @@ pub fn append(variable: &Variable, c: &Connection, r: &Request, out: &mut Vec<u8
             if known_header(r, Known::XForwardedFor, out) {
                 out.extend_from_slice(b", ");
             }
-            put(out, c.client.address.as_bytes())
+            put(out, client_address(c, r).address.as_bytes())
         }
         Variable::UpstreamAddr => attempts(r, out, |a, out| {
             out.extend_from_slice(a.address.as_bytes());
@@ -393,8 +397,21 @@ fn upstream_header(r: &Request, name: &HeaderName, out: &mut Vec<u8>) -> bool {
     joined(fields.map(|field| field.value.of(bytes)), b", ", out)
 }
 
+fn upstream_trailer(r: &Request, name: &HeaderName, out: &mut Vec<u8>) -> bool {
+    r.upstream_trailers.as_ref().is_some_and(|trailers| {
+        let fields = trailers.headers().find_name(trailers.bytes(), &name.0);
+        joined(fields.map(|field| field.value.of(trailers.bytes())), b", ", out)
+    })
+}
+
 /// Looked up in the head as it was sent.
 fn sent_header(r: &Request, name: &HeaderName, out: &mut Vec<u8>) -> bool {
+    let first_line = memchr::memchr(b'\n', &r.response.head).map_or(0, |at| at + 1);
+    named_lines(r.response.head.get(first_line..).unwrap_or_default(), name, out)
+}
+
+/// The values of the lines of that name.
+fn named_lines(lines: &[u8], name: &HeaderName, out: &mut Vec<u8>) -> bool {
     let same = |header: &[u8]| {
         header.len() == name.0.len()
             && header.iter().zip(name.0.iter()).all(|(&h, &n)| {
@@ -402,8 +419,7 @@ fn sent_header(r: &Request, name: &HeaderName, out: &mut Vec<u8>) -> bool {
                 h == n || (h == b'-' && n == b'_')
             })
     };
-    let lines = r.response.head.split(|&b| b == b'\n').skip(1);
-    let values = lines.filter_map(|line| {
+    let values = lines.split(|&b| b == b'\n').filter_map(|line| {
         let colon = memchr::memchr(b':', line)?;
         same(&line[..colon]).then(|| line[colon + 1..].trim_ascii())
     });

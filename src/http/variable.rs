@@ -68,6 +68,10 @@ pub enum Variable {
     UpstreamHttp(HeaderName),
     /// `$upstream_cookie_NAME`
     UpstreamCookie(Box<str>),
+    /// `$sent_trailer_NAME`
+    SentTrailer(HeaderName),
+    /// `$upstream_trailer_NAME`
+    UpstreamTrailer(HeaderName),
     /// `$1` to `$9`
     Capture(u8),
     /// Made by `set` or a named group.
@@ -616,8 +620,7 @@ const NOT_SUPPORTED: &[&str] = &[
     "upstream_cache_status",
 ];
 
-const NOT_SUPPORTED_FAMILIES: &[&str] =
-    &["proxy_protocol_tlv_", "sent_trailer_", "upstream_trailer_"];
+const NOT_SUPPORTED_FAMILIES: &[&str] = &["proxy_protocol_tlv_"];
 
 fn fixed(name: &str) -> Option<&'static Variable> {
     let at = FIXED.binary_search_by(|(fixed, _)| (*fixed).cmp(name)).ok()?;
@@ -635,6 +638,10 @@ fn of_family(name: &str) -> Option<Variable> {
         Some(Variable::Http(header(name)))
     } else if let Some(name) = name.strip_prefix("sent_http_") {
         Some(Variable::SentHttp(header(name)))
+    } else if let Some(name) = name.strip_prefix("sent_trailer_") {
+        Some(Variable::SentTrailer(header(name)))
+    } else if let Some(name) = name.strip_prefix("upstream_trailer_") {
+        Some(Variable::UpstreamTrailer(header(name)))
     } else if let Some(name) = name.strip_prefix("upstream_http_") {
         Some(Variable::UpstreamHttp(header(name)))
     } else {

@@ -15,7 +15,7 @@ const SIZE_LINE_MAX: u32 = 4 * 1024;
 /// Bytes of all trailer fields.
 const TRAILERS_MAX: u32 = 32 * 1024;
 /// What [`chunk_head`] needs: sixteen digits, CR, LF.
-const CHUNK_HEAD_MAX: usize = 18;
+pub const CHUNK_HEAD_MAX: usize = 18;
 
 /// The body is not validly chunked: `client sent invalid chunked body`, `upstream sent invalid
 /// chunked response`.
@@ -43,6 +43,8 @@ pub struct Decoder {
     size: u64,
     /// Bytes of the size line, or of the trailers, so far.
     scanned: u32,
+    /// The body ends where its trailers begin.
+    leaves_trailers: bool,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -65,6 +67,11 @@ enum State {
 }
 
 impl Decoder {
+    /// One that is done with the last chunk: the trailer section is for others to read.
+    pub fn leaving_trailers() -> Self {
+        Decoder { leaves_trailers: true, ..Decoder::default() }
+    }
+
     /// Reads on. To be called with the rest of the input until it is all consumed or `done`.
     pub fn decode(&mut self, input: &[u8]) -> Result<Step, ChunkError> {
         let mut at = 0;
@@ -89,6 +96,11 @@ impl Decoder {
 
     pub fn is_done(&self) -> bool {
         self.state == State::Done
+    }
+
+    /// Bytes of data that the chunk under way is still to bring.
+    pub fn chunk_left(&self) -> u64 {
+        self.size
     }
 
     /// The least number of bytes, framing and data, that the body must still have.
@@ -132,7 +144,11 @@ impl Decoder {
             }
             (State::SizeCr, b'\n') => {
                 self.scanned = 0;
-                if self.size == 0 { State::TrailerStart } else { State::Data }
+                match self.size {
+                    0 if self.leaves_trailers => State::Done,
+                    0 => State::TrailerStart,
+                    _ => State::Data,
+                }
             }
             (State::DataEnd, b'\r') => State::DataCr,
             (State::DataCr, b'\n') => {
@@ -291,6 +307,16 @@ mod tests {
         // Each size line has its own limit.
         let many = [&b"1\r\nx\r\n".repeat(5000)[..], LAST_CHUNK].concat();
         assert_eq!(decode(&many).map(|(body, _)| body.len()), Ok(5000));
+    }
+
+    #[test]
+    fn trailers_may_be_left() {
+        let mut decoder = Decoder::leaving_trailers();
+        let text = b"1\r\nx\r\n0;a\r\nT: x\r\n\r\n";
+        let step = decoder.decode(text).unwrap();
+        assert_eq!((step.data.of(text), step.done), (&b"x"[..], false));
+        let last = decoder.decode(&text[step.consumed..]).unwrap();
+        assert!(last.done && text[step.consumed + last.consumed..].starts_with(b"T: x"));
     }
 
     #[test]

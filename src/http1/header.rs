@@ -59,6 +59,7 @@ known! {
     Vary "vary",
     AcceptRanges "accept-ranges",
     ContentRange "content-range",
+    ContentDisposition "content-disposition",
     WwwAuthenticate "www-authenticate",
     Link "link",
     XAccelRedirect "x-accel-redirect",

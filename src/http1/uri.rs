@@ -122,6 +122,11 @@ pub fn escape_redirect(value: &[u8], out: &mut Vec<u8>) {
     escape(value, REDIRECT, out);
 }
 
+/// Appends a URL that becomes part of a page: space, quotes, `%`, controls, DEL and up are escaped.
+pub fn escape_refresh(url: &[u8], out: &mut Vec<u8>) {
+    escape(url, REFRESH, out);
+}
+
 /// Appends `value` with every `%XX` decoded, once. A `%` that begins no escape is dropped, as nginx
 /// does.
 pub fn unescape(value: &[u8], out: &mut Vec<u8>) {
@@ -157,6 +162,7 @@ type Set = [u64; 4];
 const PATH: Set = set(b" \"#%<>?\\^`{|}");
 const ARGS: Set = set(b" \"#%&+;<>?\\^`{|}");
 const REDIRECT: Set = set(b" \"#%");
+const REFRESH: Set = set(b" \"%'");
 
 /// These bytes, controls, DEL, and what is not ASCII.
 const fn set(bytes: &[u8]) -> Set {

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::exchange;
 use crate::config::diagnostic::{Outcome, Place, fault};
 use crate::config::directive::{Contexts, Count, Directive};
 use crate::config::setting::{List, Own, Setting};
@@ -32,6 +33,7 @@ pub struct Settings {
     pub keepalive_min_timeout: Setting<Duration>,
     pub keepalive_requests: Setting<u64>,
     pub keepalive_time: Setting<Duration>,
+    pub keepalive_disable: Setting<KeepaliveDisable>,
     pub lingering_close: Setting<LingeringClose>,
     pub lingering_time: Setting<Duration>,
     pub lingering_timeout: Setting<Duration>,
@@ -44,6 +46,9 @@ pub struct Settings {
     pub client_body_buffer_size: Setting<usize>,
     pub client_body_timeout: Setting<Duration>,
     pub client_body_temp_path: Setting<TempPath>,
+    pub client_body_in_file_only: Setting<InFileOnly>,
+    /// Any that is neither empty nor "0" when expanded: the body is read before the phases.
+    pub client_body_early_read: Setting<Arc<[Template]>>,
 
     // Files.
     pub root: Setting<Root>,
@@ -55,6 +60,7 @@ pub struct Settings {
     pub if_modified_since: Setting<IfModifiedSince>,
     pub max_ranges: Setting<u64>,
     pub log_not_found: Setting<bool>,
+    pub disable_symlinks: Setting<DisableSymlinks>,
 
     // The response.
     pub error_page: List<ErrorPage>,
@@ -65,7 +71,10 @@ pub struct Settings {
     pub server_name_in_redirect: Setting<bool>,
     pub port_in_redirect: Setting<bool>,
     pub msie_padding: Setting<bool>,
+    pub msie_refresh: Setting<bool>,
     pub internal: Setting<bool>,
+    /// Conditions under which a 103 is passed on.
+    pub early_hints: List<Template>,
     pub error_log: List<crate::error_log::Target>,
 }
 
@@ -83,6 +92,50 @@ pub struct KeepaliveTimeout {
     pub idle: Duration,
     /// Seconds said in a `Keep-Alive` response header.
     pub header: Option<u64>,
+}
+
+/// `keepalive_disable`: a set of words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct KeepaliveDisable(pub u16);
+
+impl KeepaliveDisable {
+    pub const NONE: KeepaliveDisable = KeepaliveDisable(1);
+    /// After a POST of an old MSIE.
+    pub const MSIE6: KeepaliveDisable = KeepaliveDisable(1 << 1);
+    pub const SAFARI: KeepaliveDisable = KeepaliveDisable(1 << 2);
+
+    pub const fn contains(self, other: Self) -> bool {
+        self.0 & other.0 != 0
+    }
+}
+
+/// `client_body_in_file_only`
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum InFileOnly {
+    /// Only what does not fit into memory goes to a file.
+    Off,
+    /// Every body, and the file stays.
+    On,
+    /// Every body, and the file is removed after the request.
+    Clean,
+}
+
+/// `disable_symlinks off | on | if_not_owner [from=part];`
+#[derive(Debug, Clone)]
+pub struct DisableSymlinks {
+    pub mode: SymlinkMode,
+    /// The start of a path that is not checked.
+    pub from: Option<Template>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SymlinkMode {
+    /// Links are followed.
+    Off,
+    /// A path with a link in it is refused.
+    On,
+    /// The same, unless the link and what it leads to belong to the same user.
+    IfNotOwner,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -178,16 +231,19 @@ impl Settings {
             merge_slashes, keepalive_timeout, keepalive_min_timeout, keepalive_requests, keepalive_time,
             lingering_close, lingering_time, lingering_timeout, reset_timedout_connection, send_timeout,
             tcp_nodelay, client_max_body_size, client_body_buffer_size, client_body_timeout,
-            client_body_temp_path, root, types, default_type, index, etag, if_modified_since, max_ranges,
+            client_body_temp_path, client_body_in_file_only, client_body_early_read, keepalive_disable,
+            msie_refresh, disable_symlinks, root, types, default_type, index, etag, if_modified_since, max_ranges,
             log_not_found, error_page, recursive_error_pages, server_tokens, chunked_transfer_encoding,
-            absolute_redirect, server_name_in_redirect, port_in_redirect, msie_padding, internal, error_log);
+            absolute_redirect, server_name_in_redirect, port_in_redirect, msie_padding, internal,
+            early_hints, error_log);
     }
 }
 
 impl Settings {
-    /// `internal` has no argument: not saying it is saying no.
+    /// `internal` has no argument: not saying it is saying no. An early read has no default either.
     pub fn fill_absent(&mut self) {
         self.internal = Setting::of(false);
+        self.client_body_early_read = Setting::of(Arc::new([]));
     }
 }
 
@@ -218,6 +274,30 @@ pub const DIRECTIVES: &[Directive<Build>] = &[
         .default("8k")
         .doc("How much of a request body is kept in memory; more goes to a temporary file.")
         .set(|b, args| args.fill(&mut b.level().core.client_body_buffer_size, Args::size)),
+    Directive::new("client_body_early_read", HTTP_SERVER, Count::AtLeast(1))
+        .syntax("string ...")
+        .doc(
+            "The body of a request is read before anything else is done, if one of the strings is \
+              neither empty nor \"0\".",
+        )
+        .set(|b, args| {
+            let template = |text: &String| b.http.names.template(text);
+            let strings = args.all().iter().map(template).collect::<Outcome<Arc<[Template]>>>()?;
+            args.fill(&mut b.level().core.client_body_early_read, |_| Ok(strings))
+        }),
+    Directive::new("client_body_in_file_only", HTTP_SERVER_LOCATION, ONE)
+        .syntax("on | clean | off")
+        .default("off")
+        .doc("Whether every request body goes to a file, and whether that file is removed again.")
+        .set(|b, args| {
+            args.fill(&mut b.level().core.client_body_in_file_only, |args| {
+                args.choice(&[
+                    ("off", InFileOnly::Off),
+                    ("on", InFileOnly::On),
+                    ("clean", InFileOnly::Clean),
+                ])
+            })
+        }),
     Directive::new("client_body_temp_path", HTTP_SERVER_LOCATION, Count::Between(1, 4))
         .syntax("path [level1 [level2 [level3]]]")
         .default("client_body_temp")
@@ -251,6 +331,27 @@ pub const DIRECTIVES: &[Directive<Build>] = &[
         .default("text/plain")
         .doc("The type of a response whose file extension is not known.")
         .set(|b, args| args.fill(&mut b.level().core.default_type, |args| Ok(args.at(0).into()))),
+    Directive::new("disable_symlinks", HTTP_SERVER_LOCATION, Count::Between(1, 2))
+        .syntax("off | on | if_not_owner [from=part]")
+        .default("off")
+        .doc("Whether symbolic links in the path of a file are refused.")
+        .set(|b, args| {
+            let symlinks = disable_symlinks(b, args)?;
+            args.fill(&mut b.level().core.disable_symlinks, |_| Ok(symlinks))
+        }),
+    Directive::new("early_hints", HTTP_SERVER_LOCATION, Count::AtLeast(1))
+        .syntax("string ...")
+        .doc(
+            "Conditions for passing 103 responses of proxied servers on: true when a string is \
+             neither empty nor `0`.",
+        )
+        .set(|b, args| {
+            for condition in args.all() {
+                let condition = b.http.names.template(condition)?;
+                b.level().core.early_hints.push(condition);
+            }
+            Ok(())
+        }),
     Directive::new("error_log", HTTP_SERVER_LOCATION, Count::AtLeast(1))
         .syntax("file | stderr [level]")
         .doc("As outside of `http`, for this level; replaces what outer levels say.")
@@ -309,6 +410,21 @@ pub const DIRECTIVES: &[Directive<Build>] = &[
     Directive::new("internal", LOCATION, Count::Exactly(0))
         .doc("The location is for internal redirects only; clients get 404.")
         .set(|b, args| args.fill(&mut b.level().core.internal, |_| Ok(true))),
+    Directive::new("keepalive_disable", HTTP_SERVER_LOCATION, Count::AtLeast(1))
+        .syntax("none | msie6 | safari ...")
+        .default("msie6")
+        .doc("The browsers whose connections are not kept.")
+        .set(|b, args| {
+            let words = [
+                ("none", KeepaliveDisable::NONE.0),
+                ("msie6", KeepaliveDisable::MSIE6.0),
+                ("safari", KeepaliveDisable::SAFARI.0),
+            ];
+            let before = b.level().core.keepalive_disable.get().copied().unwrap_or_default();
+            let browsers = exchange::bits(b, args, &words, before.0)?;
+            b.level().core.keepalive_disable.set(KeepaliveDisable(browsers));
+            Ok(())
+        }),
     Directive::new("keepalive_min_timeout", HTTP_SERVER_LOCATION, ONE)
         .syntax("time")
         .default("0")
@@ -359,7 +475,13 @@ pub const DIRECTIVES: &[Directive<Build>] = &[
         .default("5s")
         .doc("How long a closing connection is waited for between two reads.")
         .set(|b, args| args.fill(&mut b.level().core.lingering_timeout, Args::time)),
-    Directive::refused("limit_except", "a location is the same for all methods"),
+    Directive::new("limit_except", LOCATION, Count::AtLeast(1))
+        .syntax("method ...")
+        .doc("What holds for requests with other methods; `GET` is `HEAD` as well.")
+        .block(Contexts::LIMIT_EXCEPT, limit_except, |b, _| {
+            b.http.close();
+            Ok(())
+        }),
     Directive::new("listen", SERVER, Count::AtLeast(1))
         .syntax("address[:port] | port | unix:path [default_server] [parameter ...]")
         .default("*:80 | *:8000")
@@ -402,6 +524,11 @@ pub const DIRECTIVES: &[Directive<Build>] = &[
         .default("on")
         .doc("Whether error pages for MSIE and Chrome are padded to 512 bytes.")
         .set(|b, args| args.fill(&mut b.level().core.msie_padding, Args::flag)),
+    Directive::new("msie_refresh", HTTP_SERVER_LOCATION, ONE)
+        .syntax("on | off")
+        .default("off")
+        .doc("Whether MSIE gets a page that leads on in place of a redirect.")
+        .set(|b, args| args.fill(&mut b.level().core.msie_refresh, Args::flag)),
     Directive::new("port_in_redirect", HTTP_SERVER_LOCATION, ONE)
         .syntax("on | off")
         .default("on")
@@ -520,12 +647,6 @@ pub const DIRECTIVES: &[Directive<Build>] = &[
     Directive::no_effect("types_hash_max_size", HTTP_SERVER_LOCATION, ONE, HASHES),
     Directive::no_effect("variables_hash_bucket_size", Contexts::HTTP, ONE, HASHES),
     Directive::no_effect("variables_hash_max_size", Contexts::HTTP, ONE, HASHES),
-    Directive::no_effect(
-        "keepalive_disable",
-        HTTP_SERVER_LOCATION,
-        Count::AtLeast(1),
-        "the browsers it is for are gone",
-    ),
     Directive::no_effect("log_subrequest", HTTP_SERVER_LOCATION, ONE, "there are no subrequests"),
     Directive::no_effect(
         "client_body_in_single_buffer",
@@ -533,13 +654,7 @@ pub const DIRECTIVES: &[Directive<Build>] = &[
         ONE,
         "a body in memory always is in one buffer",
     ),
-    Directive::refused("client_body_in_file_only", "a body goes to a file only for its size")
-        .unless("off"),
-    Directive::refused("client_body_early_read", "a body is read when it is sent on"),
-    Directive::refused("disable_symlinks", "symbolic links are always followed").unless("off"),
-    Directive::refused("early_hints", "early hints are not passed on"),
-    Directive::refused("msie_refresh", "the browsers it is for are gone").unless("off"),
-    Directive::refused("post_action", "there are no subrequests"),
+    Directive::refused("post_action", "a request ends with its response"),
     Directive::refused("resolver", "names are resolved when the configuration is loaded"),
     Directive::refused("resolver_timeout", "names are resolved when the configuration is loaded"),
 ];
@@ -579,6 +694,34 @@ fn keepalive_timeout(args: Args<'_>) -> Outcome<KeepaliveTimeout> {
         None => None,
     };
     Ok(KeepaliveTimeout { idle: args.time()?, header })
+}
+
+/// `off | on | if_not_owner [from=part]`
+fn disable_symlinks(b: &mut Build, args: Args<'_>) -> Outcome<DisableSymlinks> {
+    let (mut mode, mut from) = (None, None);
+    for text in args.all() {
+        match text.as_str() {
+            "off" => mode = Some(SymlinkMode::Off),
+            "on" => mode = Some(SymlinkMode::On),
+            "if_not_owner" => mode = Some(SymlinkMode::IfNotOwner),
+            other => match other.strip_prefix("from=") {
+                Some(path) => from = Some(b.http.names.template(path)?),
+                None => return fault!("invalid parameter \"{other}\""),
+            },
+        }
+    }
+    let Some(mode) = mode else {
+        return fault!(
+            "\"disable_symlinks\" must have \"off\", \"on\" or \"if_not_owner\" parameter"
+        );
+    };
+    if args.len() == 2 && from.is_none() {
+        return fault!("duplicate parameters \"{} {}\"", args.at(0), args.at(1));
+    }
+    if from.is_some() && mode == SymlinkMode::Off {
+        return fault!("\"from=\" cannot be used with \"off\" parameter");
+    }
+    Ok(DisableSymlinks { mode, from })
 }
 
 /// `root` and `alias`.
@@ -759,7 +902,7 @@ fn open_location(b: &mut Build, args: Args<'_>) -> Outcome {
                 );
             }
             Kind::Server => {}
-            Kind::Prefix { .. } | Kind::Regex(_) | Kind::If => {
+            Kind::Prefix { .. } | Kind::Regex(_) | Kind::If | Kind::LimitExcept(_) => {
                 if matches!(kind, Kind::Named) {
                     return fault!("named location \"{name}\" can be on the server level only");
                 }
@@ -770,6 +913,44 @@ fn open_location(b: &mut Build, args: Args<'_>) -> Outcome {
         }
     }
     b.http.open(kind, name, args.place());
+    Ok(())
+}
+
+/// The methods that `limit_except` knows.
+const METHODS: [&str; 14] = [
+    "GET",
+    "HEAD",
+    "POST",
+    "PUT",
+    "DELETE",
+    "MKCOL",
+    "COPY",
+    "MOVE",
+    "OPTIONS",
+    "PROPFIND",
+    "PROPPATCH",
+    "LOCK",
+    "UNLOCK",
+    "PATCH",
+];
+
+/// `limit_except method ... {`
+fn limit_except(b: &mut Build, args: Args<'_>) -> Outcome {
+    if b.http.has_limit_except() {
+        return Err(args.duplicate());
+    }
+    let mut methods: Vec<Box<str>> = Vec::new();
+    for text in args.all() {
+        let Some(method) = METHODS.iter().find(|method| method.eq_ignore_ascii_case(text)) else {
+            return fault!("invalid method \"{text}\"");
+        };
+        methods.push((*method).into());
+        if *method == "GET" {
+            methods.push("HEAD".into());
+        }
+    }
+    let name = b.http.current().map(|level| level.name.clone()).unwrap_or_default();
+    b.http.open(Kind::LimitExcept(methods.into()), &name, args.place());
     Ok(())
 }
 

@@ -36,6 +36,7 @@ pub struct Settings {
     pub pass_request_headers: Setting<bool>,
     pub pass_request_body: Setting<bool>,
     pub socket_keepalive: Setting<bool>,
+    pub force_ranges: Setting<bool>,
     /// Names, lower case.
     pub hide_header: List<Box<[u8]>>,
     pub pass_header: List<Box<[u8]>>,
@@ -106,7 +107,7 @@ impl Settings {
         inherit!(self, outer: connect_timeout, send_timeout, read_timeout, buffering, request_buffering,
             buffer_size, buffers, busy_buffers_size, max_temp_file_size, temp_file_write_size, temp_path,
             next_upstream, next_upstream_tries, next_upstream_timeout, ignore_client_abort,
-            intercept_errors, pass_request_headers, pass_request_body, socket_keepalive, hide_header,
+            intercept_errors, pass_request_headers, pass_request_body, socket_keepalive, force_ranges, hide_header,
             pass_header, ignore_headers);
     }
 }
@@ -171,6 +172,13 @@ macro_rules! rows {
                 .doc("How long to wait for a connection.")
                 .set(|b, args| {
                     args.fill(&mut b.level().$module.exchange.connect_timeout, Args::time)
+                }),
+            Directive::new(concat!($prefix, "force_ranges"), LEVELS, ONE)
+                .syntax("on | off")
+                .default("off")
+                .doc("Whether a byte range is cut out of any 200, whatever its `Accept-Ranges` says.")
+                .set(|b, args| {
+                    args.fill(&mut b.level().$module.exchange.force_ranges, Args::flag)
                 }),
             Directive::new(concat!($prefix, "hide_header"), LEVELS, ONE)
                 .syntax("field")
@@ -302,11 +310,6 @@ macro_rules! rows {
                 "connections leave from the system's choice of address",
             )
             .unless("off"),
-            Directive::refused(
-                concat!($prefix, "force_ranges"),
-                "ranges are the server's to answer",
-            )
-            .unless("off"),
             Directive::refused(concat!($prefix, "limit_rate"), "reading is not slowed down")
                 .unless("0"),
             Directive::refused(
@@ -368,7 +371,7 @@ pub fn ignore_headers(
 }
 
 /// Adds words to a set, which may be done in several lines; one that is repeated gets a warning.
-fn bits(b: &mut Build, args: Args<'_>, words: &[(&str, u16)], before: u16) -> Outcome<u16> {
+pub fn bits(b: &mut Build, args: Args<'_>, words: &[(&str, u16)], before: u16) -> Outcome<u16> {
     let mut bits = before;
     for word in args.all() {
         let bit = crate::config::value::choice(word, words)?;

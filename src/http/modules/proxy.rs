@@ -1,7 +1,12 @@
 //! The proxy module: HTTP to an HTTP server, and the road of a WebSocket handshake.
 
+pub mod cookie;
+pub mod rewrite;
+
 use std::sync::Arc;
 
+use self::cookie::FlagsRule;
+use self::rewrite::{Pattern, Rule, Rules};
 use super::exchange::{self, Pass, Protocol};
 use crate::config::address::{Address, Form, Host};
 use crate::config::diagnostic::{Fault, Outcome, fault};
@@ -23,6 +28,14 @@ pub struct Settings {
     pub set_header: List<SetHeader>,
     pub set_body: Setting<Option<Template>>,
     pub redirect: Setting<Redirect>,
+    pub cookie_domain: Setting<Rules>,
+    pub cookie_path: Setting<Rules>,
+    /// Empty: `off`.
+    pub cookie_flags: Setting<Vec<FlagsRule>>,
+    pub pass_trailers: Setting<bool>,
+
+    /// Whether cookies are looked at.
+    pub rewrites_cookies: bool,
 
     /// The request lines that this level sends, made once from `set_header` and the defaults.
     pub head: Arc<HeadPlan>,
@@ -57,10 +70,9 @@ pub struct SetHeader {
 
 #[derive(Debug, Clone)]
 pub enum Redirect {
-    Off,
     /// `from` is the `proxy_pass` URL, `to` the location's name.
     Default,
-    Pairs(Vec<(Template, Template)>),
+    Rules(Rules),
 }
 
 /// What is sent after the request line, worked out at load (proxy.md, section 2).
@@ -80,17 +92,71 @@ pub struct HeadPlan {
 impl Settings {
     pub fn inherit(&mut self, outer: &Self) {
         self.exchange.inherit(&outer.exchange);
-        inherit!(self, outer: http_version, method, set_header, set_body, redirect);
+        inherit!(self, outer: http_version, method, set_header, set_body, redirect, cookie_domain,
+            cookie_path, cookie_flags, pass_trailers);
+        self.rewrites_cookies = !(self.cookie_domain.0.is_empty()
+            && self.cookie_path.0.is_empty()
+            && self.cookie_flags.is_empty());
     }
 }
 
 const LEVELS: Contexts = Contexts::HTTP_SERVER_LOCATION;
 const ONE: Count = Count::Exactly(1);
-const COOKIES: &str = "cookies are passed on as they are";
+const PASS: Contexts = Contexts::LOCATION.or(Contexts::IF_IN_LOCATION).or(Contexts::LIMIT_EXCEPT);
 
 pub const EXCHANGE: &[Directive<Build>] = exchange::rows!(proxy, "proxy_", "proxy_temp 1 2");
 
 pub const DIRECTIVES: &[Directive<Build>] = &[
+    Directive::new("proxy_cookie_domain", LEVELS, Count::Between(1, 2))
+        .syntax("off | domain replacement")
+        .default("off")
+        .doc("How the `domain` of cookies is rewritten: by the first domain, or `~regex`, that fits.")
+        .set(|b, args| {
+            let mut rules = rewrite::collect(&b.level().proxy.cookie_domain, args)?;
+            if let [domain, to] = args.all() {
+                let (from, to) = match domain.strip_prefix('~') {
+                    Some(regex) => {
+                        (Pattern::Regex(Arc::new(b.http.names.regex(regex, true)?)), to.as_str())
+                    }
+                    None => {
+                        let domain = domain.strip_prefix('.').unwrap_or(domain);
+                        let to = to.strip_prefix('.').unwrap_or(to);
+                        (Pattern::Domain(b.http.names.template(domain)?), to)
+                    }
+                };
+                rules.push(Rule { from, to: b.http.names.template(to)? });
+            }
+            b.level().proxy.cookie_domain.set(Rules(rules));
+            Ok(())
+        }),
+    Directive::new("proxy_cookie_flags", LEVELS, Count::AtLeast(1))
+        .syntax("off | cookie [flag ...]")
+        .default("off")
+        .doc(
+            "Flags that are set on the cookies of a name, or `~regex`: `secure`, `httponly`, \
+             `samesite=strict|lax|none`; or removed: `nosecure`, `nohttponly`, `nosamesite`.",
+        )
+        .set(proxy_cookie_flags),
+    Directive::new("proxy_cookie_path", LEVELS, Count::Between(1, 2))
+        .syntax("off | path replacement")
+        .default("off")
+        .doc("How the `path` of cookies is rewritten: by the first prefix, or `~regex`, that fits.")
+        .set(|b, args| {
+            let mut rules = rewrite::collect(&b.level().proxy.cookie_path, args)?;
+            if let [path, to] = args.all() {
+                let from = match path.strip_prefix('~') {
+                    // With and without `*` the case does not count.
+                    Some(regex) => {
+                        let regex = regex.strip_prefix('*').unwrap_or(regex);
+                        Pattern::Regex(Arc::new(b.http.names.regex(regex, true)?))
+                    }
+                    None => Pattern::Prefix(b.http.names.template(path)?),
+                };
+                rules.push(Rule { from, to: b.http.names.template(to)? });
+            }
+            b.level().proxy.cookie_path.set(Rules(rules));
+            Ok(())
+        }),
     Directive::new("proxy_http_version", LEVELS, ONE)
         .syntax("1.0 | 1.1")
         .default("1.1")
@@ -108,7 +174,7 @@ pub const DIRECTIVES: &[Directive<Build>] = &[
             let method = b.http.names.template(args.at(0))?;
             args.fill(&mut b.level().proxy.method, |_| Ok(Some(method)))
         }),
-    Directive::new("proxy_pass", Contexts::LOCATION.or(Contexts::IF_IN_LOCATION), ONE)
+    Directive::new("proxy_pass", PASS, ONE)
         .syntax("URL")
         .doc(
             "The server or group that answers. A URI in it replaces the location's part of the \
@@ -116,14 +182,18 @@ pub const DIRECTIVES: &[Directive<Build>] = &[
         )
         .differs("`https` is not supported; a name is resolved when the configuration is loaded.")
         .set(proxy_pass),
+    Directive::new("proxy_pass_trailers", LEVELS, ONE)
+        .syntax("on | off")
+        .default("off")
+        .doc("Whether what a server sends behind a chunked body is passed on.")
+        .set(|b, args| args.fill(&mut b.level().proxy.pass_trailers, Args::flag)),
     Directive::new("proxy_redirect", LEVELS, Count::Between(1, 2))
         .syntax("default | off | from to")
         .default("default")
         .doc(
-            "How `Location` and `Refresh` of a response are rewritten; the first prefix that \
-              matches.",
+            "How `Location` and `Refresh` of a response are rewritten: by the first prefix, or \
+              `~regex`, that matches.",
         )
-        .differs("regular expressions are not supported.")
         .set(proxy_redirect),
     Directive::new("proxy_set_body", LEVELS, ONE)
         .syntax("value")
@@ -145,10 +215,6 @@ pub const DIRECTIVES: &[Directive<Build>] = &[
     Directive::no_effect("proxy_headers_hash_bucket_size", LEVELS, ONE, "tables size themselves"),
     Directive::no_effect("proxy_headers_hash_max_size", LEVELS, ONE, "tables size themselves"),
     Directive::no_effect("proxy_send_lowat", LEVELS, ONE, "Linux has no such limit"),
-    Directive::refused("proxy_cookie_domain", COOKIES).unless("off"),
-    Directive::refused("proxy_cookie_flags", COOKIES).unless("off"),
-    Directive::refused("proxy_cookie_path", COOKIES).unless("off"),
-    Directive::refused("proxy_pass_trailers", "trailers are not passed on").unless("off"),
 ];
 
 /// Response headers not passed on unless `proxy_pass_header` says so.
@@ -252,37 +318,60 @@ fn fixed_pass(b: &mut Build, args: Args<'_>) -> Outcome<ProxyPass> {
 
 /// `proxy_redirect default | off | from to;`
 fn proxy_redirect(b: &mut Build, args: Args<'_>) -> Outcome {
-    let is_default_of_all = b.reads_defaults();
-    let mut pairs = match b.level().proxy.redirect.get() {
-        Some(Redirect::Off | Redirect::Default) => return Err(args.duplicate()),
-        Some(Redirect::Pairs(pairs)) => pairs.clone(),
+    let is_off = args.len() == 1 && args.at(0) == "off";
+    let mut rules = match b.level().proxy.redirect.get() {
+        Some(Redirect::Rules(rules)) if !rules.0.is_empty() && !is_off => rules.0.clone(),
+        Some(_) => return Err(args.duplicate()),
         None => Vec::new(),
     };
-    let redirect = match args.all() {
-        [off] if off == "off" => {
-            if !pairs.is_empty() {
-                return Err(args.duplicate());
-            }
-            Redirect::Off
+    match args.all() {
+        [off] if off == "off" => {}
+        [word] if word == "default" && b.reads_defaults() => {
+            b.level().proxy.redirect.set(Redirect::Default);
+            return Ok(());
         }
-        [word] if word == "default" && is_default_of_all => Redirect::Default,
         [word] if word == "default" => {
-            pairs.push(default_redirect(b)?);
-            Redirect::Pairs(pairs)
+            let (from, to) = default_redirect(b)?;
+            rules.push(Rule { from: Pattern::Prefix(from), to });
         }
         [from, to] => {
-            if let Some(pattern) = from.strip_prefix('~') {
-                let caseless = pattern.starts_with('*');
-                b.http.names.regex(pattern.strip_prefix('*').unwrap_or(pattern), caseless)?;
-                return fault!("regular expressions in \"proxy_redirect\" are not supported");
-            }
-            let from = b.http.names.template(from)?;
-            pairs.push((from, b.http.names.template(to)?));
-            Redirect::Pairs(pairs)
+            let from = match from.strip_prefix('~') {
+                Some(pattern) => {
+                    let is_caseless = pattern.starts_with('*');
+                    let pattern = pattern.strip_prefix('*').unwrap_or(pattern);
+                    Pattern::Regex(Arc::new(b.http.names.regex(pattern, is_caseless)?))
+                }
+                None => Pattern::Prefix(b.http.names.template(from)?),
+            };
+            rules.push(Rule { from, to: b.http.names.template(to)? });
         }
         _ => return fault!("invalid parameter \"{}\"", args.at(0)),
+    }
+    b.level().proxy.redirect.set(Redirect::Rules(Rules(rules)));
+    Ok(())
+}
+
+/// `proxy_cookie_flags off | cookie [flag …];`
+fn proxy_cookie_flags(b: &mut Build, args: Args<'_>) -> Outcome {
+    let is_off = args.len() == 1 && args.at(0) == "off";
+    let mut rules = match b.level().proxy.cookie_flags.get() {
+        Some(rules) if rules.is_empty() || is_off => return Err(args.duplicate()),
+        Some(rules) => rules.clone(),
+        None => Vec::new(),
     };
-    b.level().proxy.redirect.set(redirect);
+    if !is_off {
+        let name = args.at(0);
+        if args.len() == 1 {
+            return fault!("invalid parameter \"{name}\"");
+        }
+        let name = match name.strip_prefix('~') {
+            Some(regex) => cookie::Name::Regex(Arc::new(b.http.names.regex(regex, true)?)),
+            None => cookie::Name::Is(b.http.names.template(name)?),
+        };
+        let flags = args.from(1).iter().map(|flag| b.http.names.template(flag));
+        rules.push(FlagsRule { name, flags: flags.collect::<Outcome<_>>()? });
+    }
+    b.level().proxy.cookie_flags.set(rules);
     Ok(())
 }
 

@@ -1,9 +1,10 @@
 //! Files: the content phase of a location without a handler. `index` for a directory, the file
 //! itself otherwise (http-core, section 10).
 
-mod conditional;
+pub mod conditional;
 mod content;
-mod range;
+pub mod range;
+mod symlinks;
 
 use std::fs::File;
 use std::hash::{BuildHasher as _, Hasher as _, RandomState};
@@ -11,13 +12,14 @@ use std::io::{self, IoSlice};
 use std::rc::Rc;
 use std::sync::Arc;
 
-use rustix::fs::{FileType, Mode, OFlags};
+use rustix::fs::FileType;
 use rustix::io::Errno;
 
 use self::conditional::Conditions;
 use self::content::{Content, ReadError};
 use self::range::{Layout, Selection};
-use super::core;
+use self::symlinks::{OpenError, Symlinks};
+use super::core::{self, SymlinkMode};
 use crate::error_log::{Level, escape};
 use crate::http::action::Action;
 use crate::http::body::{self, BodyError};
@@ -46,7 +48,7 @@ pub async fn serve(c: &Connection, r: &mut Request) -> Result<Outcome, Close> {
     if r.uri.ends_with(b"/") {
         return Ok(index(c, r, &path));
     }
-    let file = match open(&path) {
+    let file = match open(&path, symlinks(c, r, &path)) {
         Ok(Opened::File(file)) => file,
         Ok(Opened::Directory) => {
             r.response.location = Some(directory_location(&r.uri, &r.args));
@@ -82,7 +84,7 @@ fn index(c: &Connection, r: &Request, directory: &[u8]) -> Outcome {
             return Outcome::Internal { uri: name, args: r.args.clone() };
         }
         let path = [directory, &name].concat();
-        let Err(error) = rustix::fs::stat(path.as_slice()) else {
+        let Err(error) = symlinks(c, r, &path).stat(&path) else {
             return Outcome::Internal {
                 uri: [r.uri.as_slice(), &name].concat(),
                 args: r.args.clone(),
@@ -119,7 +121,7 @@ fn test_directory(c: &Connection, r: &Request, directory: &[u8], index: &[u8]) -
         Some(stripped) if !stripped.is_empty() => stripped,
         _ => directory,
     };
-    match rustix::fs::stat(directory) {
+    match symlinks(c, r, directory).stat(directory) {
         Ok(stat) if FileType::from_raw_mode(stat.st_mode).is_dir() => None,
         Ok(_) => {
             let text = format_args!("\"{}\" is not a directory", escape(directory));
@@ -167,19 +169,25 @@ struct OpenFile {
     modified: i64,
 }
 
-#[derive(Debug)]
-struct OpenError {
-    /// The system call.
-    call: &'static str,
-    error: Errno,
+/// How links in `path` are taken in the request's location (`disable_symlinks`).
+fn symlinks(c: &Connection, r: &Request, path: &[u8]) -> Symlinks {
+    let setting = &*c.settings(r).core.disable_symlinks;
+    if setting.mode == SymlinkMode::Off {
+        return Symlinks::FOLLOWED;
+    }
+    let from = setting.from.as_ref().map(|from| value::expanded(from, c, r)).unwrap_or_default();
+    Symlinks::new(setting.mode, &from, path)
 }
 
-/// Opens without blocking: a FIFO would hold the ring thread until somebody writes to it. The
-/// descriptor is asked what it is, so that nothing can be exchanged in between.
-fn open(path: &[u8]) -> Result<Opened, OpenError> {
-    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let file = rustix::fs::open(path, flags, Mode::empty())
-        .map_err(|error| OpenError { call: "open()", error })?;
+/// Whether there is a directory, or else anything that is none, at `path`: what `try_files` asks.
+pub fn is_there(c: &Connection, r: &Request, path: &[u8], wants_directory: bool) -> bool {
+    let found = symlinks(c, r, path).stat(path);
+    found.is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode).is_dir() == wants_directory)
+}
+
+/// The descriptor is asked what it is, so that nothing can be exchanged in between.
+fn open(path: &[u8], symlinks: Symlinks) -> Result<Opened, OpenError> {
+    let file = symlinks.open(path)?;
     let stat = rustix::fs::fstat(&file).map_err(|error| OpenError { call: "fstat()", error })?;
     Ok(match FileType::from_raw_mode(stat.st_mode) {
         FileType::RegularFile => Opened::File(OpenFile {
@@ -247,7 +255,7 @@ async fn send(
         Some(layout) if !r.is_head() && plan.status != 304 => layout,
         _ => {
             response::send_head(c, r, &mut []).await?;
-            r.response.complete = true;
+            response::end_body(c, r).await?;
             return Ok(Outcome::Done);
         }
     };
@@ -277,7 +285,7 @@ async fn send(
             }
         }
     }
-    r.response.complete = true;
+    response::end_body(c, r).await?;
     Ok(Outcome::Done)
 }
 
@@ -412,21 +420,13 @@ fn write_head(c: &Connection, r: &mut Request, plan: &Plan, current: &Validators
     }
     match &plan.range_line {
         None => response::finish(c, r),
-        Some(RangeLine::AcceptRanges) => finish_with(c, r, b"Accept-Ranges", b"bytes"),
+        Some(RangeLine::AcceptRanges) => {
+            response::finish_with(c, r, Some((b"Accept-Ranges", b"bytes")));
+        }
         Some(RangeLine::ContentRange(range)) => {
-            finish_with(c, r, b"Content-Range", range.as_bytes());
+            response::finish_with(c, r, Some((b"Content-Range", range.as_bytes())));
         }
     }
-}
-
-/// Finishes the head with one line more behind those that the configuration adds: there nginx, too,
-/// speaks of ranges.
-fn finish_with(c: &Connection, r: &mut Request, name: &[u8], value: &[u8]) {
-    response::finish(c, r);
-    let head = &mut r.response.head;
-    head.truncate(head.len().saturating_sub(b"\r\n".len()));
-    encode::header(name, value, head);
-    head.extend_from_slice(b"\r\n");
 }
 
 /// A 416 says how long the file is (RFC 9110 section 15.5.17), so the built-in page is sent from
@@ -452,6 +452,7 @@ async fn send_not_satisfiable(
     };
     r.response.status_override = None;
     r.response.location = None;
+    r.response.kept.content_type = None;
     let head = Head {
         status: STATUS,
         content_type: Some(special_response::CONTENT_TYPE.as_bytes()),
@@ -459,11 +460,12 @@ async fn send_not_satisfiable(
         ..Head::default()
     };
     response::begin(c, r, &head);
-    finish_with(c, r, b"Content-Range", range::content_range_of_none(length).as_bytes());
+    let range = range::content_range_of_none(length);
+    response::finish_with(c, r, Some((b"Content-Range", range.as_bytes())));
     let mut slices = page.pieces.map(IoSlice::new);
     let body = if r.is_head() { &mut [] } else { slices.as_mut_slice() };
     response::send_head(c, r, body).await?;
-    r.response.complete = true;
+    response::end_body(c, r).await?;
     Ok(Outcome::Done)
 }
 
@@ -486,6 +488,10 @@ mod tests {
     pub struct TempDir(PathBuf);
 
     impl TempDir {
+        pub fn path(&self) -> &Path {
+            &self.0
+        }
+
         pub fn new() -> Self {
             static NUMBER: AtomicU32 = AtomicU32::new(0);
             let number = NUMBER.fetch_add(1, Ordering::Relaxed);
@@ -510,7 +516,7 @@ mod tests {
     }
 
     fn open_path(path: &Path) -> Result<Opened, OpenError> {
-        open(path.as_os_str().as_bytes())
+        open(path.as_os_str().as_bytes(), Symlinks::FOLLOWED)
     }
 
     #[test]
@@ -521,7 +527,7 @@ mod tests {
         assert_eq!(file.length, 5);
         assert!(file.modified > 1_600_000_000);
         assert!(matches!(open_path(&directory.0), Ok(Opened::Directory)));
-        assert!(matches!(open(b"/dev/null"), Ok(Opened::Special)));
+        assert!(matches!(open(b"/dev/null", Symlinks::FOLLOWED), Ok(Opened::Special)));
 
         let error = |path: PathBuf| open_path(&path).unwrap_err().error;
         assert_eq!(error(directory.0.join("b")), Errno::NOENT);
@@ -535,8 +541,14 @@ mod tests {
     fn a_fifo_does_not_block() {
         let directory = TempDir::new();
         let path = directory.0.join("fifo");
-        rustix::fs::mknodat(rustix::fs::CWD, &path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0)
-            .unwrap();
+        rustix::fs::mknodat(
+            rustix::fs::CWD,
+            &path,
+            FileType::Fifo,
+            rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR,
+            0,
+        )
+        .unwrap();
         assert!(matches!(open_path(&path), Ok(Opened::Special)));
     }
 

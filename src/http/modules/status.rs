@@ -42,7 +42,7 @@ pub async fn serve(c: &Connection, r: &mut Request) -> Result<Outcome, Close> {
     } else {
         response::send_head(c, r, &mut [IoSlice::new(body.as_bytes())]).await?;
     }
-    r.response.complete = true;
+    response::end_body(c, r).await?;
     Ok(Outcome::Done)
 }
 

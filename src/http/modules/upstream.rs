@@ -10,7 +10,8 @@ use crate::config::address::{Address, Form, Host};
 use crate::config::diagnostic::{Fault, Outcome, Place, fault};
 use crate::config::directive::{Contexts, Count, Directive};
 use crate::config::setting::{Setting, inherit};
-use crate::config::value::{Args, number, seconds};
+use crate::config::value::{Args, number, seconds, size};
+use crate::http::upstream::zone::Zone;
 use crate::modules::Build;
 
 /// One `upstream` block, or the implicit group behind a literal `proxy_pass` or `uwsgi_pass`.
@@ -20,12 +21,24 @@ pub struct Upstream {
     /// Every address of every server, in order: a name with three addresses is three peers.
     pub peers: Vec<Peer>,
     pub keepalive: Keepalive,
+    pub balance: Arc<Balance>,
+    /// What shards share of it.
+    pub zone: Arc<Zone>,
     /// False for the implicit group of a literal address: it never keeps connections.
     pub explicit: bool,
 }
 
+/// How the next server is chosen.
+#[derive(Debug, Default)]
+pub enum Balance {
+    #[default]
+    RoundRobin,
+}
+
 #[derive(Debug, Clone)]
 pub struct Peer {
+    /// The address as it is written after `server`.
+    pub server: Arc<str>,
     pub address: PeerAddress,
     /// As `$upstream_addr` shows it: `127.0.0.1:8800`, `unix:/path`.
     pub name: Arc<str>,
@@ -37,6 +50,14 @@ pub struct Peer {
     pub fail_timeout: Duration,
     pub backup: bool,
     pub down: bool,
+    /// Only requests that are bound to it.
+    pub drain: bool,
+    /// What a request that is bound to it is known by, in place of one made of its address.
+    pub route: Option<Arc<str>>,
+    /// The server's name is looked up again while running.
+    pub resolve: bool,
+    /// Its name is looked up as SRV records of this service.
+    pub service: Option<Arc<str>>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -81,6 +102,8 @@ pub struct UpstreamDraft {
     pub address: Address,
     /// Servers of the block.
     pub peers: Vec<Peer>,
+    /// `zone`
+    pub zone: Option<Arc<str>>,
 }
 
 const UPSTREAM: Contexts = Contexts::UPSTREAM;
@@ -94,13 +117,14 @@ pub const DIRECTIVES: &[Directive<Build>] = &[
         .block(UPSTREAM, open_upstream, close_upstream),
     Directive::new("server", UPSTREAM, Count::AtLeast(1))
         .syntax(
-            "address [weight=n] [max_conns=n] [max_fails=n] [fail_timeout=time] [backup] [down]",
+            "address [weight=n] [max_conns=n] [max_fails=n] [fail_timeout=time] [backup] [down] \
+             [drain] [route=id]",
         )
         .doc(
             "A server of the group: a host with an optional port, or a unix socket; a name with \
               several addresses is several servers.",
         )
-        .differs("`resolve`, `service`, `route` and `drain` are not supported.")
+        .differs("`resolve` and `service` are not supported.")
         .set(server),
     Directive::new("keepalive", UPSTREAM, Count::Between(1, 2))
         .syntax("connections [local]")
@@ -131,12 +155,14 @@ pub const DIRECTIVES: &[Directive<Build>] = &[
         .default("60s")
         .doc("How long an idle upstream connection is kept.")
         .set(|b, args| args.fill(&mut settings(b).keepalive_timeout, Args::time)),
-    Directive::no_effect(
-        "zone",
-        UPSTREAM,
-        Count::Between(1, 2),
-        "servers are the same for all shards without one",
-    ),
+    Directive::new("zone", UPSTREAM, Count::Between(1, 2))
+        .syntax("name [size]")
+        .doc(
+            "Shards share the group's state: what fails for one has failed for all. Requests under \
+             way are counted for all of them with and without one.",
+        )
+        .differs("The size is checked and then not used: the state takes what it needs.")
+        .set(zone),
     Directive::refused("hash", BALANCING),
     Directive::refused("ip_hash", BALANCING),
     Directive::refused("least_conn", BALANCING),
@@ -145,6 +171,73 @@ pub const DIRECTIVES: &[Directive<Build>] = &[
     Directive::refused("sticky", BALANCING),
     Directive::refused("queue", "a request that finds no server is answered at once"),
 ];
+
+impl Balance {
+    /// Whether servers are compared by their requests under way.
+    pub fn compares_active(&self) -> bool {
+        match self {
+            Balance::RoundRobin => false,
+        }
+    }
+}
+
+/// `zone name [size]`
+fn zone(b: &mut Build, args: Args<'_>) -> Outcome {
+    /// Eight pages.
+    const SMALLEST: usize = 32 << 10;
+    let name = args.at(0);
+    if name.is_empty() {
+        return fault!("invalid zone name \"{name}\"");
+    }
+    let size = match args.len() {
+        1 => None,
+        _ => match size(args.at(1)) {
+            None => return fault!("invalid zone size \"{}\"", args.at(1)),
+            Some(size) if size < SMALLEST => return fault!("zone \"{name}\" is too small"),
+            size => size,
+        },
+    };
+    let name = b.http.zones.declare(name, size)?;
+    if let Some(upstream) = b.http.upstream_at.and_then(|at| b.http.upstreams.get_mut(at)) {
+        upstream.zone = Some(name);
+    }
+    Ok(())
+}
+
+/// The zones of all upstreams while they are read: several groups may name one.
+#[derive(Debug, Default)]
+pub struct Zones(Vec<(Arc<str>, Option<usize>)>);
+
+impl Zones {
+    fn declare(&mut self, name: &str, size: Option<usize>) -> Outcome<Arc<str>> {
+        let at = self.0.iter().position(|(known, _)| **known == *name).unwrap_or_else(|| {
+            self.0.push((name.into(), None));
+            self.0.len() - 1
+        });
+        let (name, known) = &mut self.0[at];
+        match (size, &*known) {
+            (Some(size), Some(known)) if *known != size => fault!(
+                "the size {size} of shared memory zone \"{name}\" conflicts with already \
+                 declared size {known}"
+            ),
+            (Some(size), _) => {
+                *known = Some(size);
+                Ok(Arc::clone(name))
+            }
+            (None, _) => Ok(Arc::clone(name)),
+        }
+    }
+
+    /// One of them must have told the size.
+    pub fn check(&self) -> Outcome {
+        match self.0.iter().find(|(_, size)| size.is_none()) {
+            Some((name, _)) => {
+                Err(Fault::nowhere(format!("zero size shared memory zone \"{name}\"")))
+            }
+            None => Ok(()),
+        }
+    }
+}
 
 /// The settings of the block being read; outside of one, what blocks start from.
 fn settings(b: &mut Build) -> &mut Settings {
@@ -175,7 +268,7 @@ fn close_upstream(b: &mut Build, _: &Place) -> Outcome {
 
 /// `server address [parameter ...];`
 fn server(b: &mut Build, args: Args<'_>) -> Outcome {
-    let mut peer = Peer::default();
+    let mut peer = Peer { server: args.at(0).into(), ..Peer::default() };
     for parameter in args.from(1) {
         let invalid = || fault!("invalid parameter \"{parameter}\"");
         let (name, value) = parameter.split_once('=').unwrap_or((parameter, ""));
@@ -199,11 +292,16 @@ fn server(b: &mut Build, args: Args<'_>) -> Outcome {
             },
             ("backup", false) => peer.backup = true,
             ("down", false) => peer.down = true,
-            ("resolve" | "drain", false) | ("service" | "route", true) => {
-                return fault!("\"{name}\" parameter of upstream servers is not supported");
-            }
+            ("drain", false) => peer.drain = true,
+            ("resolve", false) => peer.resolve = true,
+            ("service", true) if !value.is_empty() => peer.service = Some(value.into()),
+            ("route", true) => peer.route = Some(route(value)?),
             _ => return invalid(),
         }
+    }
+    if peer.resolve || peer.service.is_some() {
+        let name = if peer.resolve { "resolve" } else { "service" };
+        return fault!("\"{name}\" parameter of upstream servers is not supported");
     }
     let failed = |error| Fault::new(format!("{error} in upstream \"{}\"", args.at(0)));
     let address = Address::parse(args.at(0), Form::Peer).map_err(failed)?;
@@ -214,10 +312,23 @@ fn server(b: &mut Build, args: Args<'_>) -> Outcome {
     Ok(())
 }
 
+/// `route=id`: what a session is bound to this server by.
+fn route(id: &str) -> Outcome<Arc<str>> {
+    const LONGEST: usize = 32;
+    if id.is_empty() {
+        return fault!("route is empty");
+    }
+    if id.len() > LONGEST {
+        return fault!("route is longer than {LONGEST}");
+    }
+    Ok(id.into())
+}
+
 /// One without an address and with every parameter at its default.
 impl Default for Peer {
     fn default() -> Self {
         Peer {
+            server: "".into(),
             address: PeerAddress::Unix(PathBuf::new()),
             name: "".into(),
             weight: 1,
@@ -226,6 +337,10 @@ impl Default for Peer {
             fail_timeout: Duration::from_secs(10),
             backup: false,
             down: false,
+            drain: false,
+            route: None,
+            resolve: false,
+            service: None,
         }
     }
 }
@@ -278,6 +393,8 @@ impl UpstreamDraft {
         };
         Ok(Upstream {
             name: self.name,
+            zone: Arc::new(Zone::new(self.zone, &peers)),
+            balance: Arc::default(),
             peers,
             keepalive: Keepalive {
                 connections: if self.explicit { *settings.keepalive } else { 0 },

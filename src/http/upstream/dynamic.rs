@@ -1,6 +1,7 @@
 //! A `*_pass` with variables: its value is matched against the names of upstreams, then read as an
 //! address (proxy, section 1).
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::Group;
@@ -117,7 +118,7 @@ fn literal(address: &Address, port: Option<u16>) -> Result<Target, Problem> {
         (Host::Ip(ip), Some(port)) => PeerAddress::Inet((*ip, port).into()),
         (Host::Name(_) | Host::Wildcard, _) => return Err(Problem::IsName),
     };
-    let name: std::sync::Arc<str> = match &peer_address {
+    let name: Arc<str> = match &peer_address {
         PeerAddress::Unix(_) => address.host_text.as_str().into(),
         PeerAddress::Inet(address) => address.to_string().into(),
     };
@@ -130,6 +131,8 @@ fn literal(address: &Address, port: Option<u16>) -> Result<Target, Problem> {
             time: Duration::ZERO,
             timeout: Duration::ZERO,
         },
+        balance: Arc::default(),
+        zone: Arc::default(),
         explicit: false,
     };
     let group = Group::new(&upstream);

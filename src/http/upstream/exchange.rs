@@ -1,18 +1,18 @@
 //! One exchange, start to end, for both protocols: what `proxy_pass` and `uwsgi_pass` do.
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::io::{self, IoSlice};
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::balance::{self, Tried};
+use super::balance::Picker;
 use super::dynamic::{self, Target};
-use super::peer::PeerState;
+use super::peer::{Active, Member};
 use super::pool::UpstreamConnection;
 use super::protocol::{self, BodyForm, Destination};
-use super::{Attempt, Group, relay};
+use super::{Attempt, Group, head, relay};
 use crate::clock;
 use crate::error_log::{Level, escape};
 use crate::http::action::Action;
@@ -22,6 +22,7 @@ use crate::http::connection::Connection;
 use crate::http::location::Location;
 use crate::http::modules::exchange::{IgnoreHeaders, NextUpstream, Pass, Settings};
 use crate::http::modules::proxy::HttpVersion;
+use crate::http::modules::static_files::range;
 use crate::http::modules::upstream::{Peer, PeerAddress, Upstream};
 use crate::http::phase::Outcome;
 use crate::http::request::Request;
@@ -33,7 +34,7 @@ use crate::http1::refusal::ResponseRefusal;
 use crate::http1::request::Method;
 use crate::http1::response::{self, Form, NO_VALID_HEADER};
 use crate::http1::uri::unescape;
-use crate::http1::{Progress, chunked};
+use crate::http1::{Progress, chunked, encode};
 use crate::io::select::{Either, either};
 use crate::io::stream::{Address, Failure};
 use crate::io::timer::{self, Wait};
@@ -230,25 +231,6 @@ impl From<Close> for NoAnswer {
     }
 }
 
-/// A request under way at a peer, counted until dropped.
-pub struct Active {
-    peers: Rc<RefCell<Vec<PeerState>>>,
-    peer: usize,
-}
-
-impl Active {
-    fn new(peers: &Rc<RefCell<Vec<PeerState>>>, peer: usize) -> Self {
-        peers.borrow_mut()[peer].active += 1;
-        Active { peers: Rc::clone(peers), peer }
-    }
-}
-
-impl Drop for Active {
-    fn drop(&mut self) {
-        self.peers.borrow_mut()[self.peer].active -= 1;
-    }
-}
-
 impl Exchange<'_> {
     fn build_message(&self, r: &mut Request) -> Result<BodyForm, u16> {
         let mut message = std::mem::take(&mut r.message);
@@ -320,21 +302,19 @@ impl Exchange<'_> {
     }
 
     async fn try_servers(&self, r: &mut Request) -> Result<Outcome, Close> {
-        let peers = &self.upstream.peers;
-        let mut tried = Tried::default();
-        let mut tries_left = self.tries();
+        let set = self.group.peers();
+        let mut picker = Picker::default();
+        let mut tries_left = self.tries(&set.members);
         let began_ms = timer::now_ms();
         let mut starts_group = true;
         let mut again: Option<usize> = None;
         loop {
-            let picked = again.take().or_else(|| {
-                let states = &mut self.group.peers.borrow_mut();
-                balance::pick(peers, states, &mut tried, timer::now_ms())
-            });
+            let picked = again.take().or_else(|| picker.pick(&set, timer::now_ms()));
             let Some(at) = picked else {
                 return Ok(Outcome::Status(self.no_live(r, starts_group)));
             };
-            let peer = &peers[at];
+            let member = &set.members[at];
+            let peer = &member.peer;
             r.attempts.push(Attempt {
                 address: Arc::clone(&peer.name),
                 status: 0,
@@ -346,7 +326,7 @@ impl Exchange<'_> {
                 bytes_received: 0,
                 starts_group: std::mem::take(&mut starts_group),
             });
-            let active = Active::new(&self.group.peers, at);
+            let active = Active::new(&member.state);
             tries_left -= 1;
             let started = clock::now();
             let failed = match self.ask(r, peer, started).await {
@@ -355,7 +335,7 @@ impl Exchange<'_> {
                         failed
                     }
                     _ => {
-                        self.group.peers.borrow_mut()[at].succeeded();
+                        member.state.succeeded();
                         return self.deliver(r, peer, connection, active, started).await;
                     }
                 },
@@ -376,7 +356,7 @@ impl Exchange<'_> {
                 again = Some(at);
                 continue;
             }
-            self.count_failure(r, at, failed.condition);
+            self.count_failure(r, &set.members, at, failed.condition);
             if tries_left == 0 || !self.allows_next(r, &failed, began_ms) {
                 return Ok(Outcome::Status(failed.status));
             }
@@ -384,8 +364,8 @@ impl Exchange<'_> {
     }
 
     /// How many servers may be tried.
-    fn tries(&self) -> usize {
-        let there = self.upstream.peers.iter().filter(|peer| !peer.down).count().max(1);
+    fn tries(&self, members: &[Member]) -> usize {
+        let there = members.iter().filter(|member| !member.peer.down).count().max(1);
         match *self.settings.next_upstream_tries {
             0 => there,
             most => there.min(most),
@@ -431,13 +411,12 @@ impl Exchange<'_> {
             && is_repeatable(r, listed)
     }
 
-    fn count_failure(&self, r: &Request, at: usize, condition: NextUpstream) {
+    fn count_failure(&self, r: &Request, members: &[Member], at: usize, condition: NextUpstream) {
         if condition == NextUpstream::HTTP_403 || condition == NextUpstream::HTTP_404 {
             return;
         }
-        let peer = &self.upstream.peers[at];
-        let out = self.group.peers.borrow_mut()[at].failed(peer, timer::now_ms());
-        if out && self.upstream.peers.len() > 1 {
+        let out = members[at].failed(timer::now_ms());
+        if out && members.len() > 1 {
             self.c.log(r, Level::Warn, format_args!("upstream server temporarily disabled"));
         }
     }
@@ -493,7 +472,9 @@ impl Exchange<'_> {
         self.c.action.set(Action::ReadingUpstreamHead);
         self.read_head(r, &connection, send_error).await?;
         if let Some(attempt) = r.attempts.last_mut() {
-            attempt.status = r.upstream_head.code;
+            if attempt.status == 0 {
+                attempt.status = r.upstream_head.code;
+            }
             attempt.header = Some(clock::now().saturating_sub(started));
         }
         Ok(connection)
@@ -645,6 +626,8 @@ impl Exchange<'_> {
         send_error: Option<io::Error>,
     ) -> Result<(), NoAnswer> {
         let size = *self.settings.buffer_size;
+        // Bytes of all early hints so far.
+        let mut hints = 0;
         let until_ms = timer::now_ms() + self.settings.read_timeout.as_millis() as u64;
         r.upstream_head.clear();
         r.upstream_bytes = Buffer::with_capacity(size);
@@ -684,8 +667,14 @@ impl Exchange<'_> {
                 }
                 Err(failure) => return Err(self.timed_out(r, &failure, false)),
             }
-            if self.parse_head(r, size)? {
-                return Ok(());
+            loop {
+                match self.parse_head(r, size)? {
+                    Parsed::Partial => break,
+                    Parsed::Whole => return Ok(()),
+                    Parsed::EarlyHints { len } => {
+                        self.take_early_hints(r, len, &mut hints).await?;
+                    }
+                }
             }
             if r.upstream_bytes.spare() == 0 {
                 let limit = r.upstream_bytes.len() + 1;
@@ -694,35 +683,61 @@ impl Exchange<'_> {
         }
     }
 
-    /// True when a final head is whole. Early hints are read over.
-    fn parse_head(&self, r: &mut Request, size: usize) -> Result<bool, NoAnswer> {
-        loop {
-            let bytes = r.upstream_bytes.as_slice();
-            let parsed = response::parse(bytes, self.family.form(), size, &mut r.upstream_head);
-            match parsed {
-                Ok(Progress::Partial { .. }) => return Ok(false),
-                Ok(Progress::Complete { len }) if r.upstream_head.code == 103 && len > 0 => {
-                    r.upstream_bytes.consume(len);
-                    r.upstream_bytes.compact();
-                    r.upstream_head.clear();
+    fn parse_head(&self, r: &mut Request, size: usize) -> Result<Parsed, NoAnswer> {
+        let bytes = r.upstream_bytes.as_slice();
+        match response::parse(bytes, self.family.form(), size, &mut r.upstream_head) {
+            Ok(Progress::Partial { .. }) => Ok(Parsed::Partial),
+            Ok(Progress::Complete { len })
+                if self.family == Family::Proxy && r.upstream_head.code == 103 && len > 0 =>
+            {
+                Ok(Parsed::EarlyHints { len })
+            }
+            Ok(Progress::Complete { len }) => {
+                if r.upstream_head.is_http09 {
+                    self.c.log(r, Level::Error, format_args!("{NO_VALID_HEADER}"));
                 }
-                Ok(Progress::Complete { len }) => {
-                    if r.upstream_head.is_http09 {
-                        self.c.log(r, Level::Error, format_args!("{NO_VALID_HEADER}"));
-                    }
-                    r.upstream_head_len = len;
-                    for duplicate in &r.upstream_head.duplicates {
-                        let text = duplicate.text(r.upstream_bytes.as_slice());
-                        self.c.log(r, Level::Warn, format_args!("{text}"));
-                    }
-                    return Ok(true);
+                r.upstream_head_len = len;
+                for duplicate in &r.upstream_head.duplicates {
+                    let text = duplicate.text(r.upstream_bytes.as_slice());
+                    self.c.log(r, Level::Warn, format_args!("{text}"));
                 }
-                Err(refusal) => {
-                    self.log_refusal(r, &refusal);
-                    return Err(Failed::invalid_header().into());
-                }
+                Ok(Parsed::Whole)
+            }
+            Err(refusal) => {
+                self.log_refusal(r, &refusal);
+                Err(Failed::invalid_header().into())
             }
         }
+    }
+
+    /// A 103: sent on where `early_hints` says so, otherwise read over.
+    async fn take_early_hints(
+        &self,
+        r: &mut Request,
+        len: usize,
+        total: &mut usize,
+    ) -> Result<(), NoAnswer> {
+        if r.upstream_head.version < Some((1, 1)) {
+            let text = format_args!("upstream sent HTTP/1.0 response with early hints");
+            self.c.log(r, Level::Error, text);
+            return Err(Failed::invalid_header().into());
+        }
+        if let Some(attempt) = r.attempts.last_mut() {
+            attempt.status = r.upstream_head.code;
+        }
+        if head::wants_early_hints(self.c, r, self.location) {
+            *total += len;
+            if *total > *self.settings.buffer_size {
+                self.c.log(r, Level::Info, format_args!("upstream sent too big early hints"));
+            } else {
+                head::send_early_hints(self.c, r, self.family, self.location).await?;
+                self.c.action.set(Action::ReadingUpstreamHead);
+            }
+        }
+        r.upstream_bytes.consume(len);
+        r.upstream_bytes.compact();
+        r.upstream_head.clear();
+        Ok(())
     }
 
     fn log_refusal(&self, r: &Request, refusal: &ResponseRefusal) {
@@ -778,6 +793,7 @@ impl Exchange<'_> {
             return Err(tunnel::open(self.c, r, connection.stream, self.settings, active).await);
         }
         if let Some(outcome) = self.accel_redirect(r) {
+            head::keep_for_redirect(r);
             set_response_time(r, started);
             return Ok(outcome);
         }
@@ -785,8 +801,17 @@ impl Exchange<'_> {
             && *self.settings.intercept_errors
             && self.location.settings.core.error_page.iter().any(|page| page.codes.contains(&code))
         {
+            head::keep_for_page(r);
             set_response_time(r, started);
             return Ok(Outcome::Status(code));
+        }
+        if *self.settings.force_ranges
+            && let Err(length) = head::select_range(r, self.location)
+        {
+            let range = range::content_range_of_none(length);
+            encode::header(b"Content-Range", range.as_bytes(), &mut r.response.kept.lines);
+            set_response_time(r, started);
+            return Ok(Outcome::Status(416));
         }
         let relayed = relay::run(self.c, r, &connection.stream, self.family, self.location).await;
         set_response_time(r, started);
@@ -840,6 +865,17 @@ impl Failed {
     fn invalid_header() -> Self {
         Failed { condition: NextUpstream::INVALID_HEADER, status: 502, unsent: false, stale: false }
     }
+}
+
+/// What has been read of the answer.
+enum Parsed {
+    Partial,
+    /// A 103, of so many bytes.
+    EarlyHints {
+        len: usize,
+    },
+    /// The final head.
+    Whole,
 }
 
 /// How far sending a request has got.

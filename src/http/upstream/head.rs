@@ -1,16 +1,26 @@
-//! The head of the upstream's answer, translated for the client (proxy, sections 4 and 6).
+//! The head of the upstream's answer, translated for the client (proxy, sections 4 and 6), and what
+//! it says about the response that is not passed on.
+
+use std::io::IoSlice;
 
 use super::exchange::Family;
 use super::protocol::contains;
+use super::window::Window;
+use crate::http::close::Close;
 use crate::http::connection::Connection;
 use crate::http::location::Location;
-use crate::http::modules::proxy::Redirect;
+use crate::http::modules::exchange::{IgnoreHeaders, Settings};
+use crate::http::modules::proxy::{Redirect, cookie};
+use crate::http::modules::static_files::conditional::{self, Validators};
+use crate::http::modules::static_files::range::{self, Selection};
 use crate::http::request::Request;
 use crate::http::response::{self, Head, Length};
 use crate::http::value;
 use crate::http1::encode;
 use crate::http1::framing::BodyLength;
-use crate::http1::header::{Field, Known};
+use crate::http1::header::Known;
+use crate::http1::request::Version;
+use crate::http1::trailer::Trailers;
 
 /// Translates the head (proxy, sections 4 and 6).
 pub fn put_head(
@@ -25,13 +35,11 @@ pub fn put_head(
         r.response.status = 9;
         r.response.head.clear();
         r.response.chunked = false;
+        r.response.has_trailers = false;
         r.keepalive = false;
         return;
     }
-    let settings = match family {
-        Family::Proxy => &location.settings.proxy.exchange,
-        Family::Uwsgi => &location.settings.uwsgi.exchange,
-    };
+    let settings = settings_of(family, location);
     // Both are put back below: the head is written beside them.
     let bytes = std::mem::take(&mut r.upstream_bytes);
     let upstream = std::mem::take(&mut r.upstream_head);
@@ -39,104 +47,268 @@ pub fn put_head(
     let has = |known| upstream.headers.find(known).is_some();
     let hides = |name: &[u8]| contains(&settings.hidden, name);
 
-    let content_type = upstream.headers.find(Known::ContentType);
+    let content_type = upstream
+        .headers
+        .find(Known::ContentType)
+        .filter(|_| !hides(b"content-type"))
+        .map(|field| field.value.of(raw));
+    if content_type.is_some() {
+        r.response.kept.content_type = None;
+    }
+    let redirected = match upstream.headers.find(Known::Location) {
+        Some(field) if family == Family::Proxy && !hides(b"location") => {
+            redirect(c, r, location, field.value.of(raw))
+        }
+        _ => None,
+    };
+    let core = &location.settings.core;
+    let absolute =
+        redirected.as_deref().filter(|location| response::becomes_absolute(core, location));
+    let window = r.response.window;
     let head = Head {
-        status: upstream.code,
-        status_text: (!upstream.status.is_empty()).then(|| upstream.status.of(raw)),
-        content_type: content_type
-            .filter(|_| !hides(b"content-type"))
-            .map(|field| field.value.of(raw)),
+        status: if window.is_some() { 206 } else { upstream.code },
+        status_text: (!upstream.status.is_empty() && window.is_none())
+            .then(|| upstream.status.of(raw)),
+        content_type,
         length: match (length, upstream.content_length) {
             _ if upstream.code == 101 => Length::None,
             // `proxy_method HEAD`: of what is announced nothing will come.
             (BodyLength::None, Some(_)) if r.message.is_head() && !r.is_head() => Length::Known(0),
-            (BodyLength::Length(n), _) | (BodyLength::None, Some(n)) => Length::Known(n),
+            (BodyLength::Length(n), _) | (BodyLength::None, Some(n)) => {
+                Length::Known(window.map_or(n, |window| window.take))
+            }
             (BodyLength::None, None) => Length::None,
             (BodyLength::Chunked | BodyLength::UntilClose, _) => Length::Unknown,
         },
         last_modified: None,
-        location: None,
+        location: absolute,
         server: hides(b"server") || (family == Family::Uwsgi && !has(Known::Server)),
         date: hides(b"date") || (family == Family::Uwsgi && !has(Known::Date)),
         upgrade: upstream.code == 101,
     };
     response::begin(c, r, &head);
     for field in &upstream.headers {
-        let skipped = matches!(
-            field.known,
+        let skipped = match field.known {
             Known::ContentType
-                | Known::ContentLength
-                | Known::Connection
-                | Known::KeepAlive
-                | Known::TransferEncoding
-        );
+            | Known::ContentLength
+            | Known::Connection
+            | Known::KeepAlive
+            | Known::TransferEncoding => true,
+            // Ranges are ringx's to speak of.
+            Known::AcceptRanges => *settings.force_ranges,
+            Known::Location => absolute.is_some(),
+            _ => false,
+        };
         let name = field.name.of(raw);
         if skipped || hides(name) {
             continue;
         }
-        let rewritten = matches!(field.known, Known::Location | Known::Refresh)
-            && family == Family::Proxy
-            && put_redirect(c, r, location, *field, raw);
-        if !rewritten {
-            encode::header(name, field.value.of(raw), &mut r.response.head);
-        }
+        let value = field.value.of(raw);
+        let rewritten = match field.known {
+            _ if family != Family::Proxy => None,
+            Known::Location => redirected.clone(),
+            Known::Refresh => refreshed(c, r, location, value),
+            Known::SetCookie if location.settings.proxy.rewrites_cookies => {
+                cookie::rewritten(c, r, &location.settings.proxy, value)
+            }
+            _ => None,
+        };
+        let value = rewritten.as_deref().unwrap_or(value);
+        encode::header(name, value, &mut r.response.head);
     }
-    response::finish(c, r);
+    put_limit_rate(r, settings, &upstream.headers, raw);
+    // A server that sends trailers does so behind chunks.
+    r.response.has_trailers |=
+        r.response.chunked && passes_trailers(family, location) && length == BodyLength::Chunked;
+    let content_range = window.map(|window| window.content_range());
+    let range_line: Option<(&[u8], &[u8])> = match &content_range {
+        Some(range) => Some((b"Content-Range", range.as_bytes())),
+        None if *settings.force_ranges && is_cut(&upstream, r.version(), *core.max_ranges) => {
+            Some((b"Accept-Ranges", b"bytes"))
+        }
+        None => None,
+    };
+    response::finish_with(c, r, range_line);
     r.upstream_head = upstream;
     r.upstream_bytes = bytes;
 }
 
-/// `proxy_redirect`: true when it applied and the line has been written.
-fn put_redirect(
-    c: &Connection,
+fn settings_of(family: Family, location: &Location) -> &Settings {
+    match family {
+        Family::Proxy => &location.settings.proxy.exchange,
+        Family::Uwsgi => &location.settings.uwsgi.exchange,
+    }
+}
+
+/// `proxy_pass_trailers`
+pub fn passes_trailers(family: Family, location: &Location) -> bool {
+    family == Family::Proxy && *location.settings.proxy.pass_trailers
+}
+
+/// `X-Accel-Limit-Rate`
+fn put_limit_rate(
     r: &mut Request,
-    location: &Location,
-    field: Field,
+    settings: &Settings,
+    headers: &crate::http1::header::Headers,
     raw: &[u8],
-) -> bool {
+) {
+    if let Some(field) = headers.find(Known::XAccelLimitRate)
+        && !settings.ignore_headers.contains(IgnoreHeaders::X_ACCEL_LIMIT_RATE)
+        && let Ok(text) = std::str::from_utf8(field.value.of(raw))
+        && let Some(rate) = crate::config::value::number(text)
+    {
+        r.response.limit_rate = Some(rate as u64);
+    }
+}
+
+/// `proxy_redirect` on a Location, or on the URL of a Refresh.
+fn redirect(c: &Connection, r: &mut Request, location: &Location, url: &[u8]) -> Option<Vec<u8>> {
     let proxy = &location.settings.proxy;
-    let value = field.value.of(raw);
-    // Of Refresh, what follows `url=`.
-    let start = match field.known {
-        Known::Refresh => {
-            let url = value.windows(4).position(|part| part.eq_ignore_ascii_case(b"url="));
-            match url {
-                Some(at) => at + 4,
-                None => return false,
-            }
-        }
-        _ => 0,
-    };
-    let url = &value[start..];
-    let replaced = match &*proxy.redirect {
-        Redirect::Off => None,
-        Redirect::Default => proxy.pass.get().and_then(|pass| {
+    match &*proxy.redirect {
+        Redirect::Default => {
+            let pass = proxy.pass.get().filter(|pass| !pass.url.is_empty())?;
             let rest = url.strip_prefix(pass.url.as_bytes())?;
             let (rest, to) = match &pass.uri {
-                Some(uri) => (rest.strip_prefix(uri.as_bytes())?, location.name.as_bytes()),
+                Some(uri) => {
+                    (rest.strip_prefix(uri.as_bytes())?, location.prefix.as_deref()?.as_bytes())
+                }
                 None => (rest.strip_prefix(b"/")?, b"/".as_slice()),
             };
             Some([to, rest].concat())
-        }),
-        Redirect::Pairs(pairs) => pairs.iter().find_map(|(from, to)| {
-            let from = value::expanded(from, c, r);
-            let rest = url.strip_prefix(from.as_slice())?;
-            let mut replaced = value::expanded(to, c, r);
-            replaced.extend_from_slice(rest);
-            Some(replaced)
-        }),
-    };
-    let Some(replaced) = replaced else { return false };
-    let mut out = std::mem::take(&mut r.response.head);
-    out.extend_from_slice(field.name.of(raw));
-    out.extend_from_slice(b": ");
-    out.extend_from_slice(&value[..start]);
-    if field.known == Known::Location {
-        response::absolute_location(c, r, &replaced, &mut out);
-    } else {
-        out.extend_from_slice(&replaced);
+        }
+        Redirect::Rules(rules) => rules.apply(c, r, url),
     }
-    out.extend_from_slice(b"\r\n");
-    r.response.head = out;
-    true
+}
+
+/// The same for the part of a Refresh behind `url=`.
+fn refreshed(
+    c: &Connection,
+    r: &mut Request,
+    location: &Location,
+    value: &[u8],
+) -> Option<Vec<u8>> {
+    const URL: &[u8] = b"url=";
+    let at = value.windows(URL.len()).position(|part| part.eq_ignore_ascii_case(URL))?;
+    let (kept, url) = value.split_at(at + URL.len());
+    let url = redirect(c, r, location, url)?;
+    Some([kept, &url].concat())
+}
+
+/// Whether a range could be cut out of this response.
+fn is_cut(
+    upstream: &crate::http1::response::ResponseHead,
+    version: Version,
+    ranges_max: u64,
+) -> bool {
+    upstream.code == 200
+        && upstream.content_length.is_some()
+        && version > Version::Http09
+        && ranges_max > 0
+}
+
+/// `*_force_ranges`: the part of the body that the client wants goes to `r.response.window`. The
+/// error is the length of a body that has nothing of it: 416.
+pub fn select_range(r: &mut Request, location: &Location) -> Result<(), u64> {
+    let Some(length) = r.upstream_head.content_length else { return Ok(()) };
+    if !is_cut(&r.upstream_head, r.version(), *location.settings.core.max_ranges) {
+        return Ok(());
+    }
+    let header = |known| r.head.headers.find(known).map(|field| r.text(field.value));
+    let Some(range) = header(Known::Range) else { return Ok(()) };
+    let raw = r.upstream_bytes.as_slice();
+    let sent = |known| r.upstream_head.headers.find(known).map(|field| field.value.of(raw));
+    let current = Validators {
+        last_modified: sent(Known::LastModified).and_then(encode::parse_date),
+        etag: sent(Known::Etag),
+    };
+    if !header(Known::IfRange).is_none_or(|value| conditional::is_range_allowed(value, &current)) {
+        return Ok(());
+    }
+    match range::select(range, length, 1) {
+        Selection::Whole => Ok(()),
+        Selection::NotSatisfiable => Err(length),
+        Selection::Ranges(ranges) => {
+            r.response.window = ranges.first().map(|range| Window::new(range.clone(), length));
+            Ok(())
+        }
+    }
+}
+
+/// Headers that outlive a response that is given up for another location's (`X-Accel-Redirect`).
+const KEPT: [Known; 5] = [
+    Known::SetCookie,
+    Known::ContentDisposition,
+    Known::CacheControl,
+    Known::Expires,
+    Known::AcceptRanges,
+];
+
+/// Keeps those of the upstream's head for the response to come.
+pub fn keep_for_redirect(r: &mut Request) {
+    let raw = r.upstream_bytes.as_slice();
+    for field in &r.upstream_head.headers {
+        let value = field.value.of(raw);
+        if field.known == Known::ContentType {
+            r.response.kept.content_type = Some(value.into());
+        } else if KEPT.contains(&field.known) {
+            encode::header(field.name.of(raw), value, &mut r.response.kept.lines);
+        }
+    }
+}
+
+/// A 401 whose page is another's to give still says how to log in.
+pub fn keep_for_page(r: &mut Request) {
+    if r.upstream_head.code != 401 {
+        return;
+    }
+    let raw = r.upstream_bytes.as_slice();
+    for field in r.upstream_head.headers.find_all(Known::WwwAuthenticate) {
+        encode::header(field.name.of(raw), field.value.of(raw), &mut r.response.kept.lines);
+    }
+}
+
+/// Whether `early_hints` lets a 103 through to this client.
+pub fn wants_early_hints(c: &Connection, r: &Request, location: &Location) -> bool {
+    let conditions = &location.settings.core.early_hints;
+    r.version() >= Version::Http11
+        && conditions.iter().any(|condition| value::is_true(&value::expanded(condition, c, r)))
+}
+
+/// Sends on the 103 that has just been read.
+pub async fn send_early_hints(
+    c: &Connection,
+    r: &mut Request,
+    family: Family,
+    location: &Location,
+) -> Result<(), Close> {
+    let hidden = &settings_of(family, location).hidden;
+    let raw = r.upstream_bytes.as_slice();
+    let mut hints = b"HTTP/1.1 103 Early Hints\r\n".to_vec();
+    for field in &r.upstream_head.headers {
+        let name = field.name.of(raw);
+        let is_of_connection = matches!(
+            field.known,
+            Known::Connection | Known::KeepAlive | Known::TransferEncoding | Known::ContentLength
+        );
+        if !is_of_connection && !contains(hidden, name) {
+            encode::header(name, field.value.of(raw), &mut hints);
+        }
+    }
+    hints.extend_from_slice(b"\r\n");
+    let limit = *location.settings.core.send_timeout;
+    let (sent, result) = c.stream.send_all(&mut [IoSlice::new(&hints)], limit).await;
+    r.response.bytes_sent += sent;
+    Ok(result?)
+}
+
+/// The upstream's trailers that the client gets, in front of those of the configuration.
+pub fn put_trailers(r: &mut Request, settings: &Settings, trailers: Box<Trailers>) {
+    for field in trailers.headers() {
+        let name = field.name.of(trailers.bytes());
+        if r.response.has_trailers && !contains(&settings.hidden, name) {
+            let value = field.value.of(trailers.bytes());
+            encode::header(name, value, &mut r.response.trailers);
+        }
+    }
+    r.upstream_trailers = Some(trailers);
 }

@@ -1,15 +1,47 @@
-//! The state of one upstream server: weights and failures (proxy, sections 11 and 13). Pure: time
-//! comes in as milliseconds.
+//! The servers of an upstream and their state: weights, failures, requests under way (proxy,
+//! sections 11 and 13). Pure: time comes in as milliseconds.
 
-use crate::http::modules::upstream::Peer;
+use std::cell::Cell;
+use std::rc::Rc;
+use std::sync::Arc;
 
-#[derive(Debug, Clone, Default)]
+use super::balance::Balancer;
+use super::zone::{SharedPeer, Zone};
+use crate::http::modules::upstream::{Balance, Peer};
+
+/// The servers of an upstream as they are now. A request keeps the set it began with.
+#[derive(Debug)]
+pub struct PeerSet {
+    pub members: Vec<Member>,
+    pub balancer: Balancer,
+}
+
+/// A server, and what the shard knows of it.
+#[derive(Debug)]
+pub struct Member {
+    pub peer: Peer,
+    /// The same for as long as the address stays, however the set changes.
+    pub state: Rc<PeerState>,
+}
+
+/// What one shard knows of a server.
+#[derive(Debug)]
 pub struct PeerState {
     /// Smooth weighted round robin.
-    pub current_weight: i64,
-    pub effective_weight: i64,
-    /// Requests under way.
-    pub active: usize,
+    pub current_weight: Cell<i64>,
+    pub effective_weight: Cell<i64>,
+    /// Requests under way on this shard.
+    active: Cell<usize>,
+    failures: Cell<Failures>,
+    shared: Arc<SharedPeer>,
+    /// Failures are the process's: there is a `zone`.
+    shares_failures: bool,
+    /// Requests under way count for all shards: something compares or limits them.
+    shares_active: bool,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Failures {
     pub fails: u32,
     /// When it failed last.
     pub accessed_ms: u64,
@@ -17,53 +49,223 @@ pub struct PeerState {
     pub checked_ms: u64,
 }
 
-impl PeerState {
-    pub fn new(peer: &Peer) -> Self {
-        PeerState { effective_weight: i64::from(peer.weight), ..PeerState::default() }
+impl PeerSet {
+    /// Members of `before` with the same address go on as they were.
+    pub fn new(
+        peers: Vec<Peer>,
+        balance: &Balance,
+        zone: &Zone,
+        before: Option<&PeerSet>,
+    ) -> PeerSet {
+        let shared = zone.shared(&peers);
+        let mut known: Vec<&Member> =
+            before.map_or_else(Vec::new, |set| set.members.iter().collect());
+        let members: Vec<Member> = peers
+            .into_iter()
+            .zip(shared)
+            .map(|(peer, shared)| {
+                let at = known.iter().position(|member| member.peer.name == peer.name);
+                let state = match at {
+                    Some(at) => known.remove(at).state.with_weight(&peer),
+                    None => Rc::new(PeerState::new(&peer, balance, zone, shared)),
+                };
+                Member { peer, state }
+            })
+            .collect();
+        let balancer = Balancer::new(balance, &members);
+        PeerSet { members, balancer }
+    }
+}
+
+impl Member {
+    /// Not down, not ill, not in its time-out, not full.
+    pub fn is_usable(&self, now_ms: u64) -> bool {
+        self.can_be_asked() && !self.peer.drain && !self.is_out(now_ms)
     }
 
-    /// Not down, not in its time-out, not full.
-    pub fn is_usable(&self, peer: &Peer, now_ms: u64) -> bool {
-        !peer.down && !self.is_out(peer, now_ms) && self.has_room(peer)
+    /// What holds for a server without alternative too: not down, not ill, not full.
+    pub fn can_be_asked(&self) -> bool {
+        !self.peer.down && !self.state.shared.is_unhealthy() && self.has_room()
     }
 
-    pub fn has_room(&self, peer: &Peer) -> bool {
-        peer.max_conns == 0 || self.active < peer.max_conns
+    fn has_room(&self) -> bool {
+        self.peer.max_conns == 0 || self.state.active() < self.peer.max_conns
     }
 
-    fn is_out(&self, peer: &Peer, now_ms: u64) -> bool {
-        peer.max_fails > 0
-            && self.fails >= peer.max_fails
-            && now_ms.saturating_sub(self.checked_ms) <= timeout_ms(peer)
+    pub fn is_out(&self, now_ms: u64) -> bool {
+        if self.peer.max_fails == 0 {
+            return false;
+        }
+        let failures = self.state.failures();
+        failures.fails >= self.peer.max_fails
+            && now_ms.saturating_sub(failures.checked_ms) <= self.timeout_ms()
     }
 
     /// It was picked: after its time-out this is the one trial.
-    pub fn picked(&mut self, peer: &Peer, now_ms: u64) {
-        if now_ms.saturating_sub(self.checked_ms) > timeout_ms(peer) {
-            self.checked_ms = now_ms;
+    pub fn picked(&self, now_ms: u64) {
+        let checked_ms = self.state.failures().checked_ms;
+        if now_ms.saturating_sub(checked_ms) > self.timeout_ms() {
+            self.state.set_checked(now_ms);
         }
     }
 
     /// True when this failure takes it out.
-    pub fn failed(&mut self, peer: &Peer, now_ms: u64) -> bool {
-        self.fails += 1;
-        self.accessed_ms = now_ms;
-        self.checked_ms = now_ms;
-        if peer.max_fails > 0 {
-            self.effective_weight -= i64::from(peer.weight) / i64::from(peer.max_fails);
-            self.effective_weight = self.effective_weight.max(0);
+    pub fn failed(&self, now_ms: u64) -> bool {
+        let (peer, state) = (&self.peer, &self.state);
+        let fails = state.add_failure(now_ms);
+        if peer.max_fails == 0 {
+            return false;
         }
-        peer.max_fails > 0 && self.fails >= peer.max_fails
+        let less = i64::from(peer.weight) / i64::from(peer.max_fails);
+        state.effective_weight.set((state.effective_weight.get() - less).max(0));
+        fails >= peer.max_fails
+    }
+
+    pub fn timeout_ms(&self) -> u64 {
+        self.peer.fail_timeout.as_millis() as u64
+    }
+}
+
+impl PeerState {
+    fn new(peer: &Peer, balance: &Balance, zone: &Zone, shared: Arc<SharedPeer>) -> Self {
+        PeerState {
+            current_weight: Cell::new(0),
+            effective_weight: Cell::new(i64::from(peer.weight)),
+            active: Cell::new(0),
+            failures: Cell::default(),
+            shared,
+            shares_failures: zone.name().is_some(),
+            shares_active: peer.max_conns > 0 || zone.name().is_some() || balance.compares_active(),
+        }
+    }
+
+    /// The same state under a weight that may have changed.
+    fn with_weight(self: &Rc<Self>, peer: &Peer) -> Rc<Self> {
+        let most = i64::from(peer.weight);
+        self.effective_weight.set(self.effective_weight.get().min(most));
+        Rc::clone(self)
+    }
+
+    /// Requests under way: of all shards where that matters, else of this one.
+    pub fn active(&self) -> usize {
+        if self.shares_active { self.shared.active() } else { self.active.get() }
+    }
+
+    pub fn failures(&self) -> Failures {
+        if self.shares_failures { self.shared.failures() } else { self.failures.get() }
+    }
+
+    fn set_checked(&self, now_ms: u64) {
+        if self.shares_failures {
+            self.shared.checked(now_ms);
+        } else {
+            self.failures.set(Failures { checked_ms: now_ms, ..self.failures.get() });
+        }
+    }
+
+    fn add_failure(&self, now_ms: u64) -> u32 {
+        if self.shares_failures {
+            return self.shared.failed(now_ms);
+        }
+        let fails = self.failures.get().fails.saturating_add(1);
+        self.failures.set(Failures { fails, accessed_ms: now_ms, checked_ms: now_ms });
+        fails
     }
 
     /// A success forgives only what came before the last trial.
-    pub fn succeeded(&mut self) {
-        if self.accessed_ms < self.checked_ms {
-            self.fails = 0;
+    pub fn succeeded(&self) {
+        let failures = self.failures();
+        if failures.fails == 0 || failures.accessed_ms >= failures.checked_ms {
+            return;
+        }
+        if self.shares_failures {
+            self.shared.forgive();
+        } else {
+            self.failures.set(Failures { fails: 0, ..failures });
         }
     }
 }
 
-fn timeout_ms(peer: &Peer) -> u64 {
-    peer.fail_timeout.as_millis() as u64
+/// A request under way at a server, counted until dropped.
+#[derive(Debug)]
+pub struct Active {
+    state: Rc<PeerState>,
+}
+
+impl Active {
+    pub fn new(state: &Rc<PeerState>) -> Self {
+        if state.shares_active {
+            state.shared.begin();
+        }
+        state.active.set(state.active.get() + 1);
+        Active { state: Rc::clone(state) }
+    }
+}
+
+impl Drop for Active {
+    fn drop(&mut self) {
+        let state = &self.state;
+        if state.shares_active {
+            state.shared.end();
+        }
+        state.active.set(state.active.get().saturating_sub(1));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn peer(name: &str) -> Peer {
+        Peer { name: name.into(), ..Peer::default() }
+    }
+
+    fn set(peers: Vec<Peer>, zone: &Zone, before: Option<&PeerSet>) -> PeerSet {
+        PeerSet::new(peers, &Balance::RoundRobin, zone, before)
+    }
+
+    #[test]
+    fn addresses_that_stay_keep_their_state() {
+        let zone = Zone::default();
+        let old = set(vec![peer("a"), peer("b")], &zone, None);
+        old.members[1].failed(5);
+        let active = Active::new(&old.members[1].state);
+        let new = set(vec![peer("b"), peer("c")], &zone, Some(&old));
+        assert!(Rc::ptr_eq(&new.members[0].state, &old.members[1].state));
+        assert_eq!(new.members[0].state.failures().fails, 1);
+        assert_eq!(new.members[0].state.active(), 1);
+        drop(active);
+        assert_eq!(new.members[0].state.active(), 0);
+        assert_eq!(new.members[1].state.failures().fails, 0);
+    }
+
+    #[test]
+    fn with_a_zone_one_shards_failures_are_the_others() {
+        for (zone, seen) in [(Zone::new(Some("z".into()), &[]), 1), (Zone::default(), 0)] {
+            let [one, other] = [(); 2].map(|()| set(vec![peer("a")], &zone, None));
+            one.members[0].failed(5);
+            assert_eq!(other.members[0].state.failures().fails, seen);
+        }
+    }
+
+    #[test]
+    fn max_conns_counts_all_shards() {
+        let zone = Zone::default();
+        let limited = || vec![Peer { max_conns: 1, ..peer("a") }];
+        let [one, other] = [(); 2].map(|()| set(limited(), &zone, None));
+        let active = Active::new(&one.members[0].state);
+        assert!(!other.members[0].is_usable(0));
+        drop(active);
+        assert!(other.members[0].is_usable(0));
+    }
+
+    #[test]
+    fn an_ill_server_gets_nothing_and_a_draining_one_nothing_new() {
+        let zone = Zone::default();
+        let set = set(vec![peer("a"), Peer { drain: true, ..peer("b") }], &zone, None);
+        assert!(set.members[0].is_usable(0));
+        zone.peers()[0].1.set_unhealthy(true);
+        assert!(!set.members[0].is_usable(0));
+        assert!(set.members[1].can_be_asked() && !set.members[1].is_usable(0));
+    }
 }

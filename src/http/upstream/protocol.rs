@@ -246,7 +246,8 @@ fn put_uri(r: &Request, location: &Location, uri: DestinationUri<'_>, out: &mut 
         }
         DestinationUri::Replaces(uri) if !r.rewritten_in_place => {
             out.extend_from_slice(uri);
-            location.name.len().min(r.uri.len())
+            // Of an `if` block, too, it is the location's name.
+            location.prefix.as_deref().map_or(0, str::len).min(r.uri.len())
         }
         _ => 0,
     };

@@ -2,6 +2,7 @@
 //! sections 5 and 8). Memory is bounded: what the client does not take is kept up to the
 //! size of `*_buffers`, then reading stops.
 
+use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 use std::time::Duration;
@@ -16,12 +17,14 @@ use crate::http::close::Close;
 use crate::http::connection::Connection;
 use crate::http::location::Location;
 use crate::http::modules::exchange::{IgnoreHeaders, Settings};
+use crate::http::modules::headers;
 use crate::http::request::Request;
 use crate::http1::Span;
 use crate::http1::chunked::{self, Decoder};
 use crate::http1::framing::BodyLength;
 use crate::http1::header::Known;
 use crate::http1::request::Version;
+use crate::http1::trailer::{TrailerError, Trailers};
 use crate::io::select::{Either, either};
 use crate::io::stream::Failure;
 use crate::io::timer::{self, Wait};
@@ -52,11 +55,15 @@ pub async fn run(
     head::put_head(c, r, family, location, length);
 
     let ahead = r.upstream_bytes.len() - r.upstream_head_len;
+    let mut body = Incoming::new(length);
+    if head::passes_trailers(family, location) {
+        body.keep_trailers();
+    }
     let relay = Relay {
         c,
         upstream,
         settings,
-        body: Incoming::new(length),
+        body,
         buffering: buffering(r, settings),
         queue: VecDeque::new(),
         queued: 0,
@@ -87,7 +94,21 @@ fn buffering(r: &Request, settings: &Settings) -> bool {
 enum Incoming {
     Length(u64),
     Chunked(Decoder),
+    /// Whose trailers are passed on.
+    ChunkedWithTrailers(Decoder, Box<Trailers>),
     UntilClose,
+}
+
+/// What makes a chunked body none.
+enum BadBody {
+    Chunk,
+    Trailer(TrailerError),
+}
+
+impl From<chunked::ChunkError> for BadBody {
+    fn from(_: chunked::ChunkError) -> Self {
+        BadBody::Chunk
+    }
 }
 
 /// The body bytes found in one received piece.
@@ -116,12 +137,32 @@ impl Incoming {
         match self {
             Incoming::Length(left) => *left == 0,
             Incoming::Chunked(decoder) => decoder.is_done(),
+            Incoming::ChunkedWithTrailers(_, trailers) => trailers.is_done(),
             Incoming::UntilClose => false,
         }
     }
 
-    /// Finds body bytes in a piece, from `from` on.
-    fn find(&mut self, piece: &[u8], from: usize) -> Result<Found, chunked::ChunkError> {
+    /// A chunked body's trailers are read, not read over.
+    fn keep_trailers(&mut self) {
+        if let Incoming::Chunked(_) = self {
+            *self = Incoming::ChunkedWithTrailers(Decoder::leaving_trailers(), Box::default());
+        }
+    }
+
+    /// The trailers, once they have been read.
+    fn take_trailers(&mut self) -> Option<Box<Trailers>> {
+        match self {
+            Incoming::ChunkedWithTrailers(_, trailers) if trailers.is_done() => {
+                let trailers = std::mem::take(trailers);
+                *self = Incoming::Length(0);
+                Some(trailers)
+            }
+            _ => None,
+        }
+    }
+
+    /// Finds body bytes in a piece, from `from` on. Trailers must fit in `trailers_max`.
+    fn find(&mut self, piece: &[u8], from: usize, trailers_max: usize) -> Result<Found, BadBody> {
         let mut found = Found { consumed: from, ..Found::default() };
         match self {
             Incoming::UntilClose => {
@@ -144,25 +185,41 @@ impl Incoming {
                 found.consumed = piece.len();
             }
             Incoming::Chunked(decoder) => {
-                while found.consumed < piece.len() && found.spans.len() < SPANS {
-                    let step = decoder.decode(&piece[found.consumed..])?;
-                    if !step.data.is_empty() {
-                        let at = found.consumed;
-                        let data =
-                            Span::new(at + step.data.start as usize, at + step.data.end as usize);
-                        found.bytes += data.len();
-                        found.spans.push(data);
-                    }
-                    found.consumed += step.consumed;
-                    if step.done {
-                        break;
-                    }
-                }
+                found.read_chunks(decoder, piece)?;
                 found.complete = decoder.is_done();
                 found.surplus = found.complete && found.consumed < piece.len();
             }
+            Incoming::ChunkedWithTrailers(decoder, trailers) => {
+                found.read_chunks(decoder, piece)?;
+                if decoder.is_done() {
+                    let rest = piece.get(found.consumed..).unwrap_or_default();
+                    found.consumed +=
+                        trailers.read(rest, trailers_max).map_err(BadBody::Trailer)?;
+                    found.complete = trailers.is_done();
+                    found.surplus = found.complete && found.consumed < piece.len();
+                }
+            }
         }
         Ok(found)
+    }
+}
+
+impl Found {
+    fn read_chunks(&mut self, decoder: &mut Decoder, piece: &[u8]) -> Result<(), BadBody> {
+        while self.consumed < piece.len() && self.spans.len() < SPANS {
+            let step = decoder.decode(&piece[self.consumed..])?;
+            if !step.data.is_empty() {
+                let at = self.consumed;
+                let data = Span::new(at + step.data.start as usize, at + step.data.end as usize);
+                self.bytes += data.len();
+                self.spans.push(data);
+            }
+            self.consumed += step.consumed;
+            if step.done {
+                break;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -220,7 +277,8 @@ impl Relay<'_> {
             return Err(Close::Truncated);
         }
         if at_end && r.response.chunked {
-            self.send(r, &mut [IoSlice::new(chunked::LAST_CHUNK)]).await?;
+            let end = headers::end_of_chunked(self.c, r);
+            self.send(r, &mut [IoSlice::new(&end)]).await?;
         }
         self.flush(r).await?;
         r.response.complete = true;
@@ -238,35 +296,50 @@ impl Relay<'_> {
         let raw = piece.as_slice();
         let mut at = from;
         loop {
-            let Ok(found) = self.body.find(raw, at) else {
-                self.c.action.set(Action::ReadingUpstream);
-                let text = format_args!("upstream sent invalid chunked response");
-                self.c.log(r, Level::Error, text);
-                return Err(Close::Truncated);
+            let mut found = match self.body.find(raw, at, *self.settings.buffer_size) {
+                Ok(found) => found,
+                Err(bad) => {
+                    self.c.action.set(Action::ReadingUpstream);
+                    let text = match &bad {
+                        BadBody::Chunk => "upstream sent invalid chunked response".to_owned(),
+                        BadBody::Trailer(error) => error.to_string(),
+                    };
+                    self.c.log(r, Level::Error, format_args!("{text}"));
+                    return Err(Close::Truncated);
+                }
             };
             at = found.consumed;
+            let (complete, surplus_text) = (self.body.is_complete(), self.surplus_text(r));
+            if let Some(trailers) = self.body.take_trailers() {
+                head::put_trailers(r, self.settings, trailers);
+            }
             if let Some(attempt) = r.attempts.last_mut() {
                 attempt.response_length += found.bytes as u64;
             }
-            let complete = self.body.is_complete();
+            if let Some(window) = &mut r.response.window {
+                found.bytes = window.cut(&mut found.spans);
+            }
             self.send_found(r, raw, &found, complete).await?;
             if complete || at >= raw.len() {
-                if found.surplus {
-                    self.warn_of_surplus(r);
+                if found.surplus
+                    && let Some(text) = surplus_text
+                {
+                    self.c.action.set(Action::ReadingUpstream);
+                    self.c.log(r, Level::Warn, format_args!("{text}"));
                 }
                 return Ok(!found.surplus);
             }
         }
     }
 
-    fn warn_of_surplus(&self, r: &Request) {
-        self.c.action.set(Action::ReadingUpstream);
-        let text = match self.body {
-            Incoming::Chunked(_) => "upstream sent data after final chunk",
-            _ if r.message.is_head() => return,
-            _ => "upstream sent more data than specified in \"Content-Length\" header",
-        };
-        self.c.log(r, Level::Warn, format_args!("{text}"));
+    /// What is said of bytes behind the end.
+    fn surplus_text(&self, r: &Request) -> Option<&'static str> {
+        match self.body {
+            Incoming::Chunked(_) => Some("upstream sent data after final chunk"),
+            Incoming::ChunkedWithTrailers(..) => Some("upstream sent data after trailers"),
+            _ if r.message.is_head() => None,
+            _ => Some("upstream sent more data than specified in \"Content-Length\" header"),
+        }
     }
 
     /// Sends head (if not sent yet), body bytes with their framing, and the end, in one call.
@@ -277,10 +350,14 @@ impl Relay<'_> {
         found: &Found,
         complete: bool,
     ) -> Result<(), Close> {
+        let end = match complete && r.response.chunked {
+            true => headers::end_of_chunked(self.c, r),
+            false => Cow::Borrowed(b"".as_slice()),
+        };
         // The head is taken out for the time that it is borrowed by the call.
         let mut head = std::mem::take(&mut r.response.head);
         let mut chunk_head = [0; 18];
-        let mut slices: SmallVec<[IoSlice<'_>; SPANS + 4]> = SmallVec::new();
+        let mut slices: SmallVec<[IoSlice<'_>; SPANS + 5]> = SmallVec::new();
         let has_data = found.bytes > 0;
         if r.response.chunked && has_data {
             slices.push(IoSlice::new(chunked::chunk_head(found.bytes, &mut chunk_head)));
@@ -289,13 +366,10 @@ impl Relay<'_> {
             slices.extend(found.spans.iter().map(|span| IoSlice::new(span.of(raw))));
         }
         if r.response.chunked {
-            let end: &[u8] = match (has_data, complete) {
-                (true, true) => b"\r\n0\r\n\r\n",
-                (true, false) => b"\r\n",
-                (false, true) => chunked::LAST_CHUNK,
-                (false, false) => b"",
-            };
-            slices.push(IoSlice::new(end));
+            if has_data {
+                slices.push(IoSlice::new(b"\r\n"));
+            }
+            slices.push(IoSlice::new(&end));
         }
         let sent = if r.response.head_sent {
             self.send(r, &mut slices).await
@@ -487,7 +561,7 @@ mod tests {
     use super::*;
 
     fn found(incoming: &mut Incoming, piece: &[u8]) -> (Vec<u8>, Found) {
-        let found = incoming.find(piece, 0).unwrap();
+        let found = incoming.find(piece, 0, 4096).ok().unwrap();
         let data = found.spans.iter().flat_map(|span| span.of(piece).to_vec()).collect();
         (data, found)
     }
@@ -519,7 +593,7 @@ mod tests {
         let (data, first) = found(&mut incoming, &piece);
         assert_eq!(data.len(), SPANS);
         assert!(first.consumed < piece.len());
-        let rest = incoming.find(&piece, first.consumed).unwrap();
+        let rest = incoming.find(&piece, first.consumed, 4096).ok().unwrap();
         assert_eq!((rest.bytes, rest.consumed), (3, piece.len()));
     }
 }

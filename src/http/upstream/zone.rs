@@ -1,0 +1,181 @@
+//! What the whole process knows about an upstream: requests under way at each server, whether it is
+//! well, and with `zone` its failures. Shards share it by atomics; it outlives a reload.
+
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::peer::Failures;
+use crate::http::modules::upstream::Peer;
+
+/// What is known of one upstream.
+#[derive(Debug, Default)]
+pub struct Zone {
+    /// Of the `zone` directive: then shards share failures too.
+    name: Option<Arc<str>>,
+    /// Locked when a set of peers is made, never for a request.
+    peers: Mutex<Vec<Known>>,
+}
+
+#[derive(Debug, Clone)]
+struct Known {
+    /// As `$upstream_addr` shows it. A server written twice is here twice.
+    address: Arc<str>,
+    peer: Arc<SharedPeer>,
+}
+
+/// What is known of one server. On a cache line of its own: neighbours are counted by others.
+#[derive(Debug, Default)]
+#[repr(align(64))]
+pub struct SharedPeer {
+    /// Requests under way on all shards that count them here.
+    active: AtomicUsize,
+    /// An active health check found it ill: it gets no requests.
+    unhealthy: AtomicBool,
+    fails: AtomicU32,
+    accessed_ms: AtomicU64,
+    checked_ms: AtomicU64,
+}
+
+impl Zone {
+    pub fn new(name: Option<Arc<str>>, peers: &[Peer]) -> Self {
+        let zone = Zone { name, peers: Mutex::default() };
+        zone.shared(peers);
+        zone
+    }
+
+    /// `zone name`
+    pub fn name(&self) -> Option<&Arc<str>> {
+        self.name.as_ref()
+    }
+
+    /// What is known of these servers, in their order. The ones that neither this set nor any other
+    /// names are forgotten.
+    pub fn shared(&self, peers: &[Peer]) -> Vec<Arc<SharedPeer>> {
+        let mut known = self.lock();
+        let mut before = std::mem::take(&mut *known);
+        let mut shared = Vec::with_capacity(peers.len());
+        for peer in peers {
+            let at = before.iter().position(|known| known.address == peer.name);
+            let entry = match at {
+                Some(at) => before.remove(at),
+                None => Known { address: Arc::clone(&peer.name), peer: Arc::default() },
+            };
+            shared.push(Arc::clone(&entry.peer));
+            known.push(entry);
+        }
+        known.extend(before.into_iter().filter(|known| Arc::strong_count(&known.peer) > 1));
+        shared
+    }
+
+    /// Every server that is known now, by address, for who looks at all of them.
+    pub fn peers(&self) -> Vec<(Arc<str>, Arc<SharedPeer>)> {
+        let copy = |known: &Known| (Arc::clone(&known.address), Arc::clone(&known.peer));
+        self.lock().iter().map(copy).collect()
+    }
+
+    /// Takes over what an earlier configuration's zone knows of the same addresses.
+    pub fn take_over(&self, old: &Zone) {
+        if self.name != old.name {
+            return;
+        }
+        let mut before = old.lock().clone();
+        for known in self.lock().iter_mut() {
+            if let Some(at) = before.iter().position(|old| old.address == known.address) {
+                *known = before.remove(at);
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Known>> {
+        self.peers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl SharedPeer {
+    pub fn active(&self) -> usize {
+        self.active.load(Ordering::Relaxed)
+    }
+
+    pub fn begin(&self) {
+        self.active.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Every [`SharedPeer::begin`] is ended once.
+    pub fn end(&self) {
+        self.active.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    pub fn is_unhealthy(&self) -> bool {
+        self.unhealthy.load(Ordering::Relaxed)
+    }
+
+    /// Tells whether this is news.
+    pub fn set_unhealthy(&self, unhealthy: bool) -> bool {
+        self.unhealthy.swap(unhealthy, Ordering::Relaxed) != unhealthy
+    }
+
+    pub fn failures(&self) -> Failures {
+        Failures {
+            fails: self.fails.load(Ordering::Relaxed),
+            accessed_ms: self.accessed_ms.load(Ordering::Relaxed),
+            checked_ms: self.checked_ms.load(Ordering::Relaxed),
+        }
+    }
+
+    /// One more failure; gives how many there are.
+    pub fn failed(&self, now_ms: u64) -> u32 {
+        self.accessed_ms.store(now_ms, Ordering::Relaxed);
+        self.checked_ms.store(now_ms, Ordering::Relaxed);
+        self.fails.fetch_add(1, Ordering::Relaxed).saturating_add(1)
+    }
+
+    pub fn checked(&self, now_ms: u64) {
+        self.checked_ms.store(now_ms, Ordering::Relaxed);
+    }
+
+    pub fn forgive(&self) {
+        self.fails.store(0, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn peer(name: &str) -> Peer {
+        Peer { name: name.into(), ..Peer::default() }
+    }
+
+    #[test]
+    fn an_address_stays_the_same_server() {
+        let zone = Zone::new(None, &[peer("a"), peer("b"), peer("a")]);
+        let first = zone.shared(&[peer("a"), peer("b"), peer("a")]);
+        assert!(!Arc::ptr_eq(&first[0], &first[2]));
+        let second = zone.shared(&[peer("c"), peer("a")]);
+        assert!(Arc::ptr_eq(&first[0], &second[1]));
+        // Someone still has the other two.
+        assert_eq!(zone.peers().len(), 4);
+        drop(first);
+        zone.shared(&[peer("c"), peer("a")]);
+        let left: Vec<_> = zone.peers().into_iter().map(|(address, _)| address).collect();
+        assert_eq!(left, ["c".into(), "a".into()]);
+    }
+
+    #[test]
+    fn a_zone_of_the_same_name_knows_what_the_last_one_knew() {
+        let zone = |name: &str| Zone::new(Some(name.into()), &[peer("a"), peer("b")]);
+        let old = zone("z");
+        old.peers()[1].1.failed(7);
+        for (name, fails) in [("z", 1), ("y", 0)] {
+            let new = zone(name);
+            new.take_over(&old);
+            assert_eq!(new.peers()[1].1.failures().fails, fails);
+        }
+    }
+
+    #[test]
+    fn only_a_change_of_health_is_news() {
+        let peer = SharedPeer::default();
+        assert!(peer.set_unhealthy(true) && !peer.set_unhealthy(true) && peer.is_unhealthy());
+    }
+}
