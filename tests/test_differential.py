@@ -94,7 +94,6 @@ SERVERS = """
 
 # What may differ: (the reason, when it is meant).
 
-
 def asks(pattern: bytes) -> Callable[[Difference], bool]:
     """The stream holds this, anywhere."""
     return lambda difference: bool(re.search(pattern, difference.case.stream, re.MULTILINE))
@@ -145,7 +144,9 @@ def servers(binary: Binary, tmp_path: Path):
         for file, text in {"a.txt": "0123456789", "try/f.txt": "file", "b.c": "no type"}.items():
             (root / file).write_text(text)
             os.utime(root / file, (1_700_000_000, 1_700_000_000))
-        text = CONFIGURATION.format(servers="".join(SERVERS.format(n=n, c=chr(ord("a") + n)) for n in range(LANES)))
+        text = CONFIGURATION.format(
+            servers="".join(SERVERS.format(n=n, c=chr(ord("a") + n)) for n in range(LANES))
+        )
         # In Debian's nginx these two have other defaults, and the order is the configuration's.
         level = 'proxy_set_header Host $proxy_host; proxy_set_header Connection "";'
         values = {f"upstream{n}": port for n, port in enumerate(upstreams)}

@@ -261,9 +261,7 @@ def test_h2c_may_be_allowed(location):
 FORBIDDEN = "location /forbidden { return 403; }"
 
 
-@pytest.mark.parametrize(
-    "refusal", [response(b"no"), response(b"no", "Upgrade: websocket", status="426 Upgrade Required")]
-)
+@pytest.mark.parametrize("refusal", [response(b"no"), response(b"no", "Upgrade: websocket", status="426 Upgrade Required")])
 def test_a_request_behind_a_refused_handshake_meets_its_own_location(location, refusal):
     proxy, server = location(TUTORIAL, note, send(refusal), to_end, more=FORBIDDEN)
     wire = proxy.connect()
@@ -355,9 +353,7 @@ def test_websocket_on_needs_no_other_line(short, version):
 
 
 @ringx_only("nginx has no websocket")
-@pytest.mark.parametrize(
-    "fields", [[], ["Upgrade: foo/1", "Connection: Upgrade"], H2C[:2], ["Upgrade: websocket, h2c"]]
-)
+@pytest.mark.parametrize("fields", [[], ["Upgrade: foo/1", "Connection: Upgrade"], H2C[:2], ["Upgrade: websocket, h2c"]])
 def test_websocket_on_leaves_other_requests_alone(short, fields):
     proxy, server = short("proxy_http_version 1.0;")
     assert proxy.ask(asking(*fields)).body == b"plain"
