@@ -15,6 +15,8 @@ pub mod special_response;
 
 pub mod response;
 
+pub mod pace;
+
 pub mod body;
 
 pub mod value;

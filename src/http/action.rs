@@ -15,6 +15,8 @@ pub enum Action {
     SendingRequestToUpstream,
     ReadingUpstreamHead,
     ReadingUpstream,
+    /// A server's response, by nginx's words for the upstream module.
+    SendingToClient,
     ProxyingUpgraded,
     Keepalive,
     ClosingRequest,
@@ -34,6 +36,7 @@ impl Action {
             Action::SendingRequestToUpstream => "sending request to upstream",
             Action::ReadingUpstreamHead => "reading response header from upstream",
             Action::ReadingUpstream => "reading upstream",
+            Action::SendingToClient => "sending to client",
             Action::ProxyingUpgraded => "proxying upgraded connection",
             Action::Keepalive => "keepalive",
             Action::ClosingRequest => "closing request",

@@ -108,19 +108,24 @@ pub fn is_announced(r: &Request) -> bool {
     }
 }
 
-/// Whether of a chunked body that nothing has been taken of all came with the head, or enough to tell
-/// that it is none.
-pub fn is_all_here(r: &Request) -> bool {
+/// Whether all of the body came with the head, or enough of a chunked one to tell that it is none:
+/// there is nothing to wait for.
+pub fn is_here(r: &Request) -> bool {
     let mut ahead = r.buffer.as_slice().get(r.head_len..).unwrap_or_default();
-    let mut decoder = Decoder::default();
-    while !ahead.is_empty() {
-        match decoder.decode(ahead) {
-            Ok(step) if step.done => return true,
-            Ok(step) => ahead = &ahead[step.consumed..],
-            Err(_) => return true,
+    match r.head.body {
+        BodyLength::None | BodyLength::UntilClose => true,
+        BodyLength::Length(n) => ahead.len() as u64 >= n,
+        BodyLength::Chunked => {
+            let mut decoder = Decoder::default();
+            while let Ok(step) = decoder.decode(ahead) {
+                if step.done || step.consumed == 0 {
+                    return step.done;
+                }
+                ahead = ahead.get(step.consumed..).unwrap_or_default();
+            }
+            true
         }
     }
-    false
 }
 
 /// Starts reading: says `100 Continue` to who waits for it, and takes over what came with the head.
@@ -406,6 +411,16 @@ pub enum After {
     Kept,
 }
 
+/// Why there is no temporary file.
+#[derive(Debug, thiserror::Error)]
+#[error("{call} \"{}\" failed", path.display())]
+pub struct NotCreated {
+    /// The system call.
+    call: &'static str,
+    path: PathBuf,
+    pub error: io::Error,
+}
+
 /// One number for the whole process, as the names must differ between shards. Touched only when a
 /// body does not fit into memory.
 static NEXT_NUMBER: AtomicU64 = AtomicU64::new(1);
@@ -418,6 +433,23 @@ impl TempFile {
 
     /// Makes `PATH/…/0000000001`; the level directories are the number's last digits.
     pub fn create_for(temp: &TempPath, after: After) -> io::Result<Self> {
+        let (file, path) = Self::open(temp).map_err(|failed| failed.error)?;
+        if after == After::Nameless {
+            std::fs::remove_file(&path)?;
+        }
+        Ok(TempFile { file, path, len: 0, after })
+    }
+
+    /// Makes such a file without a name: it lives as long as it is open. The path is where it was.
+    pub fn create_unlinked(temp: &TempPath) -> Result<(File, PathBuf), NotCreated> {
+        let (file, path) = Self::open(temp)?;
+        match std::fs::remove_file(&path) {
+            Ok(()) => Ok((file, path)),
+            Err(error) => Err(NotCreated { call: "unlink()", path, error }),
+        }
+    }
+
+    fn open(temp: &TempPath) -> Result<(File, PathBuf), NotCreated> {
         loop {
             let name = format!("{:010}", NEXT_NUMBER.fetch_add(1, Ordering::Relaxed));
             let mut directory = temp.path.clone();
@@ -434,20 +466,16 @@ impl TempFile {
                 Err(e) if e.kind() == io::ErrorKind::NotFound => {
                     std::os::unix::fs::DirBuilderExt::mode(&mut std::fs::DirBuilder::new(), 0o700)
                         .recursive(true)
-                        .create(&directory)?;
+                        .create(&directory)
+                        .map_err(|error| NotCreated { call: "mkdir()", path: directory, error })?;
                     open()
                 }
                 opened => opened,
             };
             match file {
-                Ok(file) => {
-                    if after == After::Nameless {
-                        std::fs::remove_file(&path)?;
-                    }
-                    return Ok(TempFile { file, path, len: 0, after });
-                }
+                Ok(file) => return Ok((file, path)),
                 Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
-                Err(e) => return Err(e),
+                Err(error) => return Err(NotCreated { call: "open()", path, error }),
             }
         }
     }

@@ -108,14 +108,17 @@ pub struct Response {
     pub is_bodiless: bool,
     /// The response is complete on the wire.
     pub complete: bool,
+    /// Bytes a second, by `set $limit_rate` or X-Accel-Limit-Rate in place of `limit_rate`; 0 is no
+    /// limit.
+    pub limit_rate: Option<u64>,
+    /// How fast the response under way goes, when that is limited.
+    pub pace: Option<super::pace::Pace>,
     /// Kept from a `return 30x` for the response to come.
     pub location: Option<Vec<u8>>,
     /// Kept from an upstream's response that is not passed on, for the one that is.
     pub kept: Kept,
     /// Of the upstream's body only this is sent.
     pub window: Option<Window>,
-    /// Bytes a second, as an upstream's `X-Accel-Limit-Rate` says; zero: no limit.
-    pub limit_rate: Option<u64>,
 }
 
 /// Headers of a response that was given up.
@@ -282,11 +285,12 @@ impl Response {
         self.chunked = false;
         self.is_bodiless = false;
         self.complete = false;
+        self.limit_rate = None;
+        self.pace = None;
         self.location = None;
         self.kept.content_type = None;
         self.kept.lines.clear();
         self.window = None;
-        self.limit_rate = None;
     }
 
     /// `$body_bytes_sent`

@@ -11,7 +11,7 @@ use super::close::Close;
 use super::connection::{self, Connection};
 use super::modules::{core, headers};
 use super::request::Request;
-use super::{special_response, value};
+use super::{pace, special_response, value};
 use crate::http1::request::Version;
 use crate::http1::{chunked, encode};
 
@@ -152,6 +152,7 @@ pub fn begin(c: &Connection, r: &mut Request, head: &Head<'_>) {
         encode::header(b"Location", location, &mut out);
     }
     r.response.head = out;
+    r.response.pace = pace::of_response(c, r);
 }
 
 /// Whether a Location of ringx's own making gets scheme and host: `absolute_redirect`.
@@ -218,8 +219,14 @@ pub async fn send_head(
     slices.push(IoSlice::new(&r.response.head[..head]));
     push_body(&mut slices, body, r.response.chunked, &mut chunk_head);
     let limit = *c.settings(r).core.send_timeout;
-    let (sent, result) = c.stream.send_all(&mut slices, limit).await;
+    let mut pace = r.response.pace;
+    let moved = r.response.bytes_sent;
+    let (sent, result) = match &mut pace {
+        None => c.stream.send_all(&mut slices, limit).await,
+        Some(pace) => pace::send_all(&c.stream, pace, moved, &mut slices, limit).await,
+    };
     drop(slices);
+    r.response.pace = pace;
     r.response.head_sent = true;
     r.response.bytes_sent += sent;
     r.response.head_bytes += sent.min(head as u64);
@@ -237,7 +244,11 @@ pub async fn send_body(
     let mut slices: Slices<'_> = SmallVec::new();
     push_body(&mut slices, body, r.response.chunked, &mut chunk_head);
     let limit = *c.settings(r).core.send_timeout;
-    let (sent, result) = c.stream.send_all(&mut slices, limit).await;
+    let moved = r.response.bytes_sent;
+    let (sent, result) = match &mut r.response.pace {
+        None => c.stream.send_all(&mut slices, limit).await,
+        Some(pace) => pace::send_all(&c.stream, pace, moved, &mut slices, limit).await,
+    };
     r.response.bytes_sent += sent;
     Ok(result?)
 }

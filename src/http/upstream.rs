@@ -5,6 +5,8 @@ pub mod balance;
 pub mod dynamic;
 pub mod exchange;
 pub mod head;
+pub mod local;
+pub mod outgoing;
 pub mod peer;
 pub mod pool;
 pub mod protocol;

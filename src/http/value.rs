@@ -211,6 +211,11 @@ pub fn append(variable: &Variable, c: &Connection, r: &Request, out: &mut Vec<u8
                 Version::Http11 => b"HTTP/1.1",
             },
         ),
+        Variable::LimitRate => {
+            let response = &r.response;
+            let in_force = response.pace.as_ref().map(super::pace::Pace::rate);
+            number(out, in_force.or(response.limit_rate).unwrap_or_default())
+        }
         Variable::Status => {
             let _ = write!(Text(out), "{:03}", r.response.status);
             true

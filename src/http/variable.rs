@@ -80,6 +80,7 @@ pub enum Variable {
     // The request.
     Args,
     IsArgs,
+    LimitRate,
     BinaryRemoteAddr,
     BodyBytesSent,
     BytesSent,
@@ -191,6 +192,7 @@ pub const FIXED: &[(&str, Variable)] = &[
     ("https", Variable::Https),
     ("is_args", Variable::IsArgs),
     ("is_request_port", Variable::IsRequestPort),
+    ("limit_rate", Variable::LimitRate),
     ("msec", Variable::Msec),
     ("nginx_version", Variable::NginxVersion),
     ("pid", Variable::Pid),
@@ -453,6 +455,7 @@ struct SlotName {
 pub enum Settable {
     Slot(VariableSlot),
     Args,
+    LimitRate,
 }
 
 impl Names {
@@ -514,7 +517,9 @@ impl Names {
         for (group, name) in named {
             match self.make(&name)? {
                 Settable::Slot(slot) => regex.named.push((group, slot)),
-                Settable::Args => return fault!("a group cannot set the \"{name}\" variable"),
+                Settable::Args | Settable::LimitRate => {
+                    return fault!("a group cannot set the \"{name}\" variable");
+                }
             }
         }
         Ok(regex)
@@ -525,6 +530,7 @@ impl Names {
         let name = name.to_ascii_lowercase();
         match fixed(&name) {
             Some(Variable::Args) => return Ok(Settable::Args),
+            Some(Variable::LimitRate) => return Ok(Settable::LimitRate),
             Some(_) => return fault!("the duplicate \"{name}\" variable"),
             None => {}
         }
@@ -583,7 +589,6 @@ const NOT_SUPPORTED: &[&str] = &[
     "http3",
     "invalid_referer",
     "limit_conn_status",
-    "limit_rate",
     "limit_req_status",
     "modern_browser",
     "msie",

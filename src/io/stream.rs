@@ -42,6 +42,76 @@ impl From<Expired> for Failure {
     }
 }
 
+/// A socket that is about to be connected.
+#[derive(Debug)]
+pub struct NewSocket {
+    socket: Socket,
+    peer: SockAddr,
+}
+
+/// The option that would let a socket have an address of another host, and why it does not.
+#[derive(Debug)]
+pub struct Transparent {
+    pub name: &'static str,
+    pub error: io::Error,
+}
+
+impl NewSocket {
+    pub fn to(address: &Address) -> io::Result<Self> {
+        let (domain, peer) = match address {
+            Address::Inet(address) => (Domain::for_address(*address), SockAddr::from(*address)),
+            Address::Unix(path) => (Domain::UNIX, SockAddr::unix(path)?),
+        };
+        let socket = Socket::new(domain, Type::STREAM.nonblocking().cloexec(), None)?;
+        Ok(NewSocket { socket, peer })
+    }
+
+    /// Bytes.
+    pub fn set_receive_buffer(&self, size: usize) -> io::Result<()> {
+        self.socket.set_recv_buffer_size(size)
+    }
+
+    /// Bytes.
+    pub fn set_send_buffer(&self, size: usize) -> io::Result<()> {
+        self.socket.set_send_buffer_size(size)
+    }
+
+    /// Lets it be bound to an address that is not this host's (`IP_TRANSPARENT`).
+    pub fn set_transparent(&self) -> Result<(), Transparent> {
+        let (name, set) = if self.peer.is_ipv6() {
+            ("IPV6_TRANSPARENT", self.socket.set_ip_transparent_v6(true))
+        } else {
+            ("IP_TRANSPARENT", self.socket.set_ip_transparent_v4(true))
+        };
+        set.map_err(|error| Transparent { name, error })
+    }
+
+    /// Gives it a local address. When the port is left to the kernel, that chooses with a view to
+    /// the peer's address, so that many connections can share a port (`IP_BIND_ADDRESS_NO_PORT`).
+    pub fn bind(&self, address: std::net::SocketAddr) -> io::Result<()> {
+        if address.port() == 0 && !self.peer.is_unix() {
+            let on: libc::c_int = 1;
+            #[allow(unsafe_code)]
+            // SAFETY: the option's value is the integer pointed to, which outlives the call. A kernel
+            // without the option has fewer ports to give, no more.
+            unsafe {
+                libc::setsockopt(
+                    self.socket.as_raw_fd(),
+                    libc::IPPROTO_IP,
+                    libc::IP_BIND_ADDRESS_NO_PORT,
+                    (&raw const on).cast(),
+                    size_of::<libc::c_int>() as libc::socklen_t,
+                );
+            }
+        }
+        self.socket.bind(&address.into())
+    }
+
+    pub async fn connect(self, limit: Duration) -> Result<Stream, Failure> {
+        Stream::connect_socket(self, limit).await
+    }
+}
+
 /// A non-blocking stream socket on the shard's ring, with its timer.
 ///
 /// monoio's `TcpStream` is used for every stream: the operations it makes (recv, poll) are those of
@@ -68,13 +138,12 @@ impl Stream {
     /// Connects, waiting at most `limit`. Never blocks the ring thread: a full unix backlog is
     /// `EAGAIN` at once.
     pub async fn connect(address: &Address, limit: Duration) -> Result<Self, Failure> {
-        let (domain, address) = match address {
-            Address::Inet(address) => (Domain::for_address(*address), SockAddr::from(*address)),
-            Address::Unix(path) => (Domain::UNIX, SockAddr::unix(path)?),
-        };
-        let socket = Socket::new(domain, Type::STREAM.nonblocking().cloexec(), None)?;
-        let connected = socket.connect(&address);
-        let stream = Stream::new(socket.into())?;
+        NewSocket::to(address)?.connect(limit).await
+    }
+
+    async fn connect_socket(new: NewSocket, limit: Duration) -> Result<Self, Failure> {
+        let connected = new.socket.connect(&new.peer);
+        let stream = Stream::new(new.socket.into())?;
         match connected {
             Ok(()) => return Ok(stream),
             Err(e) if e.raw_os_error() == Some(libc::EINPROGRESS) => {}

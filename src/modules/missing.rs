@@ -36,8 +36,6 @@ pub const DIRECTIVES: &[Directive<Build>] = &[
     Directive::refused("limit_conn_dry_run", LIMIT),
     Directive::refused("limit_conn_log_level", LIMIT),
     Directive::refused("limit_conn_status", LIMIT),
-    Directive::refused("limit_rate", LIMIT).unless("0"),
-    Directive::refused("limit_rate_after", LIMIT).unless("0"),
     Directive::refused("gzip", COMPRESSION).unless("off"),
     Directive::refused("gzip_buffers", COMPRESSION),
     Directive::refused("gzip_comp_level", COMPRESSION),

@@ -13,6 +13,7 @@ use crate::config::directive::{Contexts, Count, Directive};
 use crate::config::setting::{List, Own, Setting};
 use crate::config::value::{self, Args};
 use crate::http::draft::Kind;
+use crate::http::pace::Size;
 use crate::http::server;
 use crate::http::variable::{Part, Template, Variable};
 use crate::modules::{Build, process};
@@ -75,6 +76,9 @@ pub struct Settings {
     pub internal: Setting<bool>,
     /// Conditions under which a 103 is passed on.
     pub early_hints: List<Template>,
+    /// Bytes a second; 0 is no limit.
+    pub limit_rate: Setting<Size>,
+    pub limit_rate_after: Setting<Size>,
     pub error_log: List<crate::error_log::Target>,
 }
 
@@ -235,7 +239,7 @@ impl Settings {
             msie_refresh, disable_symlinks, root, types, default_type, index, etag, if_modified_since, max_ranges,
             log_not_found, error_page, recursive_error_pages, server_tokens, chunked_transfer_encoding,
             absolute_redirect, server_name_in_redirect, port_in_redirect, msie_padding, internal,
-            early_hints, error_log);
+            early_hints, limit_rate, limit_rate_after, error_log);
     }
 }
 
@@ -452,6 +456,22 @@ pub const DIRECTIVES: &[Directive<Build>] = &[
             "Buffers for request heads that outgrow the first one; no line may be longer than one.",
         )
         .set(|b, args| args.fill(&mut b.level().core.large_client_header_buffers, buffers)),
+    Directive::new("limit_rate", LEVELS, ONE)
+        .syntax("rate")
+        .default("0")
+        .doc("How many bytes of a response are sent a second; 0 is no limit.")
+        .set(|b, args| {
+            let rate = Size::parse(b, args)?;
+            args.fill(&mut b.level().core.limit_rate, |_| Ok(rate))
+        }),
+    Directive::new("limit_rate_after", LEVELS, ONE)
+        .syntax("size")
+        .default("0")
+        .doc("How many bytes of a response are sent before `limit_rate` applies.")
+        .set(|b, args| {
+            let size = Size::parse(b, args)?;
+            args.fill(&mut b.level().core.limit_rate_after, |_| Ok(size))
+        }),
     Directive::new("lingering_close", HTTP_SERVER_LOCATION, ONE)
         .syntax("off | on | always")
         .default("on")

@@ -1,6 +1,7 @@
 //! What `proxy_*` and `uwsgi_*` have in common: one upstream exchange, two protocols. The rows of
 //! both families are made from one list here.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,7 +9,9 @@ use super::core::{Buffers, TempPath};
 use crate::config::diagnostic::{Fault, Outcome, fault};
 use crate::config::setting::{List, Setting, inherit};
 use crate::config::value::Args;
+use crate::http::pace;
 use crate::http::server::UpstreamId;
+use crate::http::upstream::local;
 use crate::http::variable::Template;
 use crate::modules::Build;
 
@@ -37,6 +40,13 @@ pub struct Settings {
     pub pass_request_body: Setting<bool>,
     pub socket_keepalive: Setting<bool>,
     pub force_ranges: Setting<bool>,
+    /// Bytes; `None`: the system's.
+    pub socket_rcvbuf: Setting<Option<usize>>,
+    pub socket_sndbuf: Setting<Option<usize>>,
+    /// `None`: the system chooses the local address.
+    pub bind: Setting<Option<Bind>>,
+    /// Bytes a second read of a response; 0 is no limit.
+    pub limit_rate: Setting<pace::Size>,
     /// Names, lower case.
     pub hide_header: List<Box<[u8]>>,
     pub pass_header: List<Box<[u8]>>,
@@ -45,6 +55,25 @@ pub struct Settings {
     /// Response headers not passed on: the family's defaults and `hide_header`, without
     /// `pass_header`. Lower case and sorted; made once when the level is complete.
     pub hidden: Arc<[Box<[u8]>]>,
+}
+
+/// `*_bind address[:port] [transparent];`
+#[derive(Debug, Clone)]
+pub struct Bind {
+    pub address: BindAddress,
+    /// The address may be another host's.
+    pub is_transparent: bool,
+}
+
+#[derive(Debug, Clone)]
+pub enum BindAddress {
+    Fixed {
+        /// Port 0: any.
+        address: SocketAddr,
+        /// As written.
+        text: Arc<str>,
+    },
+    Template(Template),
 }
 
 /// Conditions of `*_next_upstream`: a set of words.
@@ -107,8 +136,8 @@ impl Settings {
         inherit!(self, outer: connect_timeout, send_timeout, read_timeout, buffering, request_buffering,
             buffer_size, buffers, busy_buffers_size, max_temp_file_size, temp_file_write_size, temp_path,
             next_upstream, next_upstream_tries, next_upstream_timeout, ignore_client_abort,
-            intercept_errors, pass_request_headers, pass_request_body, socket_keepalive, force_ranges, hide_header,
-            pass_header, ignore_headers);
+            intercept_errors, pass_request_headers, pass_request_body, socket_keepalive, force_ranges,
+            socket_rcvbuf, socket_sndbuf, bind, limit_rate, hide_header, pass_header, ignore_headers);
     }
 }
 
@@ -136,10 +165,26 @@ macro_rules! rows {
         use $crate::config::value::Args;
         use $crate::http::modules::core::{buffers, temp_path};
         use $crate::http::modules::exchange;
+        use $crate::http::pace;
         const LEVELS: Contexts = Contexts::HTTP_SERVER_LOCATION;
         const ONE: Count = Count::Exactly(1);
         const MANY: Count = Count::AtLeast(1);
         &[
+            Directive::new(concat!($prefix, "bind"), LEVELS, Count::Between(1, 2))
+                .syntax("address[:port] [transparent] | off")
+                .default("off")
+                .doc(
+                    "The local address of connections to servers. `transparent`: it may be another \
+                      host's, such as `$remote_addr`.",
+                )
+                .differs(
+                    "`transparent` takes CAP_NET_RAW, which is given up with `user`: run as root, or \
+                      start with the capability as the user.",
+                )
+                .set(|b, args| {
+                    let bind = exchange::bind(b, args)?;
+                    args.fill(&mut b.level().$module.exchange.bind, |_| Ok(bind))
+                }),
             Directive::new(concat!($prefix, "buffer_size"), LEVELS, ONE)
                 .syntax("size")
                 .default("4k")
@@ -208,6 +253,17 @@ macro_rules! rows {
                 .doc("Whether `error_page` applies to responses from 300 on.")
                 .set(|b, args| {
                     args.fill(&mut b.level().$module.exchange.intercept_errors, Args::flag)
+                }),
+            Directive::new(concat!($prefix, "limit_rate"), LEVELS, ONE)
+                .syntax("rate")
+                .default("0")
+                .doc(
+                    "How many bytes of a response are read a second; 0 is no limit. Only with \
+                      buffering.",
+                )
+                .set(|b, args| {
+                    let rate = pace::Size::parse(b, args)?;
+                    args.fill(&mut b.level().$module.exchange.limit_rate, |_| Ok(rate))
                 }),
             Directive::new(concat!($prefix, "max_temp_file_size"), LEVELS, ONE)
                 .syntax("size")
@@ -289,6 +345,22 @@ macro_rules! rows {
                 .set(|b, args| {
                     args.fill(&mut b.level().$module.exchange.socket_keepalive, Args::flag)
                 }),
+            Directive::new(concat!($prefix, "socket_rcvbuf"), LEVELS, ONE)
+                .syntax("size")
+                .doc("The receive buffer (SO_RCVBUF) of sockets to servers; the system's when absent.")
+                .set(|b, args| {
+                    args.fill(&mut b.level().$module.exchange.socket_rcvbuf, |args| {
+                        args.size().map(Some)
+                    })
+                }),
+            Directive::new(concat!($prefix, "socket_sndbuf"), LEVELS, ONE)
+                .syntax("size")
+                .doc("The send buffer (SO_SNDBUF) of sockets to servers; the system's when absent.")
+                .set(|b, args| {
+                    args.fill(&mut b.level().$module.exchange.socket_sndbuf, |args| {
+                        args.size().map(Some)
+                    })
+                }),
             Directive::new(concat!($prefix, "temp_file_write_size"), LEVELS, ONE)
                 .syntax("size")
                 .doc("How much is written to a temporary file at once; two buffers when absent.")
@@ -305,25 +377,33 @@ macro_rules! rows {
                     let path = temp_path(b, args)?;
                     args.fill(&mut b.level().$module.exchange.temp_path, |_| Ok(path))
                 }),
-            Directive::refused(
-                concat!($prefix, "bind"),
-                "connections leave from the system's choice of address",
-            )
-            .unless("off"),
-            Directive::refused(concat!($prefix, "limit_rate"), "reading is not slowed down")
-                .unless("0"),
-            Directive::refused(
-                concat!($prefix, "socket_rcvbuf"),
-                "socket buffers are sized by the system",
-            ),
-            Directive::refused(
-                concat!($prefix, "socket_sndbuf"),
-                "socket buffers are sized by the system",
-            ),
         ]
     }};
 }
 pub(crate) use rows;
+
+/// `address[:port] [transparent]`, or `off`.
+pub fn bind(b: &mut Build, args: Args<'_>) -> Outcome<Option<Bind>> {
+    let text = args.at(0);
+    if args.len() == 1 && text == "off" {
+        return Ok(None);
+    }
+    let template = b.http.names.template(text)?;
+    let address = if template.has_variables() {
+        BindAddress::Template(template)
+    } else {
+        match local::parse(text) {
+            Some(address) => BindAddress::Fixed { address, text: text.into() },
+            None => return fault!("invalid address \"{text}\""),
+        }
+    };
+    let is_transparent = match args.all().get(1).map(String::as_str) {
+        None => false,
+        Some("transparent") => true,
+        Some(other) => return fault!("invalid parameter \"{other}\""),
+    };
+    Ok(Some(Bind { address, is_transparent }))
+}
 
 pub fn header_name(args: Args<'_>) -> Box<[u8]> {
     args.at(0).to_ascii_lowercase().into_bytes().into()
@@ -384,10 +464,26 @@ pub fn bits(b: &mut Build, args: Args<'_>, words: &[(&str, u16)], before: u16) -
 }
 
 impl Settings {
+    fn largest_buffer(&self) -> usize {
+        self.buffers.size.max(*self.buffer_size)
+    }
+
+    /// `*_busy_buffers_size`: bytes that may be on their way to the client.
+    pub fn busy_size(&self) -> usize {
+        self.busy_buffers_size.unwrap_or(self.largest_buffer().saturating_mul(2))
+    }
+
+    /// `*_temp_file_write_size`: bytes written to a temporary file at once.
+    pub fn write_size(&self) -> usize {
+        self.temp_file_write_size.unwrap_or(self.largest_buffer().saturating_mul(2))
+    }
+
     /// Sizes that follow from others when absent, and sets that are empty then.
     pub fn fill_absent(&mut self) {
         self.busy_buffers_size = Setting::of(None);
         self.temp_file_write_size = Setting::of(None);
+        self.socket_rcvbuf = Setting::of(None);
+        self.socket_sndbuf = Setting::of(None);
         self.ignore_headers = Setting::of(IgnoreHeaders::default());
     }
 
@@ -398,12 +494,12 @@ impl Settings {
         if buffers.number < 2 {
             return fault!("there must be at least 2 \"{family}_buffers\"");
         }
-        let largest = buffers.size.max(*self.buffer_size);
+        let largest = self.largest_buffer();
         let at_least = format!(
             "must be equal to or greater than the maximum of the value of \"{family}_buffer_size\" \
              and one of the \"{family}_buffers\""
         );
-        let busy = self.busy_buffers_size.unwrap_or(largest.saturating_mul(2));
+        let busy = self.busy_size();
         if busy < largest {
             return fault!("\"{family}_busy_buffers_size\" {at_least}");
         }
@@ -413,8 +509,7 @@ impl Settings {
                  \"{family}_buffers\" minus one buffer"
             );
         }
-        let write = self.temp_file_write_size.unwrap_or(largest.saturating_mul(2));
-        if write < largest {
+        if self.write_size() < largest {
             return fault!("\"{family}_temp_file_write_size\" {at_least}");
         }
         let max = *self.max_temp_file_size;

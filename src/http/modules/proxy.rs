@@ -36,6 +36,8 @@ pub struct Settings {
 
     /// Whether cookies are looked at.
     pub rewrites_cookies: bool,
+    /// Read for its check; there is nothing like it on Linux.
+    pub send_lowat: Setting<usize>,
 
     /// The request lines that this level sends, made once from `set_header` and the defaults.
     pub head: Arc<HeadPlan>,
@@ -93,7 +95,7 @@ impl Settings {
     pub fn inherit(&mut self, outer: &Self) {
         self.exchange.inherit(&outer.exchange);
         inherit!(self, outer: http_version, method, set_header, set_body, redirect, cookie_domain,
-            cookie_path, cookie_flags, pass_trailers);
+            cookie_path, cookie_flags, pass_trailers, send_lowat);
         self.rewrites_cookies = !(self.cookie_domain.0.is_empty()
             && self.cookie_path.0.is_empty()
             && self.cookie_flags.is_empty());
@@ -212,9 +214,21 @@ pub const DIRECTIVES: &[Directive<Build>] = &[
             let value = b.http.names.template(args.at(1))?;
             b.level().proxy.set_header.add(SetHeader { name: args.at(0).into(), value })
         }),
+    Directive::new("proxy_send_lowat", LEVELS, ONE)
+        .syntax("size")
+        .default("0")
+        .doc("How little a send buffer may have to take, on systems other than Linux.")
+        .differs("it is taken with a warning, as by nginx on Linux.")
+        .set(|b, args| {
+            args.fill(&mut b.level().proxy.send_lowat, |args| args.size())?;
+            if *b.level().proxy.send_lowat > 0 {
+                let text = "\"proxy_send_lowat\" is not supported, ignored";
+                b.warn(Some(args.place()), text.to_owned());
+            }
+            Ok(())
+        }),
     Directive::no_effect("proxy_headers_hash_bucket_size", LEVELS, ONE, "tables size themselves"),
     Directive::no_effect("proxy_headers_hash_max_size", LEVELS, ONE, "tables size themselves"),
-    Directive::no_effect("proxy_send_lowat", LEVELS, ONE, "Linux has no such limit"),
 ];
 
 /// Response headers not passed on unless `proxy_pass_header` says so.

@@ -34,6 +34,10 @@ pub enum Step {
     SetArgs {
         value: Template,
     },
+    /// `set $limit_rate value;`
+    SetLimitRate {
+        value: Template,
+    },
     Rewrite(Arc<Rewrite>),
     Break,
     /// `if (condition) { … }`: the block is an unnamed location with steps of its own.
@@ -142,7 +146,7 @@ pub const DIRECTIVES: &[Directive<Build>] = &[
     Directive::new("set", STEPS, Count::Exactly(2))
         .syntax("$variable value")
         .doc("Gives a variable a value.")
-        .differs("of the built-in variables only `$args` can be set.")
+        .differs("of the built-in variables only `$args` and `$limit_rate` can be set.")
         .set(|b, args| {
             let Some(name) = args.at(0).strip_prefix('$').filter(|name| !name.is_empty()) else {
                 return fault!("invalid variable name \"{}\"", args.at(0));
@@ -152,6 +156,7 @@ pub const DIRECTIVES: &[Directive<Build>] = &[
             let set = match variable {
                 Settable::Slot(slot) => Step::Set { slot, value },
                 Settable::Args => Step::SetArgs { value },
+                Settable::LimitRate => Step::SetLimitRate { value },
             };
             step(b, set);
             Ok(())

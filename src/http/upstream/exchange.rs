@@ -12,7 +12,7 @@ use super::dynamic::{self, Target};
 use super::peer::{Active, Member};
 use super::pool::UpstreamConnection;
 use super::protocol::{self, BodyForm, Destination};
-use super::{Attempt, Group, head, relay};
+use super::{Attempt, Group, head, local, relay};
 use crate::clock;
 use crate::error_log::{Level, escape};
 use crate::http::action::Action;
@@ -36,7 +36,7 @@ use crate::http1::response::{self, Form, NO_VALID_HEADER};
 use crate::http1::uri::unescape;
 use crate::http1::{Progress, chunked, encode};
 use crate::io::select::{Either, either};
-use crate::io::stream::{Address, Failure};
+use crate::io::stream::{Address, Failure, NewSocket};
 use crate::io::timer::{self, Wait};
 use crate::io::{Buffer, Stream};
 
@@ -187,15 +187,17 @@ async fn run(c: &Connection, r: &mut Request, family: Family) -> Result<Outcome,
 
 /// Whether the body goes out as it comes in. A chunked one needs a protocol that can say so.
 fn streams_body(exchange: &Exchange<'_>, r: &Request) -> bool {
-    if *exchange.settings.request_buffering || !body::is_announced(r) || r.body.is_started() {
+    if *exchange.settings.request_buffering
+        || !body::is_announced(r)
+        || r.body.is_started()
+        || body::is_here(r)
+    {
         return false;
     }
     let proxy = &exchange.location.settings.proxy;
     match (exchange.family, r.head.body) {
         (Family::Proxy, _) if proxy.set_body.is_some() => false,
-        (Family::Proxy, BodyLength::Chunked) => {
-            *proxy.http_version == HttpVersion::Http11 && !body::is_all_here(r)
-        }
+        (Family::Proxy, BodyLength::Chunked) => *proxy.http_version == HttpVersion::Http11,
         (Family::Uwsgi, BodyLength::Chunked) => false,
         _ => true,
     }
@@ -490,12 +492,29 @@ impl Exchange<'_> {
             || proxy.head.overrides_length
     }
 
-    async fn connect(&self, r: &Request, peer: &Peer) -> Result<Stream, NoAnswer> {
+    /// Whether a client that leaves does not end the exchange. One whose request body is still being
+    /// read is found gone by that.
+    fn ignores_abort(&self, r: &Request) -> bool {
+        *self.settings.ignore_client_abort || (self.streams && !r.body.is_done())
+    }
+
+    async fn connect(&self, r: &mut Request, peer: &Peer) -> Result<Stream, NoAnswer> {
         let address = match &peer.address {
             PeerAddress::Inet(address) => Address::Inet(*address),
             PeerAddress::Unix(path) => Address::Unix(path.clone()),
         };
-        match Stream::connect(&address, *self.settings.connect_timeout).await {
+        let connected = match NewSocket::to(&address) {
+            Ok(socket) => {
+                if let Err(failed) = local::prepare(self.c, r, self.settings, &socket) {
+                    self.c.log_errno(r, failed.level, format_args!("{failed}"), &failed.error);
+                    return Err(NoAnswer::Client(BodyError::Status(500)));
+                }
+                let connect = socket.connect(*self.settings.connect_timeout);
+                watching_client(self.c, r, connect, self.ignores_abort(r)).await?
+            }
+            Err(e) => Err(Failure::Io(e)),
+        };
+        match connected {
             Ok(stream) => {
                 if *self.settings.socket_keepalive {
                     stream.set_keepalive();
@@ -815,11 +834,12 @@ impl Exchange<'_> {
         }
         let relayed = relay::run(self.c, r, &connection.stream, self.family, self.location).await;
         set_response_time(r, started);
+        // The server is done with: it does not wait for a client that is slow to take the rest.
         drop(active);
-        let reusable = relayed?;
+        let relayed = relayed?;
         // A pool of an earlier configuration is swept by nobody.
         let is_current = Rc::ptr_eq(&r.generation, &self.c.shard.generation());
-        if reusable
+        if relayed.is_clean
             && is_current
             && connection.request_is_sent
             && self.family == Family::Proxy
@@ -827,7 +847,10 @@ impl Exchange<'_> {
         {
             let now_ms = timer::now_ms();
             self.group.pool.borrow_mut().give(&peer.address, connection, now_ms);
+        } else {
+            drop(connection);
         }
+        relayed.finish(r).await?;
         Ok(Outcome::Done)
     }
 }
@@ -947,30 +970,43 @@ pub async fn receive_watching_client(
     limit: Duration,
     ignore_abort: bool,
 ) -> Result<(Result<usize, Failure>, Buffer), Close> {
-    let mut receive = pin!(upstream.recv(buffer, limit, Wait::Busy));
+    let receive = upstream.recv(buffer, limit, Wait::Busy);
+    watching_client(c, r, receive, ignore_abort).await
+}
+
+/// Waits for something of the upstream's side, which is dropped when the client leaves.
+async fn watching_client<F: Future>(
+    c: &Connection,
+    r: &mut Request,
+    future: F,
+    ignore_abort: bool,
+) -> Result<F::Output, Close> {
+    let mut future = pin!(future);
     let client = &c.stream;
-    let quick = client.timer().within(CLIENT_WATCH_AFTER, Wait::Busy, receive.as_mut()).await;
+    let quick = client.timer().within(CLIENT_WATCH_AFTER, Wait::Busy, future.as_mut()).await;
     match quick {
-        Ok(received) => Ok(received),
-        Err(_) if ignore_abort => Ok(receive.await),
-        Err(_) => match either(receive.as_mut(), client_left(client)).await {
-            Either::First(received) => Ok(received),
-            Either::Second(()) => {
-                let text =
-                    "client prematurely closed connection, so upstream connection is closed too";
-                c.log(r, Level::Info, format_args!("{text}"));
-                if !r.response.head_sent {
-                    r.response.status = 499;
-                }
-                Err(Close::ClientAbortedExchange)
-            }
+        Ok(output) => Ok(output),
+        Err(_) if ignore_abort => Ok(future.await),
+        Err(_) => match either(future.as_mut(), client_left(client)).await {
+            Either::First(output) => Ok(output),
+            Either::Second(()) => Err(client_aborted(c, r)),
         },
     }
 }
 
+/// The client has left while an upstream worked for it.
+pub fn client_aborted(c: &Connection, r: &mut Request) -> Close {
+    let text = "client prematurely closed connection, so upstream connection is closed too";
+    c.log(r, Level::Info, format_args!("{text}"));
+    if !r.response.head_sent {
+        r.response.status = 499;
+    }
+    Close::ClientAbortedExchange
+}
+
 /// Ends when the client has closed its side. Bytes that it sends ahead hide that, as with nginx:
 /// then this waits for ever.
-async fn client_left(client: &Stream) {
+pub async fn client_left(client: &Stream) {
     if client.readable_unlimited().await.is_ok() && client.has_unread_bytes() {
         std::future::pending::<()>().await;
     }

@@ -1,23 +1,26 @@
 //! The body of the upstream's answer on its way to the client: unframed and framed anew (proxy,
-//! sections 5 and 8). Memory is bounded: what the client does not take is kept up to the
-//! size of `*_buffers`, then reading stops.
+//! sections 5 and 8). Memory is bounded: what the client does not take is kept up to the size of
+//! `*_buffers`, then goes to a temporary file, and when that may not grow, reading stops.
 
 use std::borrow::Cow;
-use std::collections::VecDeque;
-use std::io::{self, IoSlice};
+use std::io::IoSlice;
 use std::time::Duration;
 
 use smallvec::SmallVec;
 
-use super::exchange::{Family, receive_watching_client};
+use super::exchange::{Family, client_aborted, client_left, receive_watching_client};
 use super::head;
+use super::outgoing::Outgoing;
+use crate::clock;
 use crate::error_log::Level;
 use crate::http::action::Action;
+use crate::http::body;
 use crate::http::close::Close;
 use crate::http::connection::Connection;
 use crate::http::location::Location;
 use crate::http::modules::exchange::{IgnoreHeaders, Settings};
 use crate::http::modules::headers;
+use crate::http::pace::{self, Pace};
 use crate::http::request::Request;
 use crate::http1::Span;
 use crate::http1::chunked::{self, Decoder};
@@ -38,15 +41,43 @@ const COPIED: usize = 1024;
 /// The piece received at once grows to this while a response keeps filling it.
 const PIECE_MAX: usize = 64 << 10;
 
-/// Relays the whole answer whose head has been read. True: it was complete, and nothing more came
-/// that was not part of it.
-pub async fn run(
-    c: &Connection,
+/// A response that has been received as far as it will be.
+pub struct Relayed<'a> {
+    /// It was complete, and nothing more came that was not part of it.
+    pub is_clean: bool,
+    end: End,
+    /// What the client has not taken yet.
+    rest: Outgoing<'a>,
+}
+
+enum End {
+    Complete,
+    /// The upstream broke off in the middle: the client must see that too.
+    Truncated,
+}
+
+impl Relayed<'_> {
+    /// Gives the client the rest. The upstream's connection is not needed for that.
+    pub async fn finish(mut self, r: &mut Request) -> Result<(), Close> {
+        self.rest.drain(r).await?;
+        match self.end {
+            End::Complete => {
+                r.response.complete = true;
+                Ok(())
+            }
+            End::Truncated => Err(Close::Truncated),
+        }
+    }
+}
+
+/// Relays the answer whose head has been read, to its end.
+pub async fn run<'a>(
+    c: &'a Connection,
     r: &mut Request,
     upstream: &Stream,
     family: Family,
-    location: &Location,
-) -> Result<bool, Close> {
+    location: &'a Location,
+) -> Result<Relayed<'a>, Close> {
     let settings = match family {
         Family::Proxy => &location.settings.proxy.exchange,
         Family::Uwsgi => &location.settings.uwsgi.exchange,
@@ -55,6 +86,14 @@ pub async fn run(
     head::put_head(c, r, family, location, length);
 
     let ahead = r.upstream_bytes.len() - r.upstream_head_len;
+    let buffering = buffering(r, settings);
+    let reading_pace = if buffering {
+        pace::of_upstream(c, r, &settings.limit_rate)
+    } else {
+        // What is passed on as it comes is not held up.
+        r.response.pace = None;
+        None
+    };
     let mut body = Incoming::new(length);
     if head::passes_trailers(family, location) {
         body.keep_trailers();
@@ -64,10 +103,10 @@ pub async fn run(
         upstream,
         settings,
         body,
-        buffering: buffering(r, settings),
-        queue: VecDeque::new(),
-        queued: 0,
-        progress_ms: 0,
+        buffering,
+        rest: Outgoing::new(c, settings, buffering),
+        received: ahead as u64,
+        reading_pace,
     };
     relay.run(r, ahead).await
 }
@@ -161,6 +200,34 @@ impl Incoming {
         }
     }
 
+    /// Bytes that are known to be still missing, framing included.
+    fn missing(&self) -> u64 {
+        match self {
+            Incoming::Length(left) => *left,
+            Incoming::Chunked(decoder) => decoder.remaining_at_least(),
+            // Once there are but trailers to come, they are taken as they come.
+            Incoming::ChunkedWithTrailers(decoder, _) if decoder.is_done() => 0,
+            Incoming::ChunkedWithTrailers(decoder, _) => decoder.remaining_at_least(),
+            Incoming::UntilClose => u64::MAX,
+        }
+    }
+
+    /// Whether the next bytes cannot be the body's.
+    fn is_broken(&self, mut piece: &[u8]) -> bool {
+        let (Incoming::Chunked(decoder) | Incoming::ChunkedWithTrailers(decoder, _)) = self else {
+            return false;
+        };
+        let mut decoder = *decoder;
+        while !piece.is_empty() && !decoder.is_done() {
+            match decoder.decode(piece) {
+                Ok(step) if step.consumed == 0 => return false,
+                Ok(step) => piece = piece.get(step.consumed..).unwrap_or_default(),
+                Err(_) => return true,
+            }
+        }
+        false
+    }
+
     /// Finds body bytes in a piece, from `from` on. Trailers must fit in `trailers_max`.
     fn find(&mut self, piece: &[u8], from: usize, trailers_max: usize) -> Result<Found, BadBody> {
         let mut found = Found { consumed: from, ..Found::default() };
@@ -227,62 +294,143 @@ impl Found {
 enum Received {
     Bytes,
     End,
+    /// It broke off, and that has been told.
+    Failed,
 }
 
-struct Relay<'a> {
+/// Whether more is to come behind a piece.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum More {
+    Maybe,
+    /// The upstream has closed.
+    No,
+}
+
+struct Relay<'a, 'u> {
     c: &'a Connection,
-    upstream: &'a Stream,
+    upstream: &'u Stream,
     settings: &'a Settings,
     body: Incoming,
     buffering: bool,
-    /// Framed bytes that the client has not taken yet, and how many they are.
-    queue: VecDeque<Buffer>,
-    queued: usize,
-    /// When the client last took something, or the queue began.
-    progress_ms: u64,
+    rest: Outgoing<'a>,
+    /// Bytes of the body received, framing included.
+    received: u64,
+    /// `*_limit_rate`
+    reading_pace: Option<Pace>,
 }
 
-impl Relay<'_> {
-    async fn run(mut self, r: &mut Request, ahead: usize) -> Result<bool, Close> {
-        // What came with the head is sent with the head.
-        let mut piece = std::mem::take(&mut r.upstream_bytes);
-        let head_len = piece.len() - ahead;
-        let mut clean = self.forward(r, &piece, head_len).await?;
-        r.upstream_bytes = std::mem::take(&mut piece);
-        let mut at_end = false;
-        while !self.body.is_complete() && !at_end {
+impl<'a> Relay<'a, '_> {
+    async fn run(mut self, r: &mut Request, ahead: usize) -> Result<Relayed<'a>, Close> {
+        // Kept for the variables that tell of the upstream's headers.
+        let first = std::mem::take(&mut r.upstream_bytes);
+        let head_len = first.len() - ahead;
+        let relayed = self.relay(r, &first, head_len).await;
+        r.upstream_bytes = first;
+        if let Some(attempt) = r.attempts.last_mut() {
+            attempt.response_length = self.received;
+        }
+        let (end, is_clean) = relayed?;
+        Ok(Relayed { is_clean, end, rest: self.rest })
+    }
+
+    /// What the response came to, and whether it and nothing else came.
+    async fn relay(
+        &mut self,
+        r: &mut Request,
+        first: &Buffer,
+        head_len: usize,
+    ) -> Result<(End, bool), Close> {
+        let ahead = first.len() - head_len;
+        let buffer_size = *self.settings.buffer_size;
+        let mut piece = Buffer::empty();
+        let mut clean = true;
+        // Bytes that make the buffer under way a full one. The first is the head's.
+        let mut full = buffer_size.saturating_sub(head_len);
+        if self.is_due(first.as_slice().get(head_len..).unwrap_or_default(), full) {
+            // What came with the head is sent with the head.
+            clean = self.forward(r, first, head_len, More::Maybe).await?;
+            full = self.piece_size();
+        } else {
+            piece = Buffer::with_capacity(full.max(ahead + 1).max(self.piece_size()));
+            piece.extend(first.as_slice().get(head_len..).unwrap_or_default());
+        }
+        while !self.body.is_complete() {
             if piece.capacity() == 0 {
-                piece = Buffer::with_capacity(*self.settings.buffer_size);
+                piece = Buffer::with_capacity(self.piece_size());
             }
             match self.receive(r, &mut piece).await? {
-                Received::End => at_end = true,
                 Received::Bytes => {
-                    let full = piece.spare() == 0;
-                    clean = self.forward(r, &piece, 0).await?;
+                    if !self.is_due(piece.as_slice(), full) {
+                        continue;
+                    }
+                    let is_long = piece.spare() == 0;
+                    clean = self.forward(r, &piece, 0, More::Maybe).await?;
+                    full = self.piece_size();
                     // A response that fills its buffer is a long one.
-                    if full && piece.capacity() < PIECE_MAX {
-                        piece = Buffer::with_capacity(PIECE_MAX);
+                    let most = self.piece_max();
+                    if is_long && piece.capacity() < most {
+                        piece = Buffer::with_capacity(most);
                     } else {
                         piece.clear();
                     }
                 }
+                Received::End => {
+                    self.forward(r, &piece, 0, More::No).await?;
+                    if matches!(self.body, Incoming::UntilClose) || self.body.is_complete() {
+                        return Ok((End::Complete, false));
+                    }
+                    self.c.action.set(if self.buffering {
+                        Action::ReadingUpstream
+                    } else {
+                        Action::SendingToClient
+                    });
+                    let text = format_args!("upstream prematurely closed connection");
+                    self.c.log(r, Level::Error, text);
+                    self.send_head(r).await?;
+                    return Ok((End::Truncated, false));
+                }
+                Received::Failed => {
+                    // A buffer that is not full is lost, but not the head.
+                    self.send_head(r).await?;
+                    return Ok((End::Truncated, false));
+                }
             }
         }
-        drop(piece);
-        if at_end && !matches!(self.body, Incoming::UntilClose) {
-            self.flush(r).await?;
-            self.c.action.set(Action::ReadingUpstream);
-            let text = format_args!("upstream prematurely closed connection");
-            self.c.log(r, Level::Error, text);
-            return Err(Close::Truncated);
+        Ok((End::Complete, clean))
+    }
+
+    /// Whether a piece goes to the client now: a full buffer, all that is missing, or anything when
+    /// nothing is to be held back. What will never be right is not waited for.
+    fn is_due(&self, piece: &[u8], full: usize) -> bool {
+        !self.buffering
+            || piece.len() >= full
+            || piece.len() as u64 >= self.body.missing()
+            || self.body.is_broken(piece)
+    }
+
+    fn piece_size(&self) -> usize {
+        if self.buffering { self.settings.buffers.size } else { *self.settings.buffer_size }
+    }
+
+    /// What is received at once of a long response. Where the rest of it may not go to a file, that
+    /// is within the configured buffers as well.
+    fn piece_max(&self) -> usize {
+        let buffers = *self.settings.buffers;
+        if !self.buffering {
+            *self.settings.buffer_size
+        } else if *self.settings.max_temp_file_size == 0 {
+            PIECE_MAX.min(buffers.number.saturating_mul(buffers.size))
+        } else {
+            PIECE_MAX
         }
-        if at_end && r.response.chunked {
-            let end = headers::end_of_chunked(self.c, r);
-            self.send(r, &mut [IoSlice::new(&end)]).await?;
+    }
+
+    /// The head alone, if it is not sent yet.
+    async fn send_head(&mut self, r: &mut Request) -> Result<(), Close> {
+        if r.response.head_sent {
+            return Ok(());
         }
-        self.flush(r).await?;
-        r.response.complete = true;
-        Ok(clean && !at_end)
+        self.send_found(r, &[], &Found::default(), false).await
     }
 
     /// Forwards what a received piece holds from `from` on; the head goes first if it is still
@@ -292,6 +440,7 @@ impl Relay<'_> {
         r: &mut Request,
         piece: &Buffer,
         from: usize,
+        more: More,
     ) -> Result<bool, Close> {
         let raw = piece.as_slice();
         let mut at = from;
@@ -309,17 +458,20 @@ impl Relay<'_> {
                 }
             };
             at = found.consumed;
-            let (complete, surplus_text) = (self.body.is_complete(), self.surplus_text(r));
+            let surplus_text = self.surplus_text(r);
+            let is_end = more == More::No && at >= raw.len();
+            let complete =
+                self.body.is_complete() || (is_end && matches!(self.body, Incoming::UntilClose));
             if let Some(trailers) = self.body.take_trailers() {
                 head::put_trailers(r, self.settings, trailers);
-            }
-            if let Some(attempt) = r.attempts.last_mut() {
-                attempt.response_length += found.bytes as u64;
             }
             if let Some(window) = &mut r.response.window {
                 found.bytes = window.cut(&mut found.spans);
             }
-            self.send_found(r, raw, &found, complete).await?;
+            // With buffering the head waits for what goes with it.
+            if found.bytes > 0 || complete || !self.buffering {
+                self.send_found(r, raw, &found, complete).await?;
+            }
             if complete || at >= raw.len() {
                 if found.surplus
                     && let Some(text) = surplus_text
@@ -372,25 +524,25 @@ impl Relay<'_> {
             slices.push(IoSlice::new(&end));
         }
         let sent = if r.response.head_sent {
-            self.send(r, &mut slices).await
+            self.rest.send(r, &mut slices).await
         } else {
             r.response.head_sent = true;
             let head_len = head.len();
             if r.version() == Version::Http09 {
                 // The body alone.
-                self.send(r, &mut slices).await
+                self.rest.send(r, &mut slices).await
             } else if found.bytes <= COPIED {
                 r.response.head_bytes += head_len as u64;
                 for slice in &slices {
                     head.extend_from_slice(slice);
                 }
-                let sent = self.send(r, &mut [IoSlice::new(&head)]).await;
+                let sent = self.rest.send(r, &mut [IoSlice::new(&head)]).await;
                 head.truncate(head_len);
                 sent
             } else {
                 r.response.head_bytes += head_len as u64;
                 slices.insert(0, IoSlice::new(&head));
-                self.send(r, &mut slices).await
+                self.rest.send(r, &mut slices).await
             }
         };
         drop(slices);
@@ -398,161 +550,121 @@ impl Relay<'_> {
         sent
     }
 
-    /// Sends in order. What the client does not take at once is queued while buffering allows it;
-    /// otherwise this waits for the client.
-    async fn send(&mut self, r: &mut Request, mut slices: &mut [IoSlice<'_>]) -> Result<(), Close> {
-        self.c.action.set(Action::SendingResponse);
-        if !self.queue.is_empty() {
-            self.enqueue(slices);
-            return self.drain_to(r, self.queue_max()).await;
-        }
-        loop {
-            while slices.first().is_some_and(|slice| slice.is_empty()) {
-                slices = &mut slices[1..];
-            }
-            if slices.is_empty() {
-                return Ok(());
-            }
-            match self.c.stream.try_send(slices) {
-                Ok(sent) => {
-                    r.response.bytes_sent += sent as u64;
-                    IoSlice::advance_slices(&mut slices, sent);
-                }
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-                    self.enqueue(slices);
-                    return self.drain_to(r, self.queue_max()).await;
-                }
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) => return Err(Failure::Io(e).into()),
-            }
-        }
-    }
-
-    /// Bytes that may wait for the client while more is read from the upstream.
-    fn queue_max(&self) -> usize {
-        if self.buffering { self.settings.buffers.number * self.settings.buffers.size } else { 0 }
-    }
-
-    fn enqueue(&mut self, slices: &[IoSlice<'_>]) {
-        if self.queue.is_empty() {
-            self.progress_ms = timer::now_ms();
-        }
-        for slice in slices.iter().filter(|slice| !slice.is_empty()) {
-            self.queued += slice.len();
-            match self.queue.back_mut() {
-                Some(last) if last.spare() >= slice.len() => last.extend(slice),
-                _ => {
-                    let mut buffer = Buffer::with_capacity(slice.len().max(4 << 10));
-                    buffer.extend(slice);
-                    self.queue.push_back(buffer);
-                }
-            }
-        }
-    }
-
-    /// Sends from the queue what the client takes at once.
-    fn send_queued(&mut self, r: &mut Request) -> Result<(), Close> {
-        while !self.queue.is_empty() {
-            let slices: SmallVec<[IoSlice<'_>; SPANS]> =
-                self.queue.iter().take(SPANS).map(|b| IoSlice::new(b.as_slice())).collect();
-            match self.c.stream.try_send(&slices) {
-                Ok(sent) => {
-                    drop(slices);
-                    self.progress_ms = timer::now_ms();
-                    r.response.bytes_sent += sent as u64;
-                    self.queued -= sent;
-                    let mut left = sent;
-                    while let Some(front) = self.queue.front_mut() {
-                        let take = left.min(front.len());
-                        front.consume(take);
-                        left -= take;
-                        if !front.is_empty() {
-                            break;
-                        }
-                        self.queue.pop_front();
-                    }
-                }
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(()),
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) => return Err(Failure::Io(e).into()),
-            }
-        }
-        Ok(())
-    }
-
-    /// Waits for the client until no more than `most` bytes are queued.
-    async fn drain_to(&mut self, r: &mut Request, most: usize) -> Result<(), Close> {
-        while self.queued > most {
-            self.c.action.set(Action::SendingResponse);
-            self.c.stream.writable(self.send_time_left(r)).await?;
-            self.send_queued(r)?;
-        }
-        Ok(())
-    }
-
-    /// What is left of `send_timeout` since the client took something. The upstream's bytes do not
-    /// renew it.
-    fn send_time_left(&self, r: &Request) -> Duration {
-        let limit = *self.c.settings(r).core.send_timeout;
-        let waited = Duration::from_millis(timer::now_ms().saturating_sub(self.progress_ms));
-        limit.saturating_sub(waited)
-    }
-
-    async fn flush(&mut self, r: &mut Request) -> Result<(), Close> {
-        self.drain_to(r, 0).await
-    }
-
-    /// Receives the next piece; meanwhile the client is given what it takes of the queue.
+    /// Receives more behind the piece's content; meanwhile the client is given what it takes of the
+    /// rest.
     async fn receive(&mut self, r: &mut Request, piece: &mut Buffer) -> Result<Received, Close> {
         let limit = *self.settings.read_timeout;
-        let upstream = self.upstream;
-        while !self.queue.is_empty() {
-            // Both are only asked for readiness here: what is dropped loses nothing.
-            let send_timeout = self.send_time_left(r);
-            let ready =
-                either(upstream.readable(limit, Wait::Busy), self.c.stream.writable(send_timeout));
-            match ready.await {
-                Either::First(Ok(())) => break,
-                Either::First(Err(failure)) => return Err(self.upstream_failed(r, &failure)),
-                Either::Second(writable) => {
-                    writable?;
-                    self.send_queued(r)?;
-                }
+        let mut most = u64::MAX;
+        if !self.rest.is_empty() || self.reading_pace.is_some() {
+            match self.receive_slowly(r, limit).await? {
+                Ok(allowed) => most = allowed,
+                Err(failure) => return self.upstream_failed(r, &failure),
+            }
+            if !self.rest.is_empty() {
+                self.rest.make_room(r).await?;
+                most = most.min(self.piece_size() as u64);
             }
         }
         self.c.action.set(Action::ReadingUpstream);
         let ignore_abort = *self.settings.ignore_client_abort;
-        let buffer = std::mem::take(piece);
+        let mut buffer = std::mem::take(piece);
+        buffer.limit_receive(most);
         let (received, buffer) =
-            receive_watching_client(self.c, r, upstream, buffer, limit, ignore_abort).await?;
+            receive_watching_client(self.c, r, self.upstream, buffer, limit, ignore_abort).await?;
         *piece = buffer;
         match received {
             Ok(0) => Ok(Received::End),
             Ok(n) => {
+                let before = self.received;
+                self.received += n as u64;
+                if let Some(pace) = &mut self.reading_pace {
+                    pace.account(before, self.received, timer::now_ms());
+                }
                 if let Some(attempt) = r.attempts.last_mut() {
                     attempt.bytes_received += n as u64;
                 }
                 Ok(Received::Bytes)
             }
-            Err(failure) => Err(self.upstream_failed(r, &failure)),
+            Err(failure) => self.upstream_failed(r, &failure),
         }
     }
 
-    /// The upstream broke off in the middle: the client must see that too.
-    fn upstream_failed(&self, r: &Request, failure: &Failure) -> Close {
+    /// Waits until there is something to receive, room for it, and leave by `*_limit_rate`; answers
+    /// how much that gives leave for. All that is waited for here is readiness: what is dropped
+    /// loses nothing.
+    async fn receive_slowly(
+        &mut self,
+        r: &mut Request,
+        limit: Duration,
+    ) -> Result<Result<u64, Failure>, Close> {
+        let upstream = self.upstream;
+        let client = &self.c.stream;
+        let ignore_abort = *self.settings.ignore_client_abort;
+        loop {
+            let received = self.received;
+            let allowed = match &mut self.reading_pace {
+                None => Ok(u64::MAX),
+                Some(pace) => pace.allowed(received, clock::now().as_secs(), timer::now_ms()),
+            };
+            if let Ok(most) = allowed
+                && self.rest.is_empty()
+            {
+                return Ok(Ok(most));
+            }
+            let has_room = self.rest.has_room();
+            let from_upstream = async {
+                match allowed {
+                    Err(wait) => pace::hold(upstream, wait).await.map(|()| None),
+                    Ok(most) if has_room => {
+                        upstream.readable(limit, Wait::Busy).await.map(|()| Some(most))
+                    }
+                    Ok(_) => std::future::pending().await,
+                }
+            };
+            let is_waiting = !self.rest.is_empty();
+            let to_client = async {
+                if is_waiting { self.rest.ready(r).await } else { std::future::pending().await }
+            };
+            let gone = async {
+                if ignore_abort { std::future::pending().await } else { client_left(client).await }
+            };
+            match either(from_upstream, either(to_client, gone)).await {
+                Either::First(Ok(Some(most))) => return Ok(Ok(most)),
+                Either::First(Ok(None)) => {}
+                Either::First(Err(failure)) => return Ok(Err(failure)),
+                Either::Second(Either::First(ready)) => {
+                    ready?;
+                    self.rest.pump(r).await?;
+                }
+                Either::Second(Either::Second(())) => return Err(client_aborted(self.c, r)),
+            }
+        }
+    }
+
+    /// The upstream broke off in the middle.
+    fn upstream_failed(&self, r: &Request, failure: &Failure) -> Result<Received, Close> {
         self.c.action.set(Action::ReadingUpstream);
         match failure {
-            Failure::TimedOut => self.c.log(
-                r,
-                Level::Error,
-                format_args!("upstream timed out (110: Connection timed out)"),
-            ),
-            Failure::Io(e) => {
-                self.c.log_errno(r, Level::Error, format_args!("recv() failed"), e);
+            Failure::TimedOut => {
+                let text = format_args!("upstream timed out (110: Connection timed out)");
+                self.c.log(r, Level::Error, text);
             }
-            Failure::Interrupted => return Close::Interrupted,
+            // A server that did not read all of the request and closes resets the connection, after
+            // the last byte of a response that only the close ends (RFC 9112 section 9.6).
+            Failure::Io(e)
+                if e.kind() == std::io::ErrorKind::ConnectionReset
+                    && matches!(self.body, Incoming::UntilClose)
+                    && (body::is_announced(r) || r.body.is_abandoned) =>
+            {
+                return Ok(Received::End);
+            }
+            Failure::Io(e) => {
+                let call = if self.buffering { "readv()" } else { "recv()" };
+                self.c.log_errno(r, Level::Error, format_args!("{call} failed"), e);
+            }
+            Failure::Interrupted => return Err(Close::Interrupted),
         }
-        Close::Truncated
+        Ok(Received::Failed)
     }
 }
 

@@ -5,6 +5,7 @@ use std::rc::Rc;
 use super::{Condition, FileTest, Return, Rewrite, RewriteFlag, Step};
 use crate::error_log::{Level, escape};
 use crate::http::connection::Connection;
+use crate::http::pace;
 use crate::http::request::Request;
 use crate::http::server::Http;
 use crate::http::value;
@@ -72,6 +73,13 @@ fn run_steps(
             Step::SetArgs { value } => {
                 r.args = value::expanded(value, c, r);
                 r.uri_is_original = false;
+                Next::Step
+            }
+            Step::SetLimitRate { value } => {
+                let value = value::expanded(value, c, r);
+                if let Some(rate) = pace::size_of(c, r, &value) {
+                    r.response.limit_rate = Some(rate);
+                }
                 Next::Step
             }
             Step::Rewrite(rewrite) => apply(rewrite, c, r, changed),
