@@ -561,14 +561,17 @@ def test_maintenance_on_and_off_while_requests_run(shop, tmp_path):
         while not ended.is_set():
             asked = time.monotonic()
             wire.send("GET /shop HTTP/1.1\r\nHost: example.com\r\n\r\n")
-            status = wire.read_response().status
+            response = wire.read_response()
             with lock:
-                seen.append((asked, time.monotonic(), address, status))
+                seen.append((asked, time.monotonic(), address, response.status))
+            if response.get("Connection") == "close":  # keepalive_requests
+                wire = connect_from(address, shop)
 
     def comes_after(start: float) -> None:
         """Waits until each visitor has asked and been answered after that."""
 
         def all_have() -> bool:
+            assert not any(each.done() for each in running), "a visitor has given up"
             with lock:
                 return len({each[2] for each in seen if each[0] > start}) == len(visitors)
 
