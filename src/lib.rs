@@ -25,6 +25,7 @@ pub mod error_log;
 pub mod io;
 pub mod local_time;
 pub mod os;
+pub mod syslog;
 
 /// What `-v`, `Server:` and the built-in pages say.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");

@@ -10,7 +10,7 @@ use crate::clock;
 use crate::counters::{Counters, OwnCounters};
 use crate::error_log::{Files, Level, Log};
 use crate::http::listener::Listener;
-use crate::http::modules::access_log::{LogWriter, LogWriters};
+use crate::http::modules::access_log::{AccessLogs, LogWriters};
 use crate::http::server::{Http, LocationId, ServerId};
 use crate::http::tunnel::engine::Tunnels;
 use crate::http::upstream::Upstreams;
@@ -58,7 +58,7 @@ pub struct Generation {
     pub config: Arc<Config>,
     pub upstreams: Upstreams,
     /// By the index that settings name them with.
-    pub access_logs: Vec<Rc<LogWriter>>,
+    pub access_logs: AccessLogs,
     /// The log of each distinct `error_log` setting, and which one a location uses.
     logs: Vec<Log>,
     log_of_location: Vec<u16>,

@@ -144,7 +144,12 @@ impl Connection {
         use_it: impl FnOnce(&Context<'_>) -> T,
     ) -> T {
         let upstream = self.exchange.get().and_then(|family| family.url(r));
-        let line = r.text(r.head.line);
+        let mut line = r.text(r.head.line);
+        if line.is_empty() && r.head_len == 0 && !r.started.is_zero() {
+            // As far as it has come.
+            let end = memchr::memchr2(b'\r', b'\n', r.bytes()).unwrap_or(r.bytes().len());
+            line = &r.bytes()[..end];
+        }
         let header = |known| r.head.headers.find(known).map(|field| r.text(field.value));
         use_it(&Context {
             action: action.phrase(),
@@ -294,7 +299,10 @@ async fn read_head(c: &Connection, r: &mut Request) -> Result<(), NoHead> {
                 c.log(r, Level::Info, text);
                 return Err(Close::ClientClosedKeepalive.into());
             }
-            Ok(0) if deadline.is_none() => return Err(Close::ClientClosedKeepalive.into()),
+            Ok(0) if deadline.is_none() => {
+                c.log(r, Level::Info, format_args!("client closed connection"));
+                return Err(Close::ClientClosedKeepalive.into());
+            }
             Ok(0) => return Err(Close::ClientAborted.into()),
             Ok(_) => {
                 if deadline.is_none() {

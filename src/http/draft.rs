@@ -1,11 +1,10 @@
 //! The `http` block while it is read, and how it is frozen: inheritance, names, location trees.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::location::{Handler, LimitExcept, Location, LocationTree, Prefix};
-use super::modules::access_log::{self, LogFormat};
+use super::modules::access_log::{self, AccessFile, LogFormat, To};
 use super::modules::core::Types;
 use super::modules::upstream::{self, UpstreamDraft};
 use super::modules::{Settings, proxy, uwsgi};
@@ -13,6 +12,7 @@ use super::server::{AddressDraft, Http, LocationId, Server, ServerDraft, ServerI
 use super::variable::{Names, Regex};
 use crate::config::address::Address;
 use crate::config::diagnostic::{Fault, Outcome, Place, fault};
+use crate::syslog;
 
 /// Everything read so far between the braces of `http`.
 #[derive(Debug, Default)]
@@ -36,7 +36,8 @@ pub struct Draft {
     pub zones: upstream::Zones,
     pub names: Names,
     pub formats: Vec<Arc<LogFormat>>,
-    pub log_files: Vec<PathBuf>,
+    pub log_files: Vec<AccessFile>,
+    pub log_servers: Vec<Arc<syslog::Server>>,
     /// The `types` block being read.
     pub types: Types,
 }
@@ -275,6 +276,7 @@ impl Draft {
             locations,
             upstreams,
             log_files: self.log_files,
+            log_servers: self.log_servers,
             variable_slots: variable_names.len(),
             variable_names,
         })
@@ -312,12 +314,13 @@ impl Draft {
 
     /// Drops the log files that no level writes to: the default one, mostly.
     fn keep_used_log_files(&mut self) {
-        let mut used: Vec<PathBuf> = Vec::new();
+        let mut used: Vec<AccessFile> = Vec::new();
         for level in &mut self.levels {
             for log in level.settings.access_log.access_log.entries_mut() {
-                let Some(path) = self.log_files.get(log.file) else { continue };
-                log.file = used.iter().position(|known| known == path).unwrap_or_else(|| {
-                    used.push(path.clone());
+                let To::File(file) = &mut log.to else { continue };
+                let Some(wanted) = self.log_files.get(*file) else { continue };
+                *file = used.iter().position(|known| known == wanted).unwrap_or_else(|| {
+                    used.push(wanted.clone());
                     used.len() - 1
                 });
             }

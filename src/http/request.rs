@@ -59,6 +59,8 @@ pub struct Request {
     pub captures: Captures,
     /// Values of variables made by `set` and named groups.
     pub slots: Vec<Option<Box<[u8]>>>,
+    /// The first slots by bits: those whose use without a value was mentioned.
+    uninitialized: std::cell::Cell<u64>,
     /// `$request_id`, made on first use.
     pub id: std::cell::OnceCell<[u8; 32]>,
 
@@ -154,6 +156,7 @@ impl Request {
             in_error_page: false,
             captures: Captures::default(),
             slots: Vec::new(),
+            uninitialized: std::cell::Cell::new(0),
             id: std::cell::OnceCell::new(),
             body: RequestBody::default(),
             response: Response::default(),
@@ -193,6 +196,7 @@ impl Request {
         self.in_error_page = false;
         self.captures.groups.clear();
         self.slots.clear();
+        self.uninitialized.set(0);
         self.id = std::cell::OnceCell::new();
         self.body.reset();
         self.response.reset();
@@ -252,6 +256,14 @@ impl Request {
 
     pub fn slot(&self, slot: super::variable::VariableSlot) -> Option<&[u8]> {
         self.slots.get(slot.0 as usize)?.as_deref()
+    }
+
+    /// Whether this is the first use without a value, as far as that is kept.
+    pub fn note_uninitialized(&self, slot: super::variable::VariableSlot) -> bool {
+        let bit = 1_u64.checked_shl(slot.0.into()).unwrap_or(0);
+        let noted = self.uninitialized.get();
+        self.uninitialized.set(noted | bit);
+        noted & bit == 0
     }
 
     pub fn set_slot(&mut self, slot: super::variable::VariableSlot, value: &[u8]) {

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::location::{Location, LocationTree};
+use super::modules::access_log::AccessFile;
 use super::modules::upstream::Upstream;
 use super::variable::Regex;
 use crate::config::address::{self, Form, Host};
@@ -32,11 +33,13 @@ pub struct Http {
     /// Every location, `if` block and server level of all servers.
     pub locations: Vec<Location>,
     pub upstreams: Vec<Upstream>,
-    /// Paths of access logs, absolute; settings name them by index.
-    pub log_files: Vec<PathBuf>,
+    /// Access logs without variables in their paths; settings name them by index.
+    pub log_files: Vec<AccessFile>,
+    /// What access logs are sent to; settings name them by index.
+    pub log_servers: Vec<Arc<crate::syslog::Server>>,
     /// How many slots a request needs for variables made by `set` and by named captures.
     pub variable_slots: usize,
-    /// Names of those slots, for warnings.
+    /// Names of those slots, for warnings; empty: none is given.
     pub variable_names: Vec<Box<str>>,
 }
 

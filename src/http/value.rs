@@ -10,8 +10,9 @@ use super::modules::access_log::Escape;
 use super::modules::core::Root;
 use super::request::Request;
 use super::upstream::Attempt;
-use super::variable::{HeaderName, Part, Template, Variable};
+use super::variable::{HeaderName, Part, Template, Variable, VariableSlot};
 use crate::clock;
+use crate::error_log::Level;
 use crate::http1::header::Known;
 use crate::http1::request::Version;
 use crate::local_time::LocalTime;
@@ -125,9 +126,17 @@ pub fn append(variable: &Variable, c: &Connection, r: &Request, out: &mut Vec<u8
             upstream_cookie(r, name.as_bytes()).is_some_and(|v| put(out, v))
         }
         Variable::Capture(n) => r.captures.group(usize::from(*n)).is_some_and(|v| put(out, v)),
-        Variable::Slot(slot) => r.slot(*slot).is_some_and(|v| put(out, v)),
+        Variable::Slot(slot) => match r.slot(*slot) {
+            Some(value) => put(out, value),
+            None => is_uninitialized(*slot, c, r),
+        },
 
-        Variable::Args => put(out, &r.args),
+        Variable::Overridden(of) => match r.slot(of.0) {
+            Some(value) => put(out, value),
+            None => append(&of.1, c, r, out),
+        },
+
+        Variable::Args => put_known(out, &r.args),
         Variable::IsArgs => put(out, if r.args.is_empty() { b"" } else { b"?" }),
         Variable::BinaryRemoteAddr => match client_address(c, r).ip {
             Some(IpAddr::V4(ip)) => put(out, &ip.octets()),
@@ -180,7 +189,7 @@ pub fn append(variable: &Variable, c: &Connection, r: &Request, out: &mut Vec<u8
         Variable::RequestFilename => request_filename(c, r, out),
         Variable::RequestId => put(out, r.id.get_or_init(crate::os::random_hex)),
         Variable::RequestLength => number(out, r.head_len as u64 + r.body.received),
-        Variable::RequestMethod => put(out, method(r)),
+        Variable::RequestMethod => put_known(out, method(r)),
         Variable::RequestPort => r.host_port.as_ref().is_none_or(|port| put(out, port)),
         Variable::IsRequestPort => {
             let has_port = r.host_port.as_ref().is_some_and(|port| !port.is_empty());
@@ -203,21 +212,23 @@ pub fn append(variable: &Variable, c: &Connection, r: &Request, out: &mut Vec<u8
         Variable::ServerPort => {
             c.local_address().is_none_or(|address| number(out, u64::from(address.port())))
         }
-        Variable::ServerProtocol => put(
-            out,
-            match r.head.version {
-                Version::Http09 => b"HTTP/0.9",
-                Version::Http10 => b"HTTP/1.0",
-                Version::Http11 => b"HTTP/1.1",
-            },
-        ),
+        Variable::ServerProtocol => match r.head.version {
+            // The client named none.
+            Version::Http09 => false,
+            Version::Http10 => put(out, b"HTTP/1.0"),
+            Version::Http11 => put(out, b"HTTP/1.1"),
+        },
         Variable::LimitRate => {
             let response = &r.response;
             let in_force = response.pace.as_ref().map(super::pace::Pace::rate);
             number(out, in_force.or(response.limit_rate).unwrap_or_default())
         }
         Variable::Status => {
-            let _ = write!(Text(out), "{:03}", r.response.status);
+            let status = match r.response.status_override.unwrap_or(r.response.status) {
+                0 if r.head.version == Version::Http09 && r.head_len > 0 => 9,
+                status => status,
+            };
+            let _ = write!(Text(out), "{status:03}");
             true
         }
         Variable::TcpinfoRtt => tcp_info(c.stream.fd(), out, |info| info.tcpi_rtt),
@@ -226,7 +237,7 @@ pub fn append(variable: &Variable, c: &Connection, r: &Request, out: &mut Vec<u8
         Variable::TcpinfoRcvSpace => tcp_info(c.stream.fd(), out, |info| info.tcpi_rcv_space),
         Variable::TimeIso8601 => put(out, LocalTime::at(clock::now().as_secs() as i64).iso8601()),
         Variable::TimeLocal => put(out, LocalTime::at(clock::now().as_secs() as i64).common()),
-        Variable::Uri => put(out, &r.uri),
+        Variable::Uri => put_known(out, &r.uri),
 
         Variable::ProxyHost => proxy_pass(r).is_some_and(|pass| put(out, pass.host.as_bytes())),
         Variable::ProxyPort => proxy_pass(r).is_some_and(|pass| put(out, pass.port.as_bytes())),
@@ -264,6 +275,20 @@ pub fn append(variable: &Variable, c: &Connection, r: &Request, out: &mut Vec<u8
     }
 }
 
+/// A variable that no `set` has given a value is empty, and the use of it is mentioned once a
+/// request; one of a named group just has none: false.
+#[cold]
+fn is_uninitialized(slot: VariableSlot, c: &Connection, r: &Request) -> bool {
+    let http = r.generation.http();
+    let name = http.variable_names.get(usize::from(slot.0)).map(|name| &**name);
+    let Some(name) = name.filter(|name| !name.is_empty()) else { return false };
+    let warns = &http.location(r.location).settings.rewrite.uninitialized_variable_warn;
+    if **warns && r.note_uninitialized(slot) {
+        c.log(r, Level::Warn, format_args!("using uninitialized \"{name}\" variable"));
+    }
+    true
+}
+
 /// The method as sent upstream and logged.
 pub fn method(r: &Request) -> &[u8] {
     use crate::http1::request::Method;
@@ -294,6 +319,11 @@ pub fn completion(is_complete: bool) -> &'static [u8] {
 pub fn put(out: &mut Vec<u8>, value: &[u8]) -> bool {
     out.extend_from_slice(value);
     true
+}
+
+/// What is never empty when there is any.
+fn put_known(out: &mut Vec<u8>, value: &[u8]) -> bool {
+    !value.is_empty() && put(out, value)
 }
 
 pub fn number(out: &mut Vec<u8>, value: u64) -> bool {
@@ -355,22 +385,43 @@ fn argument<'a>(args: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
 
 /// `$cookie_NAME`: the first match over all Cookie lines.
 fn cookie<'a>(r: &'a Request, name: &[u8]) -> Option<&'a [u8]> {
-    r.head.headers.find_all(Known::Cookie).find_map(|field| {
-        r.text(field.value).split(|&b| b == b';').find_map(|pair| {
-            let pair = pair.trim_ascii();
-            let equals = memchr::memchr(b'=', pair)?;
-            pair[..equals].eq_ignore_ascii_case(name).then(|| &pair[equals + 1..])
-        })
-    })
+    r.head.headers.find_all(Known::Cookie).find_map(|field| cookie_in(r.text(field.value), name))
+}
+
+/// The pairs are separated by `;`; before one that does not match, by `,` too.
+fn cookie_in<'a>(line: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
+    let mut rest = line;
+    while !rest.is_empty() {
+        if let Some(value) = value_of(rest, name) {
+            return Some(value);
+        }
+        let end = memchr::memchr2(b';', b',', rest)?;
+        rest = without_spaces(&rest[end + 1..]);
+    }
+    None
 }
 
 fn upstream_cookie<'a>(r: &'a Request, name: &[u8]) -> Option<&'a [u8]> {
     let bytes = r.upstream_bytes.as_slice();
-    r.upstream_head.headers.find_all(Known::SetCookie).find_map(|field| {
-        let pair = field.value.of(bytes).split(|&b| b == b';').next()?.trim_ascii();
-        let equals = memchr::memchr(b'=', pair)?;
-        pair[..equals].eq_ignore_ascii_case(name).then(|| &pair[equals + 1..])
-    })
+    let mut fields = r.upstream_head.headers.find_all(Known::SetCookie);
+    fields.find_map(|field| value_of(field.value.of(bytes), name))
+}
+
+/// The value of a pair `name = value;` with this name at the front of `text`, whatever its case.
+fn value_of<'a>(text: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
+    let (found, rest) = text.split_at_checked(name.len())?;
+    if !found.eq_ignore_ascii_case(name) {
+        return None;
+    }
+    let value = without_spaces(without_spaces(rest).strip_prefix(b"=")?);
+    let end = memchr::memchr(b';', value).unwrap_or(value.len());
+    Some(&value[..end])
+}
+
+/// Without the spaces in front.
+fn without_spaces(text: &[u8]) -> &[u8] {
+    let spaces = text.iter().take_while(|byte| **byte == b' ').count();
+    &text[spaces..]
 }
 
 /// Joins values by `, ` (cookies by `; `); tells whether there was any.
@@ -409,8 +460,20 @@ fn upstream_trailer(r: &Request, name: &HeaderName, out: &mut Vec<u8>) -> bool {
     })
 }
 
-/// Looked up in the head as it was sent.
+/// Looked up in the head as it was sent. What nginx adds to it on its way is not seen.
 fn sent_header(r: &Request, name: &HeaderName, out: &mut Vec<u8>) -> bool {
+    match &*name.0 {
+        // The request is over for its connection when it is logged.
+        b"connection" if r.logged && r.response.status != 101 => return put(out, b"close"),
+        b"keep_alive" if r.logged => return false,
+        own @ (b"server" | b"date") => {
+            let bytes = r.upstream_bytes.as_slice();
+            if r.upstream_head.headers.find_name(bytes, own).next().is_none() {
+                return false;
+            }
+        }
+        _ => {}
+    }
     let first_line = memchr::memchr(b'\n', &r.response.head).map_or(0, |at| at + 1);
     named_lines(r.response.head.get(first_line..).unwrap_or_default(), name, out)
 }
@@ -479,7 +542,8 @@ fn root(r: &Request) -> &Root {
     &r.generation.http().location(r.location).settings.core.root
 }
 
-fn document_root(c: &Connection, r: &Request, out: &mut Vec<u8>) -> bool {
+/// `$document_root`
+pub fn document_root(c: &Connection, r: &Request, out: &mut Vec<u8>) -> bool {
     expand(&root(r).path, c, r, out);
     true
 }
@@ -530,6 +594,21 @@ mod tests {
         assert_eq!(argument(b"a&b=", b"a"), None);
         assert_eq!(argument(b"a&b=", b"b"), Some(b"".as_slice()));
         assert_eq!(argument(b"ab=1", b"b"), None);
+    }
+
+    #[test]
+    fn cookies() {
+        let found = |line: &'static str, name: &str| {
+            cookie_in(line.as_bytes(), name.as_bytes()).map(|v| std::str::from_utf8(v).unwrap())
+        };
+        assert_eq!(found("a=1; b=2", "B"), Some("2"));
+        assert_eq!(found("ab=1;a = 2 ;a=3", "a"), Some("2 "));
+        assert_eq!(found("x, a=2", "a"), Some("2"));
+        assert_eq!(found("b=x,a=2", "b"), Some("x,a=2"));
+        assert_eq!(found("a", "a"), None);
+        assert_eq!(found("a;a=", "a"), Some(""));
+        assert_eq!(found("", "a"), None);
+        assert_eq!(found("aa=1", "a"), None);
     }
 
     #[test]

@@ -72,6 +72,8 @@ pub enum Variable {
     SentTrailer(HeaderName),
     /// `$upstream_trailer_NAME`
     UpstreamTrailer(HeaderName),
+    /// A member of a family that some `set` gives a value: that one, or the family's.
+    Overridden(Box<(VariableSlot, Variable)>),
     /// `$1` to `$9`
     Capture(u8),
     /// Made by `set` or a named group.
@@ -442,12 +444,18 @@ fn lower_first(text: &str) -> String {
 #[derive(Debug, Default)]
 pub struct Names {
     slots: Vec<SlotName>,
+    /// Members of families that a `set` anywhere gives a value, lower case.
+    overridden: Vec<Box<str>>,
 }
 
 #[derive(Debug)]
 struct SlotName {
     name: Box<str>,
     is_made: bool,
+    /// Made by `set`: using it before that is worth a warning.
+    by_set: bool,
+    /// Made by a named group: it is to be expected that some match did not have it.
+    by_group: bool,
 }
 
 /// What `set` may write to.
@@ -497,12 +505,24 @@ impl Names {
             return Ok(variable.clone());
         }
         if let Some(variable) = of_family(&name) {
+            if self.overridden.iter().any(|overridden| **overridden == *name) {
+                let slot = self.slot(&name)?;
+                return Ok(Variable::Overridden(Box::new((slot, variable))));
+            }
             return Ok(variable);
         }
         if is_not_supported(&name) {
             return fault!("the \"{name}\" variable is not supported");
         }
         self.slot(&name).map(Variable::Slot)
+    }
+
+    /// Notes that there is a `set` for this name, ahead of all uses of it.
+    pub fn note_set(&mut self, name: &str) {
+        let name = name.to_ascii_lowercase();
+        if of_family(&name).is_some() {
+            self.overridden.push(name.into());
+        }
     }
 
     /// Compiles a regex and binds its named groups.
@@ -516,7 +536,12 @@ impl Names {
             .collect();
         for (group, name) in named {
             match self.make(&name)? {
-                Settable::Slot(slot) => regex.named.push((group, slot)),
+                Settable::Slot(slot) => {
+                    if let Some(made) = self.slots.get_mut(usize::from(slot.0)) {
+                        made.by_group = true;
+                    }
+                    regex.named.push((group, slot));
+                }
                 Settable::Args | Settable::LimitRate => {
                     return fault!("a group cannot set the \"{name}\" variable");
                 }
@@ -525,16 +550,27 @@ impl Names {
         Ok(regex)
     }
 
-    /// The variable that a `set $name` or a named group writes to.
+    /// The variable that a `set $name` writes to.
+    pub fn make_by_set(&mut self, name: &str) -> Outcome<Settable> {
+        let made = self.make(name)?;
+        if let Settable::Slot(slot) = made
+            && let Some(made) = self.slots.get_mut(usize::from(slot.0))
+        {
+            made.by_set = true;
+        }
+        Ok(made)
+    }
+
+    /// The variable that a named group or the like writes to.
     pub fn make(&mut self, name: &str) -> Outcome<Settable> {
         let name = name.to_ascii_lowercase();
         match fixed(&name) {
-            Some(Variable::Args) => return Ok(Settable::Args),
+            Some(Variable::Args) if name == "args" => return Ok(Settable::Args),
             Some(Variable::LimitRate) => return Ok(Settable::LimitRate),
             Some(_) => return fault!("the duplicate \"{name}\" variable"),
             None => {}
         }
-        if of_family(&name).is_some() || is_not_supported(&name) {
+        if is_not_supported(&name) {
             return fault!("setting the \"{name}\" variable is not supported");
         }
         let slot = self.slot(&name)?;
@@ -549,7 +585,12 @@ impl Names {
         let at = known.unwrap_or(self.slots.len());
         let Ok(slot) = u16::try_from(at) else { return fault!("too many variables") };
         if known.is_none() {
-            self.slots.push(SlotName { name: name.into(), is_made: false });
+            self.slots.push(SlotName {
+                name: name.into(),
+                is_made: false,
+                by_set: false,
+                by_group: false,
+            });
         }
         Ok(VariableSlot(slot))
     }
@@ -562,9 +603,11 @@ impl Names {
         }
     }
 
-    /// The names in the order of their slots.
+    /// The names in the order of their slots; empty where nobody is warned of one without a value.
     pub fn into_names(self) -> Vec<Box<str>> {
-        self.slots.into_iter().map(|slot| slot.name).collect()
+        let name =
+            |slot: SlotName| if slot.by_set && !slot.by_group { slot.name } else { "".into() };
+        self.slots.into_iter().map(name).collect()
     }
 }
 
@@ -737,7 +780,7 @@ mod tests {
             ]
         );
         assert_eq!(names.check().map_err(text_of), Err("unknown \"own\" variable".into()));
-        assert_eq!(names.make("OWN"), Ok(Settable::Slot(VariableSlot(0))));
+        assert_eq!(names.make_by_set("OWN"), Ok(Settable::Slot(VariableSlot(0))));
         assert_eq!(names.check(), Ok(()));
         assert_eq!(names.make("args"), Ok(Settable::Args));
         assert_eq!(

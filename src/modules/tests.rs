@@ -507,11 +507,12 @@ fn rows_are_complete() {
     for row in rows() {
         let is_passed = matches!(row.action, Action::Pass);
         let has_no_effect = matches!(row.support, Support::NoEffect(_) | Support::Refused { .. });
-        assert_eq!(is_passed, has_no_effect, "{}", row.name);
-        assert!(is_passed || row.doc.ends_with('.'), "{}: no sentence", row.name);
+        // What has no effect may still look at its arguments.
+        assert!(has_no_effect || !is_passed, "{}", row.name);
+        assert!(has_no_effect || row.doc.ends_with('.'), "{}: no sentence", row.name);
         assert!(row.contexts.names().next().is_some(), "{}", row.name);
         let takes_some = !row.count.allows(0);
-        assert!(is_passed || takes_some != row.syntax.is_empty(), "{}: syntax", row.name);
+        assert!(has_no_effect || takes_some != row.syntax.is_empty(), "{}: syntax", row.name);
     }
 }
 
@@ -555,7 +556,8 @@ fn inner_levels_inherit() {
     assert_eq!(headers, [vec!["B"], vec!["B"], vec!["C"], vec!["B"]]);
     let roots: Vec<_> = http.locations.iter().map(|l| l.settings.core.root.is_alias).collect();
     assert_eq!(roots, [false, true, true, true]);
-    assert_eq!(http.log_files, [Path::new("/p/a.log")]);
+    assert_eq!(http.log_files.len(), 1);
+    assert_eq!(http.log_files[0].path, Path::new("/p/a.log"));
     let logs: Vec<_> =
         http.locations.iter().map(|l| l.settings.access_log.access_log.len()).collect();
     assert_eq!(logs, [1, 1, 1, 0]);
@@ -636,7 +638,7 @@ fn addresses_and_their_servers() {
     let mut captures = Captures::default();
     assert!(names.regex[0].0.matches(b"xyz", &mut captures));
     assert_eq!(captures.group(1), Some(b"y".as_slice()));
-    assert_eq!(*http.variable_names, ["y".into()]);
+    assert_eq!(*http.variable_names, ["".into()], "a group warns of nothing");
     let first: Vec<_> = http.servers.iter().map(|s| &*s.name).collect();
     assert_eq!(first, ["a.org", "a.org", "www.*"]);
 }

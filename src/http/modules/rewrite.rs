@@ -146,12 +146,14 @@ pub const DIRECTIVES: &[Directive<Build>] = &[
     Directive::new("set", STEPS, Count::Exactly(2))
         .syntax("$variable value")
         .doc("Gives a variable a value.")
-        .differs("of the built-in variables only `$args` and `$limit_rate` can be set.")
+        .differs(
+            "of the built-in variables with fixed names only `$args` and `$limit_rate` can be set.",
+        )
         .set(|b, args| {
             let Some(name) = args.at(0).strip_prefix('$').filter(|name| !name.is_empty()) else {
                 return fault!("invalid variable name \"{}\"", args.at(0));
             };
-            let variable = b.http.names.make(name)?;
+            let variable = b.http.names.make_by_set(name)?;
             let value = b.http.names.template(args.at(1))?;
             let set = match variable {
                 Settable::Slot(slot) => Step::Set { slot, value },

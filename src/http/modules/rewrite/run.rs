@@ -101,11 +101,13 @@ fn run_steps(
     Next::Step
 }
 
-fn answer_of(answer: &Return, c: &Connection, r: &Request) -> Answer {
+fn answer_of(answer: &Return, c: &Connection, r: &mut Request) -> Answer {
     let code = answer.code;
     match &answer.text {
         None => Answer::Status(code),
         Some(text) => {
+            // The text may name the status.
+            r.response.status = code;
             let text = value::expanded(text, c, r);
             match code {
                 301 | 302 | 303 | 307 | 308 => Answer::Redirect { code, location: text },
