@@ -188,7 +188,8 @@ def flask(flask_at, flask_app) -> Proxy:
 
 def test_flask_answers_and_its_files_come_from_disk(flask):
     assert flask.get("/?name=ringx").body == b"hello ringx"
-    assert flask.get("/form", "Content-Type: application/x-www-form-urlencoded", method="POST", body=b"a=1").body
+    form = flask.get("/form", "Content-Type: application/x-www-form-urlencoded", method="POST", body=b"a=1&b=2")
+    assert json.loads(form.body) == {"a": "1", "b": "2"}
     logo = flask.get("/logo.svg")
     assert (logo.body, logo.get("Content-Type")) == (b"<svg/>", "image/svg+xml")
 
@@ -199,8 +200,8 @@ def test_flask_errors_have_the_sites_pages(flask):
     assert missing.get("Content-Type") == "text/html"
     dead = flask.get("/die")
     assert (dead.status, dead.body) == (502, b"<h1>We are on it</h1>")
-    line = flask.log("flask-error.log")
-    assert "upstream prematurely closed connection while reading response header from upstream" in line
+    said = "upstream prematurely closed connection while reading response header from upstream"
+    assert said in flask.log("flask-error.log")
     # The pages themselves are for nobody to ask for; what is said then is one of them.
     assert flask.get("/50x.html").status == 404
 
@@ -242,7 +243,7 @@ def test_jupyter_a_large_notebook_there_and_back(notebooks):
     notebook = {"type": "file", "format": "text", "content": text}
     path = f"/api/contents/large.txt?{TOKEN}"
     saved = notebooks.get(path, "Content-Type: application/json", method="PUT", body=json.dumps(notebook).encode())
-    assert saved.status in (200, 201)
+    assert saved.status == 201
     assert json.loads(notebooks.get(path).body)["content"] == text
 
 
@@ -270,7 +271,7 @@ def test_jupyter_a_terminal_over_its_websocket(notebooks):
             shown += text if kind == "stdout" else ""
         assert "line 1\r\n" in shown and "line 20000\r\n" in shown
     assert f'"GET /terminals/websocket/{name}?{TOKEN} HTTP/1.1" 101' in notebooks.accessed(2, "jupyter.log")[-1]
-    assert notebooks.get(f"/api/terminals/{name}?{TOKEN}", method="DELETE").status in (204, 403)
+    assert notebooks.get(f"/api/terminals/{name}?{TOKEN}", method="DELETE").status == 204
 
 
 def test_jupyter_compares_origin_with_host(notebooks):
