@@ -128,6 +128,21 @@ pub fn is_here(r: &Request) -> bool {
     }
 }
 
+/// Says `100 Continue` to who waits for it, once, before a body is read or given up. nginx says it
+/// also to who sends no body, or has sent it already (RFC 9110 section 10.1.1).
+pub async fn tell_continue(c: &Connection, r: &mut Request) -> Result<(), Close> {
+    if !r.head.expect_continue || r.response.head_sent {
+        return Ok(());
+    }
+    r.head.expect_continue = false;
+    let send_timeout = *c.settings(r).core.send_timeout;
+    let mut slices = [IoSlice::new(b"HTTP/1.1 100 Continue\r\n\r\n")];
+    let (sent, result) = c.stream.send_all(&mut slices, send_timeout).await;
+    r.response.bytes_sent += sent;
+    r.response.head_bytes += sent;
+    Ok(result?)
+}
+
 /// Starts reading: says `100 Continue` to who waits for it, and takes over what came with the head.
 async fn begin(c: &Connection, r: &mut Request) -> Result<(), Close> {
     r.body.state = State::Reading;
@@ -143,14 +158,7 @@ async fn begin(c: &Connection, r: &mut Request) -> Result<(), Close> {
         r.body.raw.extend(bytes);
         remove_ahead(r, take);
     }
-    if r.head.expect_continue && !r.response.head_sent {
-        let send_timeout = *c.settings(r).core.send_timeout;
-        let mut slices = [IoSlice::new(b"HTTP/1.1 100 Continue\r\n\r\n")];
-        let (sent, result) = c.stream.send_all(&mut slices, send_timeout).await;
-        r.response.bytes_sent += sent;
-        r.response.head_bytes += sent;
-        result?;
-    }
+    tell_continue(c, r).await?;
     if r.body.remaining == 0 {
         r.body.state = State::Done;
     }
@@ -247,17 +255,25 @@ async fn receive(c: &Connection, r: &mut Request) -> Result<(), BodyError> {
     buffer.limit_receive(r.body.remaining);
     let (received, buffer) = c.stream.recv(buffer, limit, Wait::Busy).await;
     r.body.raw = buffer;
-    match received {
-        Ok(0) => Err(Close::ClientAborted.into()),
-        Ok(_) => Ok(()),
-        Err(failure) => Err(Close::from(failure).into()),
+    let close = match received {
+        Ok(0) => Close::ClientAborted,
+        Ok(_) => return Ok(()),
+        Err(failure) => Close::from(failure),
+    };
+    if matches!(close, Close::ClientAborted) && r.response.status == 0 {
+        // What the log shows: half a body is a bad request.
+        r.response.status = 400;
     }
+    Err(close.into())
 }
 
 /// Reads the whole body: into memory while it fits, then into a temporary file.
 pub async fn read_all(c: &Connection, r: &mut Request) -> Result<(), BodyError> {
-    if matches!(r.head.body, BodyLength::None | BodyLength::UntilClose) || r.body.is_held {
+    if r.body.is_held {
         return Ok(());
+    }
+    if matches!(r.head.body, BodyLength::None | BodyLength::UntilClose) {
+        return Ok(tell_continue(c, r).await?);
     }
     let generation = std::rc::Rc::clone(&r.generation);
     let core = &generation.http().location(r.location).settings.core;

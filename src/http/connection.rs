@@ -13,7 +13,7 @@ use super::listener::Listener;
 use super::modules::Settings;
 use super::modules::core::{KeepaliveDisable, LingeringClose};
 use super::phase;
-use super::request::Request;
+use super::request::{RefusedPart, Request};
 use super::upstream::exchange::Family;
 use super::user_agent::Browser;
 use crate::clock;
@@ -196,8 +196,9 @@ pub async fn serve(c: Connection, guard: ConnectionGuard) {
 }
 
 async fn answer_requests(c: &Connection, r: &mut Request) -> Close {
+    let mut keepalive = None;
     loop {
-        let answered = match read_head(c, r).await {
+        let answered = match read_head(c, r, keepalive).await {
             Ok(()) => phase::answer(c, r).await,
             Err(NoHead::Refused(refusal)) => refuse(c, r, &refusal).await,
             Err(NoHead::Close(close)) => return close,
@@ -217,8 +218,25 @@ async fn answer_requests(c: &Connection, r: &mut Request) -> Close {
             }
         }
         log_request(c, r);
+        keepalive = Some(Keepalive::after(c, r));
         let (generation, address) = c.listener.binding();
         r.reset(generation, address);
+    }
+}
+
+/// How long the next request is waited for: what the location of the last one says.
+#[derive(Debug, Clone, Copy)]
+struct Keepalive {
+    timeout: Duration,
+    /// Not even a shard that ends closes the connection before.
+    min_timeout: Duration,
+}
+
+impl Keepalive {
+    fn after(c: &Connection, r: &Request) -> Self {
+        let core = &c.settings(r).core;
+        let timeout = core.keepalive_timeout.idle;
+        Keepalive { timeout, min_timeout: (*core.keepalive_min_timeout).min(timeout) }
     }
 }
 
@@ -227,7 +245,6 @@ struct HeadSettings {
     limits: Limits,
     first_size: usize,
     header_timeout: Duration,
-    keepalive_timeout: Duration,
 }
 
 impl HeadSettings {
@@ -244,15 +261,18 @@ impl HeadSettings {
             },
             first_size: *core.client_header_buffer_size,
             header_timeout: *core.client_header_timeout,
-            keepalive_timeout: core.keepalive_timeout.idle,
         }
     }
 }
 
 /// Receives until a whole head is there, then finds its server and its normalised URI.
-async fn read_head(c: &Connection, r: &mut Request) -> Result<(), NoHead> {
+async fn read_head(
+    c: &Connection,
+    r: &mut Request,
+    mut keepalive: Option<Keepalive>,
+) -> Result<(), NoHead> {
     let mut settings = HeadSettings::of(r);
-    let is_first = c.requests.get() == 0;
+    let is_first = keepalive.is_none();
     r.pipelined = !r.buffer.is_empty();
     let mut deadline = None;
     if r.pipelined {
@@ -277,13 +297,16 @@ async fn read_head(c: &Connection, r: &mut Request) -> Result<(), NoHead> {
                 Err(refusal) => return Err(NoHead::Refused(first_refusal(r, refusal))),
             }
         }
-        let (limit, wait) = match deadline {
-            Some(deadline) => {
+        let (limit, wait) = match (deadline, keepalive) {
+            (Some(deadline), _) => {
                 let left = u64::saturating_sub(deadline, timer::now_ms());
                 (Duration::from_millis(left), Wait::Busy)
             }
-            None if is_first => (settings.header_timeout, Wait::Busy),
-            None => (settings.keepalive_timeout, Wait::Idle),
+            (None, None) => (settings.header_timeout, Wait::Busy),
+            (None, Some(Keepalive { timeout, min_timeout: Duration::ZERO })) => {
+                (timeout, Wait::Idle)
+            }
+            (None, Some(Keepalive { min_timeout, .. })) => (min_timeout, Wait::Busy),
         };
         let mut buffer = std::mem::take(&mut r.buffer);
         if buffer.spare() == 0 {
@@ -317,7 +340,16 @@ async fn read_head(c: &Connection, r: &mut Request) -> Result<(), NoHead> {
                 }
             }
             Err(Failure::TimedOut) if deadline.is_none() && !is_first => {
-                return Err(Close::KeepaliveTimedOut.into());
+                // From now on it may be closed at any time.
+                let left = keepalive.and_then(|keepalive| {
+                    let left = keepalive.timeout.saturating_sub(keepalive.min_timeout);
+                    let is_over = keepalive.min_timeout.is_zero() || left.is_zero();
+                    (!is_over).then_some(Keepalive { timeout: left, min_timeout: Duration::ZERO })
+                });
+                match left {
+                    Some(left) => keepalive = Some(left),
+                    None => return Err(Close::KeepaliveTimedOut.into()),
+                }
             }
             Err(failure) => return Err(Close::from(failure).into()),
         }
@@ -427,11 +459,13 @@ async fn refuse(c: &Connection, r: &mut Request, refusal: &Refusal) -> Result<()
     // Without a version even HEAD gets the page: there is nothing else to send.
     let has_head = r.head.version > Version::Http09;
     r.method = if has_head { r.head.method_kind } else { Method::Get };
-    c.action.set(if refusal.is_of_request_line() {
-        Action::ReadingRequestLine
+    let (part, action) = if refusal.is_of_request_line() {
+        (RefusedPart::RequestLine, Action::ReadingRequestLine)
     } else {
-        Action::ReadingRequestHeaders
-    });
+        (RefusedPart::Headers, Action::ReadingRequestHeaders)
+    };
+    r.refused = Some(part);
+    c.action.set(action);
     if r.head.line.is_empty() && r.head_len == 0 {
         // The line as far as it was read is what the logs show.
         let line = r.buffer.as_slice();
@@ -462,7 +496,6 @@ async fn end(c: &Connection, r: &mut Request, close: Close) {
                 Close::ClientTimedOut => 408,
                 Close::ClientAborted if r.head_len > 0 => 499,
                 Close::ClientAborted => 400,
-                Close::Silently => 444,
                 _ => 0,
             };
         }
@@ -477,11 +510,17 @@ async fn end(c: &Connection, r: &mut Request, close: Close) {
         }
         log_request(c, r);
     }
-    if close.is_timeout() && r.head_len > 0 && *c.settings(r).core.reset_timedout_connection {
-        c.stream.reset_on_close();
-    }
     // On disk before the client can see the end.
     c.shard.flush_logs();
+    let is_for_reset = match close {
+        // Of one that has sent nothing there is nothing to take back.
+        Close::ClientTimedOut => !r.started.is_zero(),
+        Close::Silently => r.response.status == 444,
+        _ => false,
+    };
+    if is_for_reset && *c.settings(r).core.reset_timedout_connection {
+        c.stream.reset();
+    }
 }
 
 fn should_linger(c: &Connection, r: &Request, close: &Close) -> bool {

@@ -23,7 +23,7 @@ use crate::error_log::Level;
 use crate::http1::framing::BodyLength;
 use crate::http1::header::Known;
 use crate::http1::request::{Method, Version};
-use crate::http1::uri::escape_refresh;
+use crate::http1::uri::{escape_refresh, escape_uri};
 use crate::io::timer;
 
 /// What a phase or a content handler leaves to be done.
@@ -150,7 +150,8 @@ fn enter_location(c: &Connection, r: &mut Request, http: &Http) -> Option<Outcom
         }
         Search::AutoRedirect(location) => {
             r.location = location;
-            let mut target = http.location(location).name.as_bytes().to_vec();
+            let mut target = Vec::new();
+            escape_uri(http.location(location).name.as_bytes(), &mut target);
             if !r.args.is_empty() {
                 target.push(b'?');
                 target.extend_from_slice(&r.args);
@@ -315,11 +316,10 @@ fn try_files(c: &Connection, r: &mut Request, http: &Http) -> Option<Outcome> {
     let location = http.location(r.location);
     let files = location.settings.core.try_files.get()?;
     for candidate in &files.candidates {
-        let uri = value::expanded(candidate, c, r);
-        let wants_directory = uri.ends_with(b"/");
+        let uri = value::expanded(&candidate.path, c, r);
         let mut path = Vec::new();
         value::file_for(&uri, c, r, &mut path);
-        if static_files::is_there(c, r, &path, wants_directory) {
+        if static_files::is_there(c, r, &path, candidate.is_directory) {
             r.uri = uri;
             return None;
         }
@@ -353,37 +353,47 @@ async fn respond(
         }
     }
     match answer {
-        rewrite::Answer::Status(code) => Ok(Outcome::Status(code)),
+        // An error gets its page, the rest is sent as it is.
+        rewrite::Answer::Status(code @ 400..) => Ok(Outcome::Status(code)),
+        rewrite::Answer::Status(code) => send_text(c, r, code, &[]).await,
         rewrite::Answer::Redirect { code, location } => {
             r.response.location = Some(location);
             Ok(Outcome::Status(code))
         }
-        rewrite::Answer::Text { code, text } => {
-            let generation = Rc::clone(&r.generation);
-            let core = &generation.http().location(r.location).settings.core;
-            let content_type = core::content_type(core, &r.uri);
-            let mut head = Head {
-                status: code,
-                content_type: content_type.as_deref().map(str::as_bytes),
-                length: Length::Known(text.len() as u64),
-                ..Head::default()
-            };
-            if r.response.status_override.unwrap_or(code) == 200 {
-                // A text has neither time nor tag, yet conditions hold for it too.
-                match static_files::verdict(r, core, &Validators::default()) {
-                    Verdict::Proceed => {}
-                    Verdict::PreconditionFailed => return Ok(Outcome::Status(412)),
-                    Verdict::NotModified => {
-                        head = Head { status: 304, length: Length::None, ..Head::default() };
-                        response::send(c, r, &head, &[]).await?;
-                        return Ok(Outcome::Done);
-                    }
-                }
+        rewrite::Answer::Text { code, text } => send_text(c, r, code, &text).await,
+    }
+}
+
+/// A text of the configuration, its type told by the URI.
+async fn send_text(
+    c: &Connection,
+    r: &mut Request,
+    code: u16,
+    text: &[u8],
+) -> Result<Outcome, Close> {
+    let generation = Rc::clone(&r.generation);
+    let core = &generation.http().location(r.location).settings.core;
+    let content_type = core::content_type(core, &r.uri);
+    let mut head = Head {
+        status: code,
+        content_type: content_type.as_deref().map(str::as_bytes),
+        length: Length::Known(text.len() as u64),
+        ..Head::default()
+    };
+    if r.response.status_override.unwrap_or(code) == 200 {
+        // A text has neither time nor tag, yet conditions hold for it too.
+        match static_files::verdict(r, core, &Validators::default()) {
+            Verdict::Proceed => {}
+            Verdict::PreconditionFailed => return Ok(Outcome::Status(412)),
+            Verdict::NotModified => {
+                head = Head { status: 304, length: Length::None, ..Head::default() };
+                response::send(c, r, &head, &[]).await?;
+                return Ok(Outcome::Done);
             }
-            response::send(c, r, &head, &[&text]).await?;
-            Ok(Outcome::Done)
         }
     }
+    response::send(c, r, &head, &[text]).await?;
+    Ok(Outcome::Done)
 }
 
 /// An error page, as the configuration says or built in (http-core, section 7).
@@ -399,6 +409,8 @@ async fn special(c: &Connection, r: &mut Request, code: u16) -> Result<Outcome, 
             r.response.status = code;
             return Err(Close::Silently);
         }
+        // `try_files … =200`: there is nothing to say.
+        0..=200 | 202..=203 | 205..=299 => return Err(Close::Silently),
         400 | 413 | 414 | 494..=497 | 500 | 501 => r.keepalive = false,
         _ => {}
     }

@@ -33,6 +33,8 @@ pub struct Request {
     pub head: RequestHead,
     /// Bytes of the head in `buffer`. Zero until it is complete.
     pub head_len: usize,
+    /// The head was refused: not even the target is known, if it was for the request line.
+    pub refused: Option<RefusedPart>,
     /// The current method: GET after an error page's redirect.
     pub method: Method,
     /// Current normalised path, and args without `?`.
@@ -84,6 +86,13 @@ pub struct Request {
     /// Whether the connection goes on after this request.
     pub keepalive: bool,
     pub logged: bool,
+}
+
+/// What of a head could not be accepted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RefusedPart {
+    RequestLine,
+    Headers,
 }
 
 /// What the client has been or will be told.
@@ -143,6 +152,7 @@ impl Request {
             buffer: Buffer::empty(),
             head: RequestHead::default(),
             head_len: 0,
+            refused: None,
             method: Method::Other,
             uri: Vec::new(),
             args: Vec::new(),
@@ -183,6 +193,7 @@ impl Request {
         self.buffer.compact();
         self.head.clear();
         self.head_len = 0;
+        self.refused = None;
         self.method = Method::Other;
         self.uri.clear();
         self.args.clear();
@@ -224,6 +235,9 @@ impl Request {
 
     /// `$request_uri`: the target as sent, from its path on.
     pub fn put_request_uri(&self, out: &mut Vec<u8>) {
+        if self.refused == Some(RefusedPart::RequestLine) {
+            return;
+        }
         let path = self.text(self.head.path);
         if path.is_empty() {
             // An absolute-form target without a path.

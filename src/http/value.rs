@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::connection::{Connection, client_address};
 use super::modules::access_log::Escape;
 use super::modules::core::Root;
-use super::request::Request;
+use super::request::{RefusedPart, Request};
 use super::upstream::Attempt;
 use super::variable::{HeaderName, Part, Template, Variable, VariableSlot};
 use crate::clock;
@@ -177,10 +177,7 @@ pub fn append(variable: &Variable, c: &Connection, r: &Request, out: &mut Vec<u8
         Variable::RemoteUser => remote_user(r, out),
         Variable::Request => put(out, r.text(r.head.line)),
         Variable::RequestBody => {
-            r.body.is_done()
-                && r.body.file.is_none()
-                && !r.body.memory.is_empty()
-                && put(out, r.body.memory.as_slice())
+            r.body.is_held && r.body.file.is_none() && put(out, r.body.memory.as_slice())
         }
         Variable::RequestBodyFile => r.body.file.as_ref().is_some_and(|file| {
             put(out, std::os::unix::ffi::OsStrExt::as_bytes(file.path().as_os_str()))
@@ -188,7 +185,14 @@ pub fn append(variable: &Variable, c: &Connection, r: &Request, out: &mut Vec<u8
         Variable::RequestCompletion => put(out, completion(r.response.complete)),
         Variable::RequestFilename => request_filename(c, r, out),
         Variable::RequestId => put(out, r.id.get_or_init(crate::os::random_hex)),
-        Variable::RequestLength => number(out, r.head_len as u64 + r.body.received),
+        Variable::RequestLength => {
+            let head = match r.refused {
+                None => r.head_len,
+                Some(RefusedPart::RequestLine) => 0,
+                Some(RefusedPart::Headers) => r.head.read_len(),
+            };
+            number(out, head as u64 + r.body.received)
+        }
         Variable::RequestMethod => put_known(out, method(r)),
         Variable::RequestPort => r.host_port.as_ref().is_none_or(|port| put(out, port)),
         Variable::IsRequestPort => {

@@ -187,6 +187,8 @@ fn return_(b: &mut Build, args: Args<'_>) -> Outcome<Return> {
         None if args.len() == 1 && is_absolute(first) => (302, args.all().first()),
         _ => return fault!("invalid return code \"{first}\""),
     };
+    // An empty text is none.
+    let text = text.filter(|text| !text.is_empty());
     let text = text.map(|text| b.http.names.template(text)).transpose()?;
     Ok(Return { code, text })
 }
@@ -219,7 +221,8 @@ fn open_if(b: &mut Build, args: Args<'_>) -> Outcome {
     let condition = condition(b, args)?;
     let location = b.http.next_id();
     step(b, Step::If { condition, location });
-    b.http.open(Kind::If, "", args.place());
+    let name = b.http.current().map(|level| level.name.clone()).unwrap_or_default();
+    b.http.open(Kind::If, &name, args.place());
     Ok(())
 }
 
