@@ -67,7 +67,10 @@ pub const MODULES: &[Module<Build>] = &[
     Module { name: "HTTP proxy", tables: &[http::proxy::DIRECTIVES, http::proxy::EXCHANGE] },
     Module { name: "HTTP uwsgi", tables: &[http::uwsgi::DIRECTIVES, http::uwsgi::EXCHANGE] },
     Module { name: "HTTP WebSocket", tables: &[http::websocket::DIRECTIVES] },
-    Module { name: "HTTP upstream", tables: &[http::upstream::DIRECTIVES] },
+    Module {
+        name: "HTTP upstream",
+        tables: &[http::upstream::DIRECTIVES, http::sticky::DIRECTIVES],
+    },
     Module { name: "HTTP log", tables: &[http::access_log::DIRECTIVES] },
     Module { name: "ringx status", tables: &[http::status::DIRECTIVES] },
     Module { name: "Other modules of nginx", tables: &[missing::DIRECTIVES] },

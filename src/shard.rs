@@ -282,7 +282,12 @@ async fn live(start: Start) -> Result<(), String> {
                     match Generation::new(config, &shard.files, &shard.access_logs) {
                         Ok(next) => {
                             let next = Rc::new(next);
-                            next.upstreams.take_over(&shard.generation().upstreams);
+                            let old = shard.generation();
+                            next.upstreams.take_over(
+                                next.config.http.as_ref(),
+                                &old.upstreams,
+                                old.config.http.as_ref(),
+                            );
                             shard.generation.replace(Rc::clone(&next));
                             shard.listen(&next, listening);
                         }

@@ -51,6 +51,8 @@ location /moved { rewrite ^ /small last; }
 location /grown { client_max_body_size 20; proxy_pass http://@up@; }
 location /page { error_page 413 =200 /sorry; client_max_body_size 1; proxy_pass http://@up@; }
 location /sorry { return 200 sorry; }
+location /passed { error_page 413 =200 /up; client_max_body_size 1; proxy_pass http://@up@; }
+location /up { proxy_pass http://@up@; }
 location /to_small { client_max_body_size 20; return 404; error_page 404 =200 /small; }
 location = /file { client_max_body_size 2; root html; }
 """
@@ -70,6 +72,8 @@ LIMIT_ROWS = [
     ("one chunk too large", post_chunked("/", chunked(b"0123456789+")), 413),
     ("chunks without a limit", post_chunked("/free", chunked(*[bytes(1 << 16)] * 20)), 200),
     ("chunks where nobody reads", post_chunked("/text", chunked(bytes(100))), 200),
+    ("an upstream makes the page", post("/passed", b"0123456789+"), 200),
+    ("an upstream makes the page of chunks", post_chunked("/passed", chunked(b"01234")), 200),
     ("chunks and an error page", post_chunked("/page", chunked(b"12")), 200),
 ]
 

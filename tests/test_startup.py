@@ -213,6 +213,7 @@ NOTICES = [
 
 def test_what_is_said_at_the_start_in_its_order(proxy):
     started = proxy(f"{EVENTS}http {{ server {{ listen 127.0.0.1:@port@; }} }}\n")
+    started.logged("start worker processes")
     text = started.error_log()
     found = [re.search(rf"\[notice\] \d+#\d+: {notice}\n", text) for notice in NOTICES]
     assert all(found), text

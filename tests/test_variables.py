@@ -113,6 +113,7 @@ REQUEST = {
             "http_via": "-",
             "http_x_forwarded_for": "-",
             "https": "",
+            "http2": "",
             "limit_rate": "0",
             "msec": re.compile(r"\d{10}\.\d{3}"),
             "nginx_version": re.compile(r"\d+\.\d+\.\d+"),
@@ -152,6 +153,7 @@ REQUEST = {
             "upstream_bytes_received": "-",
             "upstream_http_server": "-",
             "upstream_cookie_a": "-",
+            "upstream_trailer_a": "-",
             "sent_http_content_type": "text/plain",
             "sent_http_content_length": "5",
             "sent_http_connection": "close",  # while the line is made
@@ -254,13 +256,11 @@ REQUEST = {
     ),
 }
 
-MISSING_LIMIT_RATE = {"limit_rate"}
 
 
 @pytest.mark.parametrize("name", REQUEST)
 def test_of_a_request(values, name, binary):
     sent, table = REQUEST[name]
-    table = {key: value for key, value in table.items() if binary.is_nginx or key not in MISSING_LIMIT_RATE}
     proxy = values(" ".join(table), "location / { return 200 12345; }")
     with proxy.connect() as wire:
         wire.send(sent)
@@ -542,6 +542,39 @@ def test_exchanges_after_a_redirect_are_groups(values, binary, upstream):
     expect(values.logged(), table, binary)
 
 
+BODIES = {
+    "none": (b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", "-", "-"),
+    "length": (b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc", "3", "-"),
+    "chunked": (b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n", "3", "-"),
+    "streamed": (
+        b"POST /s HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n",
+        "-",
+        "chunked",
+    ),
+    "own": (b"GET /own HTTP/1.1\r\nHost: a\r\n\r\n", "5", "-"),
+}
+
+
+@pytest.mark.parametrize("name", BODIES)
+def test_the_body_as_an_upstream_is_sent_it(values, binary, upstream, name):
+    sent, length, is_chunked = BODIES[name]
+    server = upstream(answering(response(b"x")))
+    to = f"proxy_http_version 1.1; proxy_pass http://{server.address};"
+    text = f"""
+        location / {{ {to} }} location /s {{ proxy_request_buffering off; {to} }}
+        location /own {{ proxy_set_body 12345; {to} }}
+    """
+    proxy = values("proxy_internal_body_length proxy_internal_chunked", text)
+    head, end, body = sent.partition(b"\r\n\r\n")
+    with proxy.connect() as wire:
+        wire.send(head + end)
+        if name == "streamed":
+            eventually(lambda: server.connections, "the upstream is asked before there is a body")
+        wire.send(body)
+        wire.read_response("GET")
+    expect(values.logged(), {"proxy_internal_body_length": length, "proxy_internal_chunked": is_chunked}, binary)
+
+
 def test_a_dead_upstream(values, binary):
     dead = free_port()
     proxy = values(UPSTREAM, f"location / {{ proxy_pass http://127.0.0.1:{dead}; }}")
@@ -688,6 +721,7 @@ SETTABLE = {
     "no-dollar": ("own", 'invalid variable name "own"'),
     "empty": ("$", 'invalid variable name "$"'),
     "upstream_http_x": ("$upstream_http_x", None),
+    "limit_rate": ("$limit_rate", None),
 }
 
 

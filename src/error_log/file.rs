@@ -161,6 +161,12 @@ pub struct OnceAMinute {
     last: AtomicI64,
 }
 
+impl Default for OnceAMinute {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl OnceAMinute {
     pub const fn new() -> Self {
         Self { last: AtomicI64::new(i64::MIN) }

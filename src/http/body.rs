@@ -34,8 +34,6 @@ pub struct RequestBody {
     pub was_streamed: bool,
     /// The client may still be sending it, and nobody reads: see [`abandon`].
     pub is_abandoned: bool,
-    /// It was told to be too large: that is said once.
-    pub is_refused: bool,
     /// All of it is in `memory` or `file`.
     pub is_held: bool,
     /// Body bytes taken from the connection so far (`$request_length`).
@@ -80,7 +78,6 @@ impl RequestBody {
         self.state = State::Unread;
         self.was_streamed = false;
         self.is_abandoned = false;
-        self.is_refused = false;
         self.is_held = false;
         self.received = 0;
         self.decoded = 0;
@@ -342,11 +339,11 @@ pub fn check_size(c: &Connection, r: &mut Request, span: Span) -> Result<(), Bod
     {
         return Ok(());
     }
-    r.body.is_refused = true;
     let now = (span.len() as u64).saturating_add(to_come);
     let before = r.body.decoded - span.len() as u64;
     let text = format_args!("client intended to send too large chunked body: {before}+{now} bytes");
     c.log(r, Level::Error, text);
+    abandon(r);
     Err(BodyError::Status(413))
 }
 
@@ -380,7 +377,10 @@ pub fn abandon(r: &mut Request) {
     r.body.state = State::Done;
     r.body.is_abandoned = true;
     r.body.raw = Buffer::empty();
+    r.body.memory = Buffer::empty();
+    r.body.file = None;
     r.head.body = BodyLength::None;
+    r.head.expect_continue = false;
     r.keepalive = false;
 }
 

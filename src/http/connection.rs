@@ -154,7 +154,7 @@ impl Connection {
         use_it(&Context {
             action: action.phrase(),
             client: Some(&client_address(self, r).address),
-            server: Some(if line.is_empty() {
+            server: Some(if r.started.is_zero() {
                 self.listener.name()
             } else {
                 &r.generation.http().server(r.server).name

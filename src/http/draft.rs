@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::location::{Handler, LimitExcept, Location, LocationTree, Prefix};
 use super::modules::access_log::{self, AccessFile, LogFormat, To};
 use super::modules::core::Types;
+use super::modules::sticky::Sessions;
 use super::modules::upstream::{self, UpstreamDraft};
 use super::modules::{Settings, proxy, uwsgi};
 use super::server::{AddressDraft, Http, LocationId, Server, ServerDraft, ServerId, UpstreamId};
@@ -34,6 +35,8 @@ pub struct Draft {
     /// What an `upstream` block starts from.
     pub upstream_defaults: upstream::Settings,
     pub zones: upstream::Zones,
+    /// What `sticky learn` knows, by zone.
+    pub sessions: Vec<Arc<Sessions>>,
     pub names: Names,
     pub formats: Vec<Arc<LogFormat>>,
     pub log_files: Vec<AccessFile>,
@@ -85,6 +88,11 @@ impl Draft {
     pub fn keep_defaults(&mut self) {
         self.defaults = std::mem::take(&mut self.http);
         self.defaults.fill_absent();
+    }
+
+    /// The `upstream` block being read.
+    pub fn upstream_block(&mut self) -> Option<&mut UpstreamDraft> {
+        self.upstreams.get_mut(self.upstream_at?)
     }
 
     /// The settings of the level being read.
@@ -198,6 +206,8 @@ impl Draft {
             address: address.clone(),
             peers: Vec::new(),
             zone: None,
+            balance: None,
+            sticky: None,
         });
         Ok(id)
     }
@@ -269,6 +279,7 @@ impl Draft {
                 named: named.remove(&at).unwrap_or_default(),
             });
         }
+        let set_variables = self.names.set_slots();
         let variable_names = self.names.into_names();
         Ok(Http {
             addresses,
@@ -279,6 +290,7 @@ impl Draft {
             log_servers: self.log_servers,
             variable_slots: variable_names.len(),
             variable_names,
+            set_variables,
         })
     }
 

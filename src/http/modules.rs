@@ -10,6 +10,7 @@ pub mod proxy;
 pub mod rewrite;
 pub mod static_files;
 pub mod status;
+pub mod sticky;
 pub mod upstream;
 pub mod uwsgi;
 pub mod websocket;

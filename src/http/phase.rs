@@ -171,10 +171,11 @@ fn enter_location(c: &Connection, r: &mut Request, http: &Http) -> Option<Outcom
         _ => 0,
     };
     let max = *core.client_max_body_size;
-    if max > 0 && length > max && !r.body.is_refused {
-        r.body.is_refused = true;
+    if max > 0 && length > max {
         let text = format_args!("client intended to send too large body: {length} bytes");
         c.log(r, Level::Error, text);
+        // Nobody gets it, not even who makes the error page.
+        body::abandon(r);
         return Some(Outcome::Status(413));
     }
     None
@@ -411,7 +412,7 @@ async fn special(c: &Connection, r: &mut Request, code: u16) -> Result<Outcome, 
         }
         // `try_files … =200`: there is nothing to say.
         0..=200 | 202..=203 | 205..=299 => return Err(Close::Silently),
-        400 | 413 | 414 | 494..=497 | 500 | 501 => r.keepalive = false,
+        400 | 413 | 414 | 495..=497 | 500 | 501 => r.keepalive = false,
         _ => {}
     }
     let generation = Rc::clone(&r.generation);
@@ -436,6 +437,16 @@ async fn special(c: &Connection, r: &mut Request, code: u16) -> Result<Outcome, 
                 ErrorPageTarget::Named(name) => return Ok(Outcome::Named(Arc::clone(name))),
                 ErrorPageTarget::Url(url) => {
                     let location = value::expanded(url, c, r);
+                    if location.starts_with(b"@") {
+                        return Ok(Outcome::Named(String::from_utf8_lossy(&location).into()));
+                    }
+                    if location.starts_with(b"/") {
+                        // Out of variables: a URI all the same.
+                        if r.method != Method::Head {
+                            r.method = Method::Get;
+                        }
+                        return Ok(internal(location));
+                    }
                     r.response.location = Some(location);
                     let redirect = match page.answer {
                         ErrorPageStatus::Code(code @ (301 | 302 | 303 | 307 | 308)) => code,
@@ -468,8 +479,7 @@ async fn built_in(c: &Connection, r: &mut Request, code: u16) -> Result<Outcome,
         return refresh(c, r).await;
     }
     let page = special_response::page(code, *core.server_tokens, padded);
-    // A page is of its own type.
-    r.response.kept.content_type = None;
+    r.response.kept.keep_for_page();
     let location = r.response.location.take();
     let head = Head {
         status: special_response::status(code),

@@ -4,6 +4,7 @@
 use std::rc::Rc;
 
 use super::body::RequestBody;
+use super::modules::headers::lines;
 use super::server::{AddressId, LocationId, ServerId};
 use super::upstream::Attempt;
 use super::upstream::protocol::Message;
@@ -61,8 +62,8 @@ pub struct Request {
     pub captures: Captures,
     /// Values of variables made by `set` and named groups.
     pub slots: Vec<Option<Box<[u8]>>>,
-    /// The first slots by bits: those whose use without a value was mentioned.
-    uninitialized: std::cell::Cell<u64>,
+    /// The first 64 of them, by bit, whose use before their `set` was told.
+    pub told_uninitialized: std::cell::Cell<u64>,
     /// `$request_id`, made on first use.
     pub id: std::cell::OnceCell<[u8; 32]>,
 
@@ -126,6 +127,8 @@ pub struct Response {
     pub pace: Option<super::pace::Pace>,
     /// Kept from a `return 30x` for the response to come.
     pub location: Option<Vec<u8>>,
+    /// The line of `sticky cookie` for the upstream server that was chosen last.
+    pub set_cookie: Vec<u8>,
     /// Kept from an upstream's response that is not passed on, for the one that is.
     pub kept: Kept,
     /// Of the upstream's body only this is sent.
@@ -138,6 +141,14 @@ pub struct Kept {
     pub content_type: Option<Box<[u8]>>,
     /// Whole lines.
     pub lines: Vec<u8>,
+}
+
+impl Kept {
+    /// What goes with a built-in page: it has a type of its own, and no ranges.
+    pub fn keep_for_page(&mut self) {
+        self.content_type = None;
+        lines::remove_before(&mut self.lines, usize::MAX, b"accept-ranges");
+    }
 }
 
 impl Request {
@@ -166,7 +177,7 @@ impl Request {
             in_error_page: false,
             captures: Captures::default(),
             slots: Vec::new(),
-            uninitialized: std::cell::Cell::new(0),
+            told_uninitialized: std::cell::Cell::new(0),
             id: std::cell::OnceCell::new(),
             body: RequestBody::default(),
             response: Response::default(),
@@ -207,7 +218,7 @@ impl Request {
         self.in_error_page = false;
         self.captures.groups.clear();
         self.slots.clear();
-        self.uninitialized.set(0);
+        self.told_uninitialized.set(0);
         self.id = std::cell::OnceCell::new();
         self.body.reset();
         self.response.reset();
@@ -272,14 +283,6 @@ impl Request {
         self.slots.get(slot.0 as usize)?.as_deref()
     }
 
-    /// Whether this is the first use without a value, as far as that is kept.
-    pub fn note_uninitialized(&self, slot: super::variable::VariableSlot) -> bool {
-        let bit = 1_u64.checked_shl(slot.0.into()).unwrap_or(0);
-        let noted = self.uninitialized.get();
-        self.uninitialized.set(noted | bit);
-        noted & bit == 0
-    }
-
     pub fn set_slot(&mut self, slot: super::variable::VariableSlot, value: &[u8]) {
         let at = slot.0 as usize;
         if self.slots.len() <= at {
@@ -314,6 +317,7 @@ impl Response {
         self.limit_rate = None;
         self.pace = None;
         self.location = None;
+        self.set_cookie.clear();
         self.kept.content_type = None;
         self.kept.lines.clear();
         self.window = None;

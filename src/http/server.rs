@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use super::location::{Location, LocationTree};
 use super::modules::access_log::AccessFile;
+use super::modules::sticky::{Sessions, Sticky};
 use super::modules::upstream::Upstream;
 use super::variable::Regex;
 use crate::config::address::{self, Form, Host};
@@ -39,16 +40,31 @@ pub struct Http {
     pub log_servers: Vec<Arc<crate::syslog::Server>>,
     /// How many slots a request needs for variables made by `set` and by named captures.
     pub variable_slots: usize,
-    /// Names of those slots, for warnings; empty: none is given.
+    /// Names of those slots, for warnings.
     pub variable_names: Vec<Box<str>>,
+    /// Which of them `set` has made: these are empty, and there, before they are given a value.
+    pub set_variables: Vec<bool>,
 }
 
 impl Http {
+    /// The zones of `sticky learn`; one that several upstreams use comes several times.
+    fn sessions(&self) -> impl Iterator<Item = &Sessions> {
+        self.upstreams.iter().filter_map(|upstream| match &upstream.sticky {
+            Some(Sticky::Learn(learn)) => Some(&*learn.sessions),
+            _ => None,
+        })
+    }
+
     /// Goes on with what the process knows of the upstreams that an earlier configuration had too.
     pub fn take_over(&self, old: &Http) {
         for upstream in &self.upstreams {
             if let Some(before) = old.upstreams.iter().find(|old| old.name == upstream.name) {
                 upstream.zone.take_over(&before.zone);
+            }
+        }
+        for sessions in self.sessions() {
+            for before in old.sessions() {
+                sessions.take_over(before);
             }
         }
     }

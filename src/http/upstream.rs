@@ -20,7 +20,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::modules::upstream::{Balance, Peer, Upstream};
-use super::server::{Http, UpstreamId};
+use super::server::{Http, LocationId, UpstreamId};
 use crate::io::timer;
 use crate::shard::Shard;
 use peer::PeerSet;
@@ -70,12 +70,19 @@ impl Upstreams {
     }
 
     /// Takes the idle connections of an earlier configuration whose servers are still there.
-    pub fn take_over(&self, old: &Upstreams) {
+    pub fn take_over(&self, http: Option<&Http>, old: &Upstreams, before: Option<&Http>) {
+        // A location keeps what is its own if it stands where it stood, under the same name.
+        let still = |id: LocationId| {
+            let name = |http: Option<&Http>| {
+                http?.locations.get(id.0 as usize).map(|location| Arc::clone(&location.name))
+            };
+            name(http) == name(before)
+        };
         for group in &self.groups {
             let Some(before) = old.groups.iter().find(|before| before.name == group.name) else {
                 continue;
             };
-            group.pool.borrow_mut().take_over(&mut before.pool.borrow_mut());
+            group.pool.borrow_mut().take_over(&mut before.pool.borrow_mut(), still);
         }
     }
 

@@ -6,6 +6,7 @@ use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
 use super::connection::{Connection, client_address};
+use super::location::Handler;
 use super::modules::access_log::Escape;
 use super::modules::core::Root;
 use super::request::{RefusedPart, Request};
@@ -13,6 +14,7 @@ use super::upstream::Attempt;
 use super::variable::{HeaderName, Part, Template, Variable, VariableSlot};
 use crate::clock;
 use crate::error_log::Level;
+use crate::http1::framing::BodyLength;
 use crate::http1::header::Known;
 use crate::http1::request::Version;
 use crate::local_time::LocalTime;
@@ -128,7 +130,7 @@ pub fn append(variable: &Variable, c: &Connection, r: &Request, out: &mut Vec<u8
         Variable::Capture(n) => r.captures.group(usize::from(*n)).is_some_and(|v| put(out, v)),
         Variable::Slot(slot) => match r.slot(*slot) {
             Some(value) => put(out, value),
-            None => is_uninitialized(*slot, c, r),
+            None => uninitialized(*slot, c, r),
         },
 
         Variable::Overridden(of) => match r.slot(of.0) {
@@ -149,7 +151,7 @@ pub fn append(variable: &Variable, c: &Connection, r: &Request, out: &mut Vec<u8
         Variable::ConnectionRequests => number(out, c.requests.get()),
         Variable::ConnectionTime => seconds(out, clock::now().saturating_sub(c.accepted)),
         Variable::ContentLength => {
-            if r.body.is_done() && r.head.body == crate::http1::framing::BodyLength::Chunked {
+            if r.body.is_done() && r.head.body == BodyLength::Chunked {
                 return number(out, r.body.decoded);
             }
             known_header(r, Known::ContentLength, out)
@@ -166,6 +168,7 @@ pub fn append(variable: &Variable, c: &Connection, r: &Request, out: &mut Vec<u8
         Variable::Hostname => put(out, c.shard.hostname.as_bytes()),
         Variable::Https => put(out, b""),
         Variable::Msec => seconds(out, clock::now()),
+        Variable::Nothing => true,
         Variable::NginxVersion => put(out, crate::VERSION.as_bytes()),
         Variable::Pid => number(out, u64::from(std::process::id())),
         Variable::Pipe => put(out, if r.pipelined { b"p" } else { b"." }),
@@ -244,6 +247,15 @@ pub fn append(variable: &Variable, c: &Connection, r: &Request, out: &mut Vec<u8
         Variable::Uri => put_known(out, &r.uri),
 
         Variable::ProxyHost => proxy_pass(r).is_some_and(|pass| put(out, pass.host.as_bytes())),
+        Variable::ProxyInternalBodyLength => {
+            proxied_length(c, r).is_some_and(|length| number(out, length))
+        }
+        Variable::ProxyInternalChunked => {
+            is_proxied(r)
+                && proxied_length(c, r).is_none()
+                && r.head.body == BodyLength::Chunked
+                && put(out, b"chunked")
+        }
         Variable::ProxyPort => proxy_pass(r).is_some_and(|pass| put(out, pass.port.as_bytes())),
         Variable::ProxyAddXForwardedFor => {
             if known_header(r, Known::XForwardedFor, out) {
@@ -279,15 +291,18 @@ pub fn append(variable: &Variable, c: &Connection, r: &Request, out: &mut Vec<u8
     }
 }
 
-/// A variable that no `set` has given a value is empty, and the use of it is mentioned once a
-/// request; one of a named group just has none: false.
-#[cold]
-fn is_uninitialized(slot: VariableSlot, c: &Connection, r: &Request) -> bool {
+/// A variable that was given no value: one of `set` is empty, and that is worth a word.
+fn uninitialized(slot: VariableSlot, c: &Connection, r: &Request) -> bool {
+    let at = usize::from(slot.0);
     let http = r.generation.http();
-    let name = http.variable_names.get(usize::from(slot.0)).map(|name| &**name);
-    let Some(name) = name.filter(|name| !name.is_empty()) else { return false };
-    let warns = &http.location(r.location).settings.rewrite.uninitialized_variable_warn;
-    if **warns && r.note_uninitialized(slot) {
+    if !http.set_variables.get(at).is_some_and(|is_set| *is_set) {
+        return false;
+    }
+    let bit = 1_u64.checked_shl(at as u32).unwrap_or(0);
+    let told = r.told_uninitialized.get();
+    if told & bit == 0 && *c.settings(r).rewrite.uninitialized_variable_warn {
+        r.told_uninitialized.set(told | bit);
+        let name = http.variable_names.get(at).map_or("", |name| name);
         c.log(r, Level::Warn, format_args!("using uninitialized \"{name}\" variable"));
     }
     true
@@ -388,7 +403,7 @@ fn argument<'a>(args: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
 }
 
 /// `$cookie_NAME`: the first match over all Cookie lines.
-fn cookie<'a>(r: &'a Request, name: &[u8]) -> Option<&'a [u8]> {
+pub fn cookie<'a>(r: &'a Request, name: &[u8]) -> Option<&'a [u8]> {
     r.head.headers.find_all(Known::Cookie).find_map(|field| cookie_in(r.text(field.value), name))
 }
 
@@ -536,6 +551,26 @@ fn base64(text: &[u8]) -> Option<Vec<u8>> {
         }
     }
     Some(out)
+}
+
+fn is_proxied(r: &Request) -> bool {
+    r.generation.http().location(r.location).handler == Some(Handler::Proxy)
+}
+
+/// Bytes of the body that an HTTP upstream is sent, when they are known before it is sent.
+fn proxied_length(c: &Connection, r: &Request) -> Option<u64> {
+    if !is_proxied(r) {
+        return None;
+    }
+    let proxy = &c.settings(r).proxy;
+    if let Some(body) = &*proxy.set_body {
+        return Some(expanded(body, c, r).len() as u64);
+    }
+    match r.head.body {
+        BodyLength::Length(length) => Some(length),
+        BodyLength::Chunked if !r.body.was_streamed && r.body.is_done() => Some(r.body.decoded),
+        BodyLength::Chunked | BodyLength::None | BodyLength::UntilClose => None,
+    }
 }
 
 fn proxy_pass(r: &Request) -> Option<&super::modules::proxy::ProxyPass> {

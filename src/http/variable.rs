@@ -96,6 +96,8 @@ pub enum Variable {
     Hostname,
     Https,
     Msec,
+    /// Empty: `$http2`, `$http3` of a connection that speaks neither.
+    Nothing,
     NginxVersion,
     Pid,
     Pipe,
@@ -131,6 +133,8 @@ pub enum Variable {
 
     // The upstream exchange.
     ProxyHost,
+    ProxyInternalBodyLength,
+    ProxyInternalChunked,
     ProxyPort,
     ProxyAddXForwardedFor,
     UpstreamAddr,
@@ -191,6 +195,8 @@ pub const FIXED: &[(&str, Variable)] = &[
     ("document_uri", Variable::Uri),
     ("host", Variable::Host),
     ("hostname", Variable::Hostname),
+    ("http2", Variable::Nothing),
+    ("http3", Variable::Nothing),
     ("https", Variable::Https),
     ("is_args", Variable::IsArgs),
     ("is_request_port", Variable::IsRequestPort),
@@ -201,6 +207,8 @@ pub const FIXED: &[(&str, Variable)] = &[
     ("pipe", Variable::Pipe),
     ("proxy_add_x_forwarded_for", Variable::ProxyAddXForwardedFor),
     ("proxy_host", Variable::ProxyHost),
+    ("proxy_internal_body_length", Variable::ProxyInternalBodyLength),
+    ("proxy_internal_chunked", Variable::ProxyInternalChunked),
     ("proxy_port", Variable::ProxyPort),
     ("query_string", Variable::Args),
     ("realpath_root", Variable::RealpathRoot),
@@ -452,10 +460,8 @@ pub struct Names {
 struct SlotName {
     name: Box<str>,
     is_made: bool,
-    /// Made by `set`: using it before that is worth a warning.
-    by_set: bool,
-    /// Made by a named group: it is to be expected that some match did not have it.
-    by_group: bool,
+    /// It was `set` that made it: without a value it is empty, and there.
+    is_set: bool,
 }
 
 /// What `set` may write to.
@@ -536,12 +542,7 @@ impl Names {
             .collect();
         for (group, name) in named {
             match self.make(&name)? {
-                Settable::Slot(slot) => {
-                    if let Some(made) = self.slots.get_mut(usize::from(slot.0)) {
-                        made.by_group = true;
-                    }
-                    regex.named.push((group, slot));
-                }
+                Settable::Slot(slot) => regex.named.push((group, slot)),
                 Settable::Args | Settable::LimitRate => {
                     return fault!("a group cannot set the \"{name}\" variable");
                 }
@@ -550,18 +551,7 @@ impl Names {
         Ok(regex)
     }
 
-    /// The variable that a `set $name` writes to.
-    pub fn make_by_set(&mut self, name: &str) -> Outcome<Settable> {
-        let made = self.make(name)?;
-        if let Settable::Slot(slot) = made
-            && let Some(made) = self.slots.get_mut(usize::from(slot.0))
-        {
-            made.by_set = true;
-        }
-        Ok(made)
-    }
-
-    /// The variable that a named group or the like writes to.
+    /// The variable that a `set $name` or a named group writes to.
     pub fn make(&mut self, name: &str) -> Outcome<Settable> {
         let name = name.to_ascii_lowercase();
         match fixed(&name) {
@@ -580,17 +570,30 @@ impl Names {
         Ok(Settable::Slot(slot))
     }
 
+    /// [`Names::make`] for `set`: what nothing else has made yet has a value from the start.
+    pub fn set_variable(&mut self, name: &str) -> Outcome<Settable> {
+        let known = |slot: &SlotName| slot.is_made && slot.name.eq_ignore_ascii_case(name);
+        let is_new = !self.slots.iter().any(known);
+        let variable = self.make(name)?;
+        if let Settable::Slot(slot) = variable
+            && let Some(made) = self.slots.get_mut(usize::from(slot.0))
+        {
+            made.is_set |= is_new;
+        }
+        Ok(variable)
+    }
+
+    /// Which of the slots `set` has made.
+    pub fn set_slots(&self) -> Vec<bool> {
+        self.slots.iter().map(|slot| slot.is_set).collect()
+    }
+
     fn slot(&mut self, name: &str) -> Outcome<VariableSlot> {
         let known = self.slots.iter().position(|slot| *slot.name == *name);
         let at = known.unwrap_or(self.slots.len());
         let Ok(slot) = u16::try_from(at) else { return fault!("too many variables") };
         if known.is_none() {
-            self.slots.push(SlotName {
-                name: name.into(),
-                is_made: false,
-                by_set: false,
-                by_group: false,
-            });
+            self.slots.push(SlotName { name: name.into(), is_made: false, is_set: false });
         }
         Ok(VariableSlot(slot))
     }
@@ -603,11 +606,9 @@ impl Names {
         }
     }
 
-    /// The names in the order of their slots; empty where nobody is warned of one without a value.
+    /// The names in the order of their slots.
     pub fn into_names(self) -> Vec<Box<str>> {
-        let name =
-            |slot: SlotName| if slot.by_set && !slot.by_group { slot.name } else { "".into() };
-        self.slots.into_iter().map(name).collect()
+        self.slots.into_iter().map(|slot| slot.name).collect()
     }
 }
 
@@ -628,15 +629,11 @@ const NOT_SUPPORTED: &[&str] = &[
     "fastcgi_path_info",
     "fastcgi_script_name",
     "gzip_ratio",
-    "http2",
-    "http3",
     "invalid_referer",
     "limit_conn_status",
     "limit_req_status",
     "modern_browser",
     "msie",
-    "proxy_internal_body_length",
-    "proxy_internal_chunked",
     "proxy_protocol_addr",
     "proxy_protocol_port",
     "proxy_protocol_server_addr",
@@ -780,7 +777,7 @@ mod tests {
             ]
         );
         assert_eq!(names.check().map_err(text_of), Err("unknown \"own\" variable".into()));
-        assert_eq!(names.make_by_set("OWN"), Ok(Settable::Slot(VariableSlot(0))));
+        assert_eq!(names.make("OWN"), Ok(Settable::Slot(VariableSlot(0))));
         assert_eq!(names.check(), Ok(()));
         assert_eq!(names.make("args"), Ok(Settable::Args));
         assert_eq!(

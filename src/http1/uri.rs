@@ -224,6 +224,15 @@ fn escape(text: &[u8], set: Set, out: &mut Vec<u8>) {
 
 /// A normalised path holds nothing more to resolve, and comes back from being escaped and read.
 pub fn fuzz_uri(data: &[u8]) {
+    // A redirect's URL is made shorter or stays, and its args stay what they are.
+    let url = unescape_redirect(data);
+    assert!(url.len() <= data.len());
+    if let Some(mark) = memchr::memchr(b'?', data)
+        && !data.contains(&b'%')
+    {
+        assert!(url.ends_with(&data[mark..]));
+    }
+
     // What the request line lets through.
     let starts_well = matches!(data.first(), None | Some(b'/' | b'?'));
     if !starts_well || data.iter().any(|&byte| byte <= b' ' || byte == 0x7f) {

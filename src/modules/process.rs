@@ -273,10 +273,10 @@ fn thread_pool(args: Args<'_>) -> Outcome {
                 return fault!("invalid threads value \"{parameter}\"");
             }
             has_threads = true;
-        } else if let Some(count) = parameter.strip_prefix("max_queue=") {
-            if number(count).is_none() {
-                return fault!("invalid max_queue value \"{parameter}\"");
-            }
+        } else if let Some(count) = parameter.strip_prefix("max_queue=")
+            && number(count).is_none()
+        {
+            return fault!("invalid max_queue value \"{parameter}\"");
         }
     }
     if has_threads || args.at(0) == "default" {

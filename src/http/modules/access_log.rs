@@ -105,7 +105,7 @@ impl Settings {
 }
 
 pub const DIRECTIVES: &[Directive<Build>] = &[
-    Directive::new("access_log", Contexts::LEVELS, Count::AtLeast(1))
+    Directive::new("access_log", Contexts::LEVELS.or(Contexts::LIMIT_EXCEPT), Count::AtLeast(1))
         .syntax(
             "path [format [buffer=size] [gzip[=level]] [flush=time] [if=condition]] | \
              syslog:server=address[,parameter=value] [format [if=condition]] | off",

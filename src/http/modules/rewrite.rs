@@ -153,7 +153,7 @@ pub const DIRECTIVES: &[Directive<Build>] = &[
             let Some(name) = args.at(0).strip_prefix('$').filter(|name| !name.is_empty()) else {
                 return fault!("invalid variable name \"{}\"", args.at(0));
             };
-            let variable = b.http.names.make_by_set(name)?;
+            let variable = b.http.names.set_variable(name)?;
             let value = b.http.names.template(args.at(1))?;
             let set = match variable {
                 Settable::Slot(slot) => Step::Set { slot, value },

@@ -461,7 +461,7 @@ async fn send_not_satisfiable(
     };
     r.response.status_override = None;
     r.response.location = None;
-    r.response.kept.content_type = None;
+    r.response.kept.keep_for_page();
     let head = Head {
         status: STATUS,
         content_type: Some(special_response::CONTENT_TYPE.as_bytes()),

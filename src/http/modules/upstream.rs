@@ -6,12 +6,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::sticky::Sticky;
 use crate::config::address::{Address, Form, Host};
 use crate::config::diagnostic::{Fault, Outcome, Place, fault};
 use crate::config::directive::{Contexts, Count, Directive};
 use crate::config::setting::{Setting, inherit};
 use crate::config::value::{Args, number, seconds, size};
 use crate::http::upstream::zone::Zone;
+use crate::http::variable::Template;
 use crate::modules::Build;
 
 /// One `upstream` block, or the implicit group behind a literal `proxy_pass` or `uwsgi_pass`.
@@ -22,6 +24,7 @@ pub struct Upstream {
     pub peers: Vec<Peer>,
     pub keepalive: Keepalive,
     pub balance: Arc<Balance>,
+    pub sticky: Option<Sticky>,
     /// What shards share of it.
     pub zone: Arc<Zone>,
     /// False for the implicit group of a literal address: it never keeps connections.
@@ -33,6 +36,41 @@ pub struct Upstream {
 pub enum Balance {
     #[default]
     RoundRobin,
+    Least(Rank),
+    IpHash,
+    Hash {
+        key: Template,
+        consistent: bool,
+    },
+    Random(Draws),
+}
+
+/// What servers are compared by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rank {
+    /// Requests under way (`least_conn`).
+    Active,
+    /// How long answers take, for each request under way (`least_time`).
+    Time {
+        until: Until,
+        /// Requests without an answer yet count with the time that they have waited.
+        inflight: bool,
+    },
+}
+
+/// What of an answer is waited for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Until {
+    Header,
+    LastByte,
+}
+
+/// `random`
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Draws {
+    One,
+    /// `two`: the better of two.
+    Two(Rank),
 }
 
 #[derive(Debug, Clone)]
@@ -69,17 +107,25 @@ pub enum PeerAddress {
 /// `keepalive`, `keepalive_requests`, `keepalive_time`, `keepalive_timeout` of an upstream block.
 #[derive(Debug, Clone, Copy)]
 pub struct Keepalive {
-    /// Idle connections kept by each shard; zero: none.
-    pub connections: usize,
+    pub idle: Idle,
     pub requests: u64,
     pub time: Duration,
     pub timeout: Duration,
 }
 
+/// `keepalive connections [local]`
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Idle {
+    /// Kept by each shard; zero: none.
+    pub connections: usize,
+    /// Used again by the location alone that opened it.
+    pub is_local: bool,
+}
+
 /// The directives of an `upstream` block.
 #[derive(Debug, Clone, Default)]
 pub struct Settings {
-    pub keepalive: Setting<usize>,
+    pub keepalive: Setting<Idle>,
     pub keepalive_requests: Setting<u64>,
     pub keepalive_time: Setting<Duration>,
     pub keepalive_timeout: Setting<Duration>,
@@ -104,11 +150,13 @@ pub struct UpstreamDraft {
     pub peers: Vec<Peer>,
     /// `zone`
     pub zone: Option<Arc<str>>,
+    pub balance: Option<Balance>,
+    pub sticky: Option<Sticky>,
 }
 
 const UPSTREAM: Contexts = Contexts::UPSTREAM;
 const ONE: Count = Count::Exactly(1);
-const BALANCING: &str = "servers are balanced by weighted round robin";
+const NONE: Count = Count::Exactly(0);
 
 pub const DIRECTIVES: &[Directive<Build>] = &[
     Directive::new("upstream", Contexts::HTTP, ONE)
@@ -128,18 +176,12 @@ pub const DIRECTIVES: &[Directive<Build>] = &[
         .set(server),
     Directive::new("keepalive", UPSTREAM, Count::Between(1, 2))
         .syntax("connections [local]")
-        .default("32")
-        .doc("How many idle connections each shard keeps; 0 keeps none.")
-        .set(|b, args| {
-            let count = |args: Args<'_>| match number(args.at(0)) {
-                Some(count) if matches!(args.at(1), "" | "local") => Ok(count),
-                Some(_) => fault!("invalid parameter \"{}\"", args.at(1)),
-                None => {
-                    fault!("invalid value \"{}\" in \"keepalive\" directive", args.at(0))
-                }
-            };
-            args.fill(&mut settings(b).keepalive, count)
-        }),
+        .default("32 local")
+        .doc(
+            "How many idle connections each shard keeps; 0 keeps none. With `local` a connection is \
+             used again by the location alone that opened it.",
+        )
+        .set(keepalive),
     Directive::new("keepalive_requests", UPSTREAM, ONE)
         .syntax("number")
         .default("1000")
@@ -163,22 +205,133 @@ pub const DIRECTIVES: &[Directive<Build>] = &[
         )
         .differs("The size is checked and then not used: the state takes what it needs.")
         .set(zone),
-    Directive::refused("hash", BALANCING),
-    Directive::refused("ip_hash", BALANCING),
-    Directive::refused("least_conn", BALANCING),
-    Directive::refused("least_time", BALANCING),
-    Directive::refused("random", BALANCING),
-    Directive::refused("sticky", BALANCING),
+    Directive::new("hash", UPSTREAM, Count::Between(1, 2))
+        .syntax("key [consistent]")
+        .doc(
+            "The same server for the same key. With `consistent` few keys move when servers come or \
+             go.",
+        )
+        .set(hash),
+    Directive::new("ip_hash", UPSTREAM, NONE)
+        .doc(
+            "The same server for the same client: the first three bytes of an IPv4 address, all of \
+             an IPv6 one.",
+        )
+        .set(|b, args| {
+ balance(b, args, Balance::IpHash);
+ Ok(())
+ }),
+    Directive::new("least_conn", UPSTREAM, NONE)
+        .doc("The server with the fewest requests under way for its weight.")
+        .differs("Requests under way are counted for all shards.")
+        .set(|b, args| {
+ balance(b, args, Balance::Least(Rank::Active));
+ Ok(())
+ }),
+    Directive::new("least_time", UPSTREAM, Count::Between(1, 2))
+        .syntax("header | last_byte [inflight]")
+        .doc(
+            "The server with the shortest average time to an answer's head or end, for its weight \
+             and its requests under way.",
+        )
+        .differs("Each shard measures on its own.")
+        .set(least_time),
+    Directive::new("random", UPSTREAM, Count::Between(0, 2))
+        .syntax("[two [least_conn | least_time[=header | =last_byte]]]")
+        .doc("A server by lot; with `two` the better of two.")
+        .set(random),
     Directive::refused("queue", "a request that finds no server is answered at once"),
 ];
 
 impl Balance {
     /// Whether servers are compared by their requests under way.
     pub fn compares_active(&self) -> bool {
-        match self {
-            Balance::RoundRobin => false,
-        }
+        matches!(self, Balance::Least(_) | Balance::Random(Draws::Two(_)))
     }
+
+    /// nginx has no backups beside the methods that hash and draw.
+    fn supports_backup(&self) -> bool {
+        matches!(self, Balance::RoundRobin | Balance::Least(_))
+    }
+}
+
+/// Sets the method of the block being read; one that was there before is forgotten, and with it what
+/// sessions are bound by.
+fn balance(b: &mut Build, args: Args<'_>, method: Balance) {
+    let Some(upstream) = b.http.upstream_block() else { return };
+    let is_redefined = upstream.sticky.take().is_some() || upstream.balance.is_some();
+    upstream.balance = Some(method);
+    if is_redefined {
+        b.warn(Some(args.place()), "load balancing method redefined");
+    }
+}
+
+fn invalid_parameter<T>(parameter: &str) -> Outcome<T> {
+    fault!("invalid parameter \"{parameter}\"")
+}
+
+/// `hash key [consistent]`
+fn hash(b: &mut Build, args: Args<'_>) -> Outcome {
+    let consistent = match args.at(1) {
+        "" => false,
+        "consistent" => true,
+        other => return invalid_parameter(other),
+    };
+    let key = b.http.names.template(args.at(0))?;
+    balance(b, args, Balance::Hash { key, consistent });
+    Ok(())
+}
+
+/// `random [two [method]]`
+fn random(b: &mut Build, args: Args<'_>) -> Outcome {
+    let draws = match (args.at(0), args.at(1)) {
+        ("", _) => Draws::One,
+        ("two", "" | "least_conn") => Draws::Two(Rank::Active),
+        ("two", method) => match method.strip_prefix("least_time").map(until) {
+            Some(Some(until)) => Draws::Two(Rank::Time { until, inflight: false }),
+            _ => return invalid_parameter(method),
+        },
+        (other, _) => return invalid_parameter(other),
+    };
+    balance(b, args, Balance::Random(draws));
+    Ok(())
+}
+
+/// What follows `least_time` of `random two`.
+fn until(text: &str) -> Option<Until> {
+    match text {
+        "" | "=header" => Some(Until::Header),
+        "=last_byte" => Some(Until::LastByte),
+        _ => None,
+    }
+}
+
+/// `least_time header | last_byte [inflight]`
+fn least_time(b: &mut Build, args: Args<'_>) -> Outcome {
+    let until = match args.at(0) {
+        "header" => Until::Header,
+        "last_byte" => Until::LastByte,
+        other => return invalid_parameter(other),
+    };
+    let inflight = match args.at(1) {
+        "" => false,
+        "inflight" => true,
+        other => return invalid_parameter(other),
+    };
+    balance(b, args, Balance::Least(Rank::Time { until, inflight }));
+    Ok(())
+}
+
+/// `keepalive connections [local]`
+fn keepalive(b: &mut Build, args: Args<'_>) -> Outcome {
+    let idle = |args: Args<'_>| match number(args.at(0)) {
+        Some(connections) if matches!(args.at(1), "" | "local") => {
+            Ok(Idle { connections, is_local: args.at(1) == "local" })
+        }
+        Some(_) => invalid_parameter(args.at(1)),
+        None => fault!("invalid value \"{}\" in \"keepalive\" directive", args.at(0)),
+    };
+    args.fill(&mut settings(b).keepalive, idle)
 }
 
 /// `zone name [size]`
@@ -198,7 +351,7 @@ fn zone(b: &mut Build, args: Args<'_>) -> Outcome {
         },
     };
     let name = b.http.zones.declare(name, size)?;
-    if let Some(upstream) = b.http.upstream_at.and_then(|at| b.http.upstreams.get_mut(at)) {
+    if let Some(upstream) = b.http.upstream_block() {
         upstream.zone = Some(name);
     }
     Ok(())
@@ -290,7 +443,13 @@ fn server(b: &mut Build, args: Args<'_>) -> Outcome {
                 Some(time) => peer.fail_timeout = time,
                 None => return invalid(),
             },
-            ("backup", false) => peer.backup = true,
+            ("backup", false) => {
+                let method = b.http.upstream_block().and_then(|block| block.balance.as_ref());
+                if method.is_some_and(|method| !method.supports_backup()) {
+                    return fault!("balancing method does not support parameter \"backup\"");
+                }
+                peer.backup = true;
+            }
             ("down", false) => peer.down = true,
             ("drain", false) => peer.drain = true,
             ("resolve", false) => peer.resolve = true,
@@ -306,7 +465,7 @@ fn server(b: &mut Build, args: Args<'_>) -> Outcome {
     let failed = |error| Fault::new(format!("{error} in upstream \"{}\"", args.at(0)));
     let address = Address::parse(args.at(0), Form::Peer).map_err(failed)?;
     let peers = peers(&address, address.port().unwrap_or(80), &peer).map_err(failed)?;
-    if let Some(upstream) = b.http.upstream_at.and_then(|at| b.http.upstreams.get_mut(at)) {
+    if let Some(upstream) = b.http.upstream_block() {
         upstream.peers.extend(peers);
     }
     Ok(())
@@ -394,10 +553,11 @@ impl UpstreamDraft {
         Ok(Upstream {
             name: self.name,
             zone: Arc::new(Zone::new(self.zone, &peers)),
-            balance: Arc::default(),
+            balance: Arc::new(self.balance.unwrap_or_default()),
+            sticky: self.sticky,
             peers,
             keepalive: Keepalive {
-                connections: if self.explicit { *settings.keepalive } else { 0 },
+                idle: if self.explicit { *settings.keepalive } else { Idle::default() },
                 requests: *settings.keepalive_requests,
                 time: *settings.keepalive_time,
                 timeout: *settings.keepalive_timeout,

@@ -10,7 +10,7 @@ use super::protocol::{Destination, DestinationUri};
 use crate::config::address::{Address, Form, Host};
 use crate::error_log::{Level, escape};
 use crate::http::connection::Connection;
-use crate::http::modules::upstream::{Keepalive, Peer, PeerAddress, Upstream};
+use crate::http::modules::upstream::{Idle, Keepalive, Peer, PeerAddress, Upstream};
 use crate::http::request::Request;
 use crate::http::server::{Http, UpstreamId};
 use crate::http::value;
@@ -126,12 +126,13 @@ fn literal(address: &Address, port: Option<u16>) -> Result<Target, Problem> {
         name: name.clone(),
         peers: vec![Peer { address: peer_address, name, ..Peer::default() }],
         keepalive: Keepalive {
-            connections: 0,
+            idle: Idle::default(),
             requests: 0,
             time: Duration::ZERO,
             timeout: Duration::ZERO,
         },
         balance: Arc::default(),
+        sticky: None,
         zone: Arc::default(),
         explicit: false,
     };

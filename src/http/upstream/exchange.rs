@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use super::balance::Picker;
 use super::dynamic::{self, Target};
-use super::peer::{Active, Member};
+use super::peer::{Active, Member, PeerSet};
 use super::pool::UpstreamConnection;
 use super::protocol::{self, BodyForm, Destination};
 use super::{Attempt, Group, head, local, relay};
@@ -18,23 +18,24 @@ use crate::error_log::{Level, escape};
 use crate::http::action::Action;
 use crate::http::body::{self, BodyError};
 use crate::http::close::Close;
-use crate::http::connection::Connection;
+use crate::http::connection::{Connection, client_address};
 use crate::http::location::Location;
 use crate::http::modules::exchange::{IgnoreHeaders, NextUpstream, Pass, Settings};
 use crate::http::modules::proxy::HttpVersion;
-use crate::http::modules::static_files::range;
-use crate::http::modules::upstream::{Peer, PeerAddress, Upstream};
+use crate::http::modules::sticky::Sticky;
+use crate::http::modules::upstream::{Balance, Peer, PeerAddress, Upstream};
 use crate::http::phase::Outcome;
 use crate::http::request::Request;
 use crate::http::tunnel;
 use crate::http::tunnel::handshake::{self, Asked, BadSwitch};
+use crate::http::value;
 use crate::http1::framing::BodyLength;
 use crate::http1::header::Known;
 use crate::http1::refusal::ResponseRefusal;
 use crate::http1::request::Method;
 use crate::http1::response::{self, Form, NO_VALID_HEADER};
 use crate::http1::uri::unescape;
-use crate::http1::{Progress, chunked, encode};
+use crate::http1::{Progress, chunked};
 use crate::io::select::{Either, either};
 use crate::io::stream::{Address, Failure, NewSocket};
 use crate::io::timer::{self, Wait};
@@ -210,8 +211,8 @@ struct Failed {
     status: u16,
     /// Nothing has been sent to it: even a request that must not be repeated can go elsewhere.
     unsent: bool,
-    /// It was an idle connection that the server had closed meanwhile.
-    stale: bool,
+    /// It had answered on this connection before: it may have closed it meanwhile.
+    reused: bool,
 }
 
 /// How trying one server can end without an answer.
@@ -305,20 +306,31 @@ impl Exchange<'_> {
 
     async fn try_servers(&self, r: &mut Request) -> Result<Outcome, Close> {
         let set = self.group.peers();
-        let mut picker = Picker::default();
-        let mut tries_left = self.tries(&set.members);
+        let is_single = set.members.len() == 1;
         let began_ms = timer::now_ms();
+        let client = client_address(self.c, r).ip;
+        let mut picker = Picker::new(&set, client, || match &*self.upstream.balance {
+            Balance::Hash { key, .. } => value::expanded(key, self.c, r),
+            _ => Vec::new(),
+        });
+        let bound = self.bound(r, &set, began_ms);
+        let mut tries_left = self.tries(&set.members);
         let mut starts_group = true;
-        let mut again: Option<usize> = None;
+        let mut now_ms = began_ms;
         loop {
-            let picked = again.take().or_else(|| picker.pick(&set, timer::now_ms()));
+            let picked = match bound {
+                Some(at) if picker.pick_bound(&set, at, now_ms) => Some(at),
+                _ => picker.pick(&set, now_ms),
+            };
             let Some(at) = picked else {
                 return Ok(Outcome::Status(self.no_live(r, starts_group)));
             };
             let member = &set.members[at];
-            let peer = &member.peer;
+            if let Some(sticky) = &self.upstream.sticky {
+                sticky.put_cookie(self.c, r, member.id());
+            }
             r.attempts.push(Attempt {
-                address: Arc::clone(&peer.name),
+                address: Arc::clone(&member.peer.name),
                 status: 0,
                 connect: None,
                 header: None,
@@ -328,17 +340,18 @@ impl Exchange<'_> {
                 bytes_received: 0,
                 starts_group: std::mem::take(&mut starts_group),
             });
-            let active = Active::new(&member.state);
-            tries_left -= 1;
+            let active = Active::new(&member.state, now_ms);
+            tries_left = if is_single { 0 } else { tries_left.saturating_sub(1) };
             let started = clock::now();
-            let failed = match self.ask(r, peer, started).await {
+            let failed = match self.ask(r, &member.peer, started).await {
                 Ok(connection) => match self.unwanted_status(r) {
                     Some(failed) if tries_left > 0 && self.allows_next(r, &failed, began_ms) => {
                         failed
                     }
                     _ => {
                         member.state.succeeded();
-                        return self.deliver(r, peer, connection, active, started).await;
+                        let delivery = Delivery { set: &set, member, connection, active, started };
+                        return self.deliver(r, delivery).await;
                     }
                 },
                 Err(NoAnswer::Failed(failed)) => failed,
@@ -352,16 +365,38 @@ impl Exchange<'_> {
                 attempt.status = failed.status;
                 attempt.response = Some(clock::now().saturating_sub(started));
             }
-            if failed.stale && self.may_repeat(r) {
-                // The server closed an idle connection: not its failure, and not a try.
-                tries_left += 1;
-                again = Some(at);
-                continue;
+            now_ms = timer::now_ms();
+            if !is_single {
+                self.count_failure(r, member, failed.condition, now_ms);
             }
-            self.count_failure(r, &set.members, at, failed.condition);
+            if failed.reused && failed.condition == NextUpstream::ERROR {
+                // The server may have closed an idle connection: that is one more try.
+                tries_left += 1;
+            }
             if tries_left == 0 || !self.allows_next(r, &failed, began_ms) {
                 return Ok(Outcome::Status(failed.status));
             }
+        }
+    }
+
+    /// The server that the request's session is bound to.
+    fn bound(&self, r: &Request, set: &PeerSet, now_ms: u64) -> Option<usize> {
+        let id = self.upstream.sticky.as_ref()?.bound(self.c, r, now_ms)?;
+        set.members.iter().position(|member| member.id().as_bytes() == id)
+    }
+
+    /// Keeps the session that an answer began, when that is due.
+    fn learn(&self, r: &Request, member: &Member, is_over: bool) {
+        if let Some(Sticky::Learn(learn)) = &self.upstream.sticky
+            && learn.at_header != is_over
+            && !learn.learn(self.c, r, member.id(), timer::now_ms())
+        {
+            let text = format_args!(
+                "could not allocate node in sticky session zone \"{}\", expiring least recently \
+                 used session",
+                learn.sessions.name
+            );
+            self.c.log(r, Level::Warn, text);
         }
     }
 
@@ -404,21 +439,11 @@ impl Exchange<'_> {
         limit == 0 || u128::from(timer::now_ms().saturating_sub(began_ms)) < limit
     }
 
-    /// Whether a request whose reused connection turned out to be closed can be sent again.
-    fn may_repeat(&self, r: &Request) -> bool {
-        let listed = *self.settings.next_upstream;
-        !self.streams
-            && !listed.contains(NextUpstream::OFF)
-            && listed.contains(NextUpstream::ERROR)
-            && is_repeatable(r, listed)
-    }
-
-    fn count_failure(&self, r: &Request, members: &[Member], at: usize, condition: NextUpstream) {
+    fn count_failure(&self, r: &Request, member: &Member, condition: NextUpstream, now_ms: u64) {
         if condition == NextUpstream::HTTP_403 || condition == NextUpstream::HTTP_404 {
             return;
         }
-        let out = members[at].failed(timer::now_ms());
-        if out && members.len() > 1 {
+        if member.failed(now_ms) {
             self.c.log(r, Level::Warn, format_args!("upstream server temporarily disabled"));
         }
     }
@@ -440,7 +465,7 @@ impl Exchange<'_> {
             condition,
             status,
             unsent: false,
-            stale: false,
+            reused: false,
         })
     }
 
@@ -452,7 +477,7 @@ impl Exchange<'_> {
         started: Duration,
     ) -> Result<UpstreamConnection, NoAnswer> {
         self.c.action.set(Action::ConnectingToUpstream);
-        let idle = self.group.pool.borrow_mut().take(&peer.address);
+        let idle = self.group.pool.borrow_mut().take(&peer.address, r.location);
         let mut connection = match idle {
             Some(connection) => connection,
             None => UpstreamConnection::new(self.connect(r, peer).await?),
@@ -471,7 +496,6 @@ impl Exchange<'_> {
             SendEnd::Failed(Failure::Io(e)) => Some(e),
             SendEnd::Failed(_) | SendEnd::Answered => None,
         };
-        self.c.action.set(Action::ReadingUpstreamHead);
         self.read_head(r, &connection, send_error).await?;
         if let Some(attempt) = r.attempts.last_mut() {
             if attempt.status == 0 {
@@ -542,7 +566,7 @@ impl Exchange<'_> {
             return Close::Interrupted.into();
         }
         self.c.log(r, Level::Error, format_args!("upstream timed out (110: Connection timed out)"));
-        Failed { condition: NextUpstream::TIMEOUT, status: 504, unsent, stale: false }.into()
+        Failed { condition: NextUpstream::TIMEOUT, status: 504, unsent, reused: false }.into()
     }
 
     /// Sends head and body. A server that stops listening may have answered: then the error is kept
@@ -653,36 +677,30 @@ impl Exchange<'_> {
         loop {
             let left = Duration::from_millis(until_ms.saturating_sub(timer::now_ms()));
             let buffer = std::mem::take(&mut r.upstream_bytes);
-            let before = buffer.len();
             let ignore_abort = *self.settings.ignore_client_abort;
             let (received, buffer) =
                 receive_watching_client(self.c, r, &connection.stream, buffer, left, ignore_abort)
                     .await?;
             r.upstream_bytes = buffer;
+            self.c.action.set(Action::ReadingUpstreamHead);
             if let Some(attempt) = r.attempts.last_mut() {
-                attempt.bytes_received += (r.upstream_bytes.len() - before) as u64;
+                attempt.bytes_received += *received.as_ref().unwrap_or(&0) as u64;
             }
             match received {
                 Ok(0) => {
-                    let nothing = r.upstream_bytes.is_empty();
                     if let Some(e) = &send_error {
                         self.c.action.set(Action::SendingRequestToUpstream);
                         self.c.log_errno(r, Level::Error, format_args!("writev() failed"), e);
                     } else {
                         let text = format_args!("upstream prematurely closed connection");
-                        if !(nothing && connection.reused) {
-                            self.c.log(r, Level::Error, text);
-                        }
+                        self.c.log(r, Level::Error, text);
                     }
-                    return Err(Failed::broken(nothing && connection.reused).into());
+                    return Err(Failed::broken(connection.reused).into());
                 }
                 Ok(_) => {}
                 Err(Failure::Io(e)) => {
-                    let nothing = r.upstream_bytes.is_empty();
-                    if !(nothing && connection.reused) {
-                        self.c.log_errno(r, Level::Error, format_args!("recv() failed"), &e);
-                    }
-                    return Err(Failed::broken(nothing && connection.reused).into());
+                    self.c.log_errno(r, Level::Error, format_args!("recv() failed"), &e);
+                    return Err(Failed::broken(connection.reused).into());
                 }
                 Err(failure) => return Err(self.timed_out(r, &failure, false)),
             }
@@ -793,25 +811,22 @@ impl Exchange<'_> {
     }
 
     /// Hands the answer to the client, or to the tunnel.
-    async fn deliver(
-        &self,
-        r: &mut Request,
-        peer: &Peer,
-        connection: UpstreamConnection,
-        active: Active,
-        started: Duration,
-    ) -> Result<Outcome, Close> {
+    async fn deliver(&self, r: &mut Request, delivery: Delivery<'_>) -> Result<Outcome, Close> {
+        let Delivery { set, member, connection, active, started } = delivery;
         let code = r.upstream_head.code;
+        self.learn(r, member, false);
         if code == 101 {
             if let Err(bad) = self.check_switch(r) {
                 self.c.log(r, Level::Error, format_args!("{bad}"));
                 set_response_time(r, started);
                 return Ok(Outcome::Status(502));
             }
+            self.learn(r, member, true);
             set_response_time(r, started);
             return Err(tunnel::open(self.c, r, connection.stream, self.settings, active).await);
         }
         if let Some(outcome) = self.accel_redirect(r) {
+            self.learn(r, member, true);
             head::keep_for_redirect(r);
             set_response_time(r, started);
             return Ok(outcome);
@@ -820,6 +835,7 @@ impl Exchange<'_> {
             && *self.settings.intercept_errors
             && self.location.settings.core.error_page.iter().any(|page| page.codes.contains(&code))
         {
+            self.learn(r, member, true);
             head::keep_for_page(r);
             set_response_time(r, started);
             return Ok(Outcome::Status(code));
@@ -827,8 +843,7 @@ impl Exchange<'_> {
         if *self.settings.force_ranges
             && let Err(length) = head::select_range(r, self.location)
         {
-            let range = range::content_range_of_none(length);
-            encode::header(b"Content-Range", range.as_bytes(), &mut r.response.kept.lines);
+            head::keep_for_not_satisfiable(r, self.settings, length);
             set_response_time(r, started);
             return Ok(Outcome::Status(416));
         }
@@ -837,6 +852,13 @@ impl Exchange<'_> {
         // The server is done with: it does not wait for a client that is slow to take the rest.
         drop(active);
         let relayed = relayed?;
+        self.learn(r, member, true);
+        if set.balancer.measures()
+            && let Some(attempt) = r.attempts.last()
+        {
+            let ms = |time: Option<Duration>| time.unwrap_or_default().as_millis() as u64;
+            member.state.answered(ms(attempt.header), ms(attempt.response));
+        }
         // A pool of an earlier configuration is swept by nobody.
         let is_current = Rc::ptr_eq(&r.generation, &self.c.shard.generation());
         if relayed.is_clean
@@ -844,15 +866,26 @@ impl Exchange<'_> {
             && connection.request_is_sent
             && self.family == Family::Proxy
             && r.upstream_head.keep_alive()
+            && !self.c.shard.is_quitting()
         {
             let now_ms = timer::now_ms();
-            self.group.pool.borrow_mut().give(&peer.address, connection, now_ms);
+            let mut pool = self.group.pool.borrow_mut();
+            pool.give(&member.peer.address, r.location, connection, now_ms);
         } else {
             drop(connection);
         }
         relayed.finish(r).await?;
         Ok(Outcome::Done)
     }
+}
+
+/// An answer whose head is there, and whose it is.
+struct Delivery<'a> {
+    set: &'a PeerSet,
+    member: &'a Member,
+    connection: UpstreamConnection,
+    active: Active,
+    started: Duration,
 }
 
 /// Whether the client has asked for an upgrade at all: a configuration may send one on its own.
@@ -878,15 +911,20 @@ fn is_repeatable(r: &Request, listed: NextUpstream) -> bool {
 
 impl Failed {
     fn error(unsent: bool) -> Self {
-        Failed { condition: NextUpstream::ERROR, status: 502, unsent, stale: false }
+        Failed { condition: NextUpstream::ERROR, status: 502, unsent, reused: false }
     }
 
-    fn broken(stale: bool) -> Self {
-        Failed { condition: NextUpstream::ERROR, status: 502, unsent: false, stale }
+    fn broken(reused: bool) -> Self {
+        Failed { condition: NextUpstream::ERROR, status: 502, unsent: false, reused }
     }
 
     fn invalid_header() -> Self {
-        Failed { condition: NextUpstream::INVALID_HEADER, status: 502, unsent: false, stale: false }
+        Failed {
+            condition: NextUpstream::INVALID_HEADER,
+            status: 502,
+            unsent: false,
+            reused: false,
+        }
     }
 }
 

@@ -104,13 +104,17 @@ impl<'a> Outgoing<'a> {
     /// Sends in order. What the client does not take at once waits here while that may be; otherwise
     /// this waits for the client.
     pub async fn send(&mut self, r: &mut Request, slices: &mut [IoSlice<'_>]) -> Result<(), Close> {
+        self.c.action.set(Action::SendingToClient);
         if self.is_empty() && r.response.pace.is_none() {
             if self.send_now(r, slices)? == Sent::All {
                 return Ok(());
             }
         } else {
+            // At a pace, what goes first is as much as its second allows: more is read before.
             self.enqueue(slices);
-            self.pump(r).await?;
+            if r.response.pace.is_none() {
+                self.pump(r).await?;
+            }
         }
         self.fit(r).await
     }

@@ -1,13 +1,14 @@
 //! The servers of an upstream and their state: weights, failures, requests under way (proxy,
 //! sections 11 and 13). Pure: time comes in as milliseconds.
 
-use std::cell::Cell;
+use std::cell::{Cell, OnceCell};
 use std::rc::Rc;
 use std::sync::Arc;
 
 use super::balance::Balancer;
 use super::zone::{SharedPeer, Zone};
-use crate::http::modules::upstream::{Balance, Peer};
+use crate::http::modules::sticky;
+use crate::http::modules::upstream::{Balance, Peer, Until};
 
 /// The servers of an upstream as they are now. A request keeps the set it began with.
 #[derive(Debug)]
@@ -22,6 +23,7 @@ pub struct Member {
     pub peer: Peer,
     /// The same for as long as the address stays, however the set changes.
     pub state: Rc<PeerState>,
+    id: OnceCell<Arc<str>>,
 }
 
 /// What one shard knows of a server.
@@ -30,8 +32,12 @@ pub struct PeerState {
     /// Smooth weighted round robin.
     pub current_weight: Cell<i64>,
     pub effective_weight: Cell<i64>,
-    /// Requests under way on this shard.
+    /// Requests under way on this shard, and the sum of the times when they began.
     active: Cell<usize>,
+    began_ms: Cell<u64>,
+    /// Averages for `least_time`: until the head, until the last byte. Milliseconds.
+    header_ms: Cell<f64>,
+    last_byte_ms: Cell<f64>,
     failures: Cell<Failures>,
     shared: Arc<SharedPeer>,
     /// Failures are the process's: there is a `zone`.
@@ -69,10 +75,14 @@ impl PeerSet {
                     Some(at) => known.remove(at).state.with_weight(&peer),
                     None => Rc::new(PeerState::new(&peer, balance, zone, shared)),
                 };
-                Member { peer, state }
+                Member { peer, state, id: OnceCell::new() }
             })
             .collect();
-        let balancer = Balancer::new(balance, &members);
+        let seed = match balance {
+            Balance::Random(_) => u128::from_ne_bytes(crate::os::random_bytes()) as u64,
+            _ => 0,
+        };
+        let balancer = Balancer::new(balance, &members, seed);
         PeerSet { members, balancer }
     }
 }
@@ -121,6 +131,14 @@ impl Member {
         fails >= peer.max_fails
     }
 
+    /// What a session is bound to it by: its route, or one made of its address.
+    pub fn id(&self) -> &Arc<str> {
+        self.id.get_or_init(|| match &self.peer.route {
+            Some(route) => Arc::clone(route),
+            None => sticky::hex_md5(self.peer.name.as_bytes()).into(),
+        })
+    }
+
     pub fn timeout_ms(&self) -> u64 {
         self.peer.fail_timeout.as_millis() as u64
     }
@@ -132,6 +150,9 @@ impl PeerState {
             current_weight: Cell::new(0),
             effective_weight: Cell::new(i64::from(peer.weight)),
             active: Cell::new(0),
+            began_ms: Cell::new(0),
+            header_ms: Cell::new(0.0),
+            last_byte_ms: Cell::new(0.0),
             failures: Cell::default(),
             shared,
             shares_failures: zone.name().is_some(),
@@ -149,6 +170,30 @@ impl PeerState {
     /// Requests under way: of all shards where that matters, else of this one.
     pub fn active(&self) -> usize {
         if self.shares_active { self.shared.active() } else { self.active.get() }
+    }
+
+    /// A request was answered well, so many milliseconds after it was sent.
+    pub fn answered(&self, header_ms: u64, last_byte_ms: u64) {
+        let add = |average: &Cell<f64>, ms: u64| {
+            average.set(average.get() * 0.95 + ms as f64 * 0.05);
+        };
+        add(&self.header_ms, header_ms);
+        add(&self.last_byte_ms, last_byte_ms);
+    }
+
+    /// How long answers took on average, the latest counting most.
+    pub fn average_ms(&self, until: Until) -> f64 {
+        match until {
+            Until::Header => self.header_ms.get(),
+            Until::LastByte => self.last_byte_ms.get(),
+        }
+    }
+
+    /// How long the requests under way on this shard have waited, on average.
+    pub fn waiting_ms(&self, now_ms: u64) -> u64 {
+        let active = self.active.get() as u64;
+        let waited = now_ms.saturating_mul(active).saturating_sub(self.began_ms.get());
+        waited.checked_div(active).unwrap_or(0)
     }
 
     pub fn failures(&self) -> Failures {
@@ -190,15 +235,17 @@ impl PeerState {
 #[derive(Debug)]
 pub struct Active {
     state: Rc<PeerState>,
+    began_ms: u64,
 }
 
 impl Active {
-    pub fn new(state: &Rc<PeerState>) -> Self {
+    pub fn new(state: &Rc<PeerState>, now_ms: u64) -> Self {
         if state.shares_active {
             state.shared.begin();
         }
         state.active.set(state.active.get() + 1);
-        Active { state: Rc::clone(state) }
+        state.began_ms.set(state.began_ms.get().wrapping_add(now_ms));
+        Active { state: Rc::clone(state), began_ms: now_ms }
     }
 }
 
@@ -209,6 +256,7 @@ impl Drop for Active {
             state.shared.end();
         }
         state.active.set(state.active.get().saturating_sub(1));
+        state.began_ms.set(state.began_ms.get().wrapping_sub(self.began_ms));
     }
 }
 
@@ -229,7 +277,7 @@ mod tests {
         let zone = Zone::default();
         let old = set(vec![peer("a"), peer("b")], &zone, None);
         old.members[1].failed(5);
-        let active = Active::new(&old.members[1].state);
+        let active = Active::new(&old.members[1].state, 0);
         let new = set(vec![peer("b"), peer("c")], &zone, Some(&old));
         assert!(Rc::ptr_eq(&new.members[0].state, &old.members[1].state));
         assert_eq!(new.members[0].state.failures().fails, 1);
@@ -253,7 +301,7 @@ mod tests {
         let zone = Zone::default();
         let limited = || vec![Peer { max_conns: 1, ..peer("a") }];
         let [one, other] = [(); 2].map(|()| set(limited(), &zone, None));
-        let active = Active::new(&one.members[0].state);
+        let active = Active::new(&one.members[0].state, 0);
         assert!(!other.members[0].is_usable(0));
         drop(active);
         assert!(other.members[0].is_usable(0));

@@ -2,6 +2,7 @@
 //! server is taken first, the one idle longest makes room.
 
 use crate::http::modules::upstream::{Keepalive, PeerAddress, Upstream};
+use crate::http::server::LocationId;
 use crate::io::{Stream, timer};
 
 /// A connection to an upstream server, in use or idle.
@@ -33,6 +34,8 @@ impl UpstreamConnection {
 #[derive(Debug)]
 struct Idle {
     address: PeerAddress,
+    /// The location that opened it.
+    location: LocationId,
     connection: UpstreamConnection,
     since_ms: u64,
 }
@@ -46,16 +49,23 @@ pub struct Pool {
 
 impl Pool {
     pub fn new(upstream: &Upstream) -> Self {
-        let keepalive =
-            (upstream.explicit && upstream.keepalive.connections > 0).then_some(upstream.keepalive);
+        let keepalive = (upstream.explicit && upstream.keepalive.idle.connections > 0)
+            .then_some(upstream.keepalive);
         Pool { keepalive, idle: Vec::new() }
     }
 
     /// Takes an idle connection to this address whose server has neither closed it nor sent anything
     /// unasked for.
-    pub fn take(&mut self, address: &PeerAddress) -> Option<UpstreamConnection> {
+    pub fn take(
+        &mut self,
+        address: &PeerAddress,
+        location: LocationId,
+    ) -> Option<UpstreamConnection> {
+        let is_local = self.keepalive?.idle.is_local;
+        let fits =
+            |idle: &Idle| idle.address == *address && (!is_local || idle.location == location);
         loop {
-            let at = self.idle.iter().rposition(|idle| idle.address == *address)?;
+            let at = self.idle.iter().rposition(fits)?;
             let mut connection = self.idle.remove(at).connection;
             if connection.stream.is_quiet() {
                 connection.reused = true;
@@ -65,7 +75,13 @@ impl Pool {
     }
 
     /// Keeps a connection whose response was complete, unless a limit says otherwise.
-    pub fn give(&mut self, address: &PeerAddress, connection: UpstreamConnection, now_ms: u64) {
+    pub fn give(
+        &mut self,
+        address: &PeerAddress,
+        location: LocationId,
+        connection: UpstreamConnection,
+        now_ms: u64,
+    ) {
         let Some(keepalive) = self.keepalive else { return };
         let age_ms = now_ms.saturating_sub(connection.opened_ms);
         if connection.requests >= keepalive.requests
@@ -73,10 +89,11 @@ impl Pool {
         {
             return;
         }
-        if self.idle.len() >= keepalive.connections {
+        if self.idle.len() >= keepalive.idle.connections {
             self.idle.remove(0);
         }
-        self.idle.push(Idle { address: address.clone(), connection, since_ms: now_ms });
+        let address = address.clone();
+        self.idle.push(Idle { address, location, connection, since_ms: now_ms });
     }
 
     /// Closes what has been idle too long or was closed by its server.
@@ -88,10 +105,15 @@ impl Pool {
         });
     }
 
-    /// Takes the idle connections of an earlier pool of the same upstream, as many as fit.
-    pub fn take_over(&mut self, old: &mut Pool) {
+    /// Takes the idle connections of an earlier pool of the same upstream, as many as fit; with
+    /// `local` those of the locations that are the same `still`.
+    pub fn take_over(&mut self, old: &mut Pool, still: impl Fn(LocationId) -> bool) {
         let Some(keepalive) = self.keepalive else { return };
-        let surplus = old.idle.len().saturating_sub(keepalive.connections);
-        self.idle.extend(old.idle.drain(..).skip(surplus));
+        let mut idle: Vec<Idle> = old.idle.drain(..).collect();
+        if keepalive.idle.is_local {
+            idle.retain(|idle| still(idle.location));
+        }
+        let surplus = idle.len().saturating_sub(keepalive.idle.connections);
+        self.idle.extend(idle.drain(..).skip(surplus));
     }
 }

@@ -344,6 +344,10 @@ impl<'a> Relay<'a, '_> {
         let buffer_size = *self.settings.buffer_size;
         let mut piece = Buffer::empty();
         let mut clean = true;
+        if r.response.is_bodiless && !self.body.is_complete() {
+            // What is read goes nowhere: the head waits for nothing.
+            self.send_head(r).await?;
+        }
         // Bytes that make the buffer under way a full one. The first is the head's.
         let mut full = buffer_size.saturating_sub(head_len);
         if self.is_due(first.as_slice().get(head_len..).unwrap_or_default(), full) {
@@ -502,9 +506,10 @@ impl<'a> Relay<'a, '_> {
         found: &Found,
         complete: bool,
     ) -> Result<(), Close> {
-        let end = match complete && r.response.chunked {
-            true => headers::end_of_chunked(self.c, r),
-            false => Cow::Borrowed(b"".as_slice()),
+        let end = if complete && r.response.chunked {
+            headers::end_of_chunked(self.c, r)
+        } else {
+            Cow::Borrowed(b"".as_slice())
         };
         // The head is taken out for the time that it is borrowed by the call.
         let mut head = std::mem::take(&mut r.response.head);
@@ -612,6 +617,15 @@ impl<'a> Relay<'a, '_> {
                 return Ok(Ok(most));
             }
             let has_room = self.rest.has_room();
+            if r.response.pace.is_some() {
+                if let Ok(most) = allowed
+                    && has_room
+                    && !upstream.is_quiet()
+                {
+                    return Ok(Ok(most));
+                }
+                self.rest.pump(r).await?;
+            }
             let from_upstream = async {
                 match allowed {
                     Err(wait) => pace::hold(upstream, wait).await.map(|()| None),

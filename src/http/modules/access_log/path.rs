@@ -107,25 +107,21 @@ impl PathFiles {
             kept.checked_ms = now_ms;
             kept.file = kept.file.take().filter(|file| is_at(file, path));
         }
-        let written = match &kept.file {
-            Some(file) => append(file),
-            None => {
-                let opened = open(path).map_err(|e| failed(Step::Open, e));
-                let file = match opened {
-                    Ok(file) => file,
-                    Err(error) => {
-                        self.open.remove(path);
-                        return Err(error);
-                    }
-                };
-                let written = append(&file);
-                if kept.uses >= cache.min_uses {
-                    kept.file = Some(file);
-                    kept.checked_ms = now_ms;
-                }
-                written
+        if let Some(file) = &kept.file {
+            return append(file).map_err(|e| failed(Step::Write, e));
+        }
+        let file = match open(path) {
+            Ok(file) => file,
+            Err(e) => {
+                self.open.remove(path);
+                return Err(failed(Step::Open, e));
             }
         };
+        let written = append(&file);
+        if kept.uses >= cache.min_uses {
+            kept.file = Some(file);
+            kept.checked_ms = now_ms;
+        }
         written.map_err(|e| failed(Step::Write, e))
     }
 
@@ -228,7 +224,7 @@ mod tests {
     fn files_that_are_used_are_kept() {
         let directory = Directory::new("path-kept");
         let mut files = PathFiles::default();
-        let mut write = |files: &mut PathFiles, name, at_ms| {
+        let write = |files: &mut PathFiles, name, at_ms| {
             files.write(&directory.path(name), b"x\n", Some(CACHE), at_ms).unwrap();
         };
         write(&mut files, "a", 0);
@@ -251,7 +247,7 @@ mod tests {
         let directory = Directory::new("path-renamed");
         let mut files = PathFiles::default();
         let always = FileCache { min_uses: 1, inactive: Duration::from_secs(1000), ..CACHE };
-        let mut write = |files: &mut PathFiles, at_ms| {
+        let write = |files: &mut PathFiles, at_ms| {
             files.write(&directory.path("a"), b"x\n", Some(always), at_ms).unwrap();
         };
         write(&mut files, 0);

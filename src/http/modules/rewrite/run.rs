@@ -77,8 +77,11 @@ fn run_steps(
             }
             Step::SetLimitRate { value } => {
                 let value = value::expanded(value, c, r);
-                if let Some(rate) = pace::size_of(c, r, &value) {
+                if let Some(rate) = pace::parse_size(&value) {
                     r.response.limit_rate = Some(rate);
+                } else {
+                    let text = escape(&value);
+                    c.log(r, Level::Error, format_args!("invalid $limit_rate \"{text}\""));
                 }
                 Next::Step
             }
