@@ -17,6 +17,7 @@ pub mod http;
 pub mod config;
 
 pub mod http1;
+pub mod proxy_protocol;
 pub mod uwsgi;
 
 pub mod clock;

@@ -62,6 +62,10 @@ pub const MODULES: &[Module<Build>] = &[
     Module { name: "Events", tables: &[events::DIRECTIVES] },
     Module { name: "HTTP core", tables: &[http::core::DIRECTIVES] },
     Module { name: "HTTP rewrite", tables: &[http::rewrite::DIRECTIVES] },
+    Module { name: "HTTP map", tables: &[http::map::DIRECTIVES] },
+    Module { name: "HTTP geo", tables: &[http::geo::DIRECTIVES] },
+    Module { name: "HTTP split_clients", tables: &[http::split_clients::DIRECTIVES] },
+    Module { name: "HTTP realip", tables: &[http::realip::DIRECTIVES] },
     Module { name: "HTTP access", tables: &[http::access::DIRECTIVES] },
     Module { name: "HTTP headers", tables: &[http::headers::DIRECTIVES] },
     Module { name: "HTTP proxy", tables: &[http::proxy::DIRECTIVES, http::proxy::EXCHANGE] },
@@ -72,6 +76,7 @@ pub const MODULES: &[Module<Build>] = &[
         tables: &[http::upstream::DIRECTIVES, http::sticky::DIRECTIVES],
     },
     Module { name: "HTTP log", tables: &[http::access_log::DIRECTIVES] },
+    Module { name: "HTTP stub status", tables: &[http::stub_status::DIRECTIVES] },
     Module { name: "ringx status", tables: &[http::status::DIRECTIVES] },
     Module { name: "Other modules of nginx", tables: &[missing::DIRECTIVES] },
 ];

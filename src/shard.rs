@@ -161,7 +161,7 @@ impl Shard {
     pub fn count_connection(self: &Rc<Self>) -> ConnectionGuard {
         self.counters.connections.add(1);
         self.counters.accepted.add(1);
-        ConnectionGuard { shard: Rc::clone(self) }
+        ConnectionGuard { shard: Rc::clone(self), stage: Cell::new(Stage::Waiting) }
     }
 
     pub fn log_main(&self, level: Level, text: std::fmt::Arguments<'_>) {
@@ -228,10 +228,36 @@ impl Shard {
 /// Counts down when a connection is gone.
 pub struct ConnectionGuard {
     shard: Rc<Shard>,
+    stage: Cell<Stage>,
+}
+
+/// What a connection is counted as besides being open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    Waiting,
+    Reading,
+    Writing,
+}
+
+impl ConnectionGuard {
+    pub fn enter(&self, stage: Stage) {
+        let counter = |stage| match stage {
+            Stage::Waiting => None,
+            Stage::Reading => Some(&self.shard.counters.reading),
+            Stage::Writing => Some(&self.shard.counters.writing),
+        };
+        if let Some(counter) = counter(self.stage.replace(stage)) {
+            counter.sub(1);
+        }
+        if let Some(counter) = counter(stage) {
+            counter.add(1);
+        }
+    }
 }
 
 impl Drop for ConnectionGuard {
     fn drop(&mut self) {
+        self.enter(Stage::Waiting);
         self.shard.counters.connections.sub(1);
         self.shard.raise_if_empty();
     }

@@ -26,7 +26,8 @@ use crate::http1::{Progress, request, uri};
 use crate::io::stream::Failure;
 use crate::io::timer::{self, Wait};
 use crate::io::{Buffer, Stream};
-use crate::shard::{ConnectionGuard, Generation, Shard};
+use crate::proxy_protocol::{self, Broken};
+use crate::shard::{ConnectionGuard, Generation, Shard, Stage};
 
 /// What outlives a request: the socket and who is at its other end.
 pub struct Connection {
@@ -43,13 +44,15 @@ pub struct Connection {
     /// The protocol of the upstream exchange under way, for the log.
     pub exchange: Cell<Option<Family>>,
     local: OnceCell<Option<SocketAddr>>,
+    /// What a balancer sent ahead (`listen … proxy_protocol`), if it names addresses.
+    proxy_protocol: OnceCell<Box<proxy_protocol::Header>>,
 }
 
-/// The peer of a client's connection.
-#[derive(Debug)]
+/// The peer of a client's connection, or the client it speaks for.
+#[derive(Debug, Default)]
 pub struct ClientAddress {
     /// `127.0.0.1`, `::1`, `unix:`.
-    pub address: Box<str>,
+    pub address: String,
     pub ip: Option<IpAddr>,
     pub port: Option<u16>,
 }
@@ -58,7 +61,7 @@ impl From<Option<SocketAddr>> for ClientAddress {
     fn from(peer: Option<SocketAddr>) -> Self {
         match peer {
             Some(peer) => ClientAddress {
-                address: peer.ip().to_string().into(),
+                address: peer.ip().to_string(),
                 ip: Some(peer.ip()),
                 port: Some(peer.port()),
             },
@@ -67,9 +70,9 @@ impl From<Option<SocketAddr>> for ClientAddress {
     }
 }
 
-/// Whom a request comes from: the one place to ask, for access rules, variables and logs.
-pub fn client_address<'a>(c: &'a Connection, _: &'a Request) -> &'a ClientAddress {
-    &c.client
+/// Who the client is: the peer, unless a trusted proxy has named another one for this request.
+pub fn client_address<'a>(c: &'a Connection, r: &'a Request) -> &'a ClientAddress {
+    r.real_client().unwrap_or(&c.client)
 }
 
 impl Connection {
@@ -90,6 +93,7 @@ impl Connection {
             action: Cell::new(Action::WaitingForRequest),
             exchange: Cell::new(None),
             local: OnceCell::new(),
+            proxy_protocol: OnceCell::new(),
         }
     }
 
@@ -104,6 +108,11 @@ impl Connection {
             let name = rustix::net::getsockname(self.stream.fd()).ok()?;
             SocketAddr::try_from(name).ok()
         })
+    }
+
+    /// What the PROXY protocol said of the connection.
+    pub fn proxy_protocol(&self) -> Option<&proxy_protocol::Header> {
+        self.proxy_protocol.get().map(|header| &**header)
     }
 
     /// A line in the error log, with everything nginx says about the connection and the request.
@@ -154,7 +163,7 @@ impl Connection {
         use_it(&Context {
             action: action.phrase(),
             client: Some(&client_address(self, r).address),
-            server: Some(if r.started.is_zero() {
+            server: Some(if line.is_empty() {
                 self.listener.name()
             } else {
                 &r.generation.http().server(r.server).name
@@ -183,7 +192,7 @@ impl From<Close> for NoHead {
 pub async fn serve(c: Connection, guard: ConnectionGuard) {
     let (generation, address) = c.listener.binding();
     let mut r = Request::new(generation, address);
-    match answer_requests(&c, &mut r).await {
+    match answer_requests(&c, &guard, &mut r).await {
         Close::Tunnelled(opening) => {
             let Connection { shard, stream, .. } = c;
             match stream.into_fd() {
@@ -195,11 +204,19 @@ pub async fn serve(c: Connection, guard: ConnectionGuard) {
     }
 }
 
-async fn answer_requests(c: &Connection, r: &mut Request) -> Close {
+async fn answer_requests(c: &Connection, guard: &ConnectionGuard, r: &mut Request) -> Close {
+    if r.generation.http().address(r.address).proxy_protocol
+        && let Err(close) = read_proxy_protocol(c, r).await
+    {
+        return close;
+    }
     let mut keepalive = None;
     loop {
-        let answered = match read_head(c, r, keepalive).await {
-            Ok(()) => phase::answer(c, r).await,
+        let answered = match read_head(c, guard, r, keepalive).await {
+            Ok(()) => {
+                guard.enter(Stage::Writing);
+                phase::answer(c, r).await
+            }
             Err(NoHead::Refused(refusal)) => refuse(c, r, &refusal).await,
             Err(NoHead::Close(close)) => return close,
         };
@@ -221,6 +238,7 @@ async fn answer_requests(c: &Connection, r: &mut Request) -> Close {
         keepalive = Some(Keepalive::after(c, r));
         let (generation, address) = c.listener.binding();
         r.reset(generation, address);
+        guard.enter(Stage::Waiting);
     }
 }
 
@@ -238,6 +256,47 @@ impl Keepalive {
         let timeout = core.keepalive_timeout.idle;
         Keepalive { timeout, min_timeout: (*core.keepalive_min_timeout).min(timeout) }
     }
+}
+
+/// Receives the header that a balancer sends ahead. It has to be whole in what comes first; the
+/// request may follow it at once.
+async fn read_proxy_protocol(c: &Connection, r: &mut Request) -> Result<(), Close> {
+    c.action.set(Action::ReadingProxyProtocol);
+    let settings = HeadSettings::of(r);
+    let buffer = Buffer::with_capacity(settings.first_size);
+    let (received, buffer) = c.stream.recv(buffer, settings.header_timeout, Wait::Busy).await;
+    r.buffer = buffer;
+    if received? == 0 {
+        return Err(Close::ClientClosedKeepalive);
+    }
+    match proxy_protocol::parse(r.bytes()) {
+        Ok(proxy_protocol::Received { header, len }) => {
+            if let Some(header) = header {
+                // Nothing else sets it.
+                let _ = c.proxy_protocol.set(Box::new(header));
+            }
+            r.buffer.consume(len);
+            r.buffer.compact();
+        }
+        Err(broken) => {
+            match broken {
+                Broken::Line => {
+                    let line = Quoted::new(Broken::line(r.bytes()));
+                    c.log(r, Level::Error, format_args!("{broken}: \"{line}\""));
+                }
+                Broken::Version(_) | Broken::TooLarge => {
+                    c.log(r, Level::Error, format_args!("{broken}"));
+                }
+                Broken::TooShort => {}
+            }
+            return Err(Close::Silently);
+        }
+    }
+    let (generation, address) = c.listener.binding();
+    if !Rc::ptr_eq(&generation, &r.generation) {
+        r.reset(generation, address);
+    }
+    Ok(())
 }
 
 /// What reading a head goes by, before its server is known.
@@ -268,18 +327,24 @@ impl HeadSettings {
 /// Receives until a whole head is there, then finds its server and its normalised URI.
 async fn read_head(
     c: &Connection,
+    guard: &ConnectionGuard,
     r: &mut Request,
     mut keepalive: Option<Keepalive>,
 ) -> Result<(), NoHead> {
     let mut settings = HeadSettings::of(r);
     let is_first = keepalive.is_none();
-    r.pipelined = !r.buffer.is_empty();
+    r.pipelined = !r.buffer.is_empty() && !is_first;
     let mut deadline = None;
-    if r.pipelined {
-        c.action.set(Action::ReadingPipelinedRequestLine);
-        deadline = Some(begin_request(c, r, settings.header_timeout));
-    } else {
+    if r.buffer.is_empty() {
         c.action.set(if is_first { Action::WaitingForRequest } else { Action::Keepalive });
+    } else {
+        // The next request, or the first one behind a header of the PROXY protocol.
+        c.action.set(if is_first {
+            Action::ReadingRequestLine
+        } else {
+            Action::ReadingPipelinedRequestLine
+        });
+        deadline = Some(begin_request(c, guard, r, settings.header_timeout));
     }
 
     loop {
@@ -336,7 +401,7 @@ async fn read_head(
                         settings = HeadSettings::of(r);
                     }
                     c.action.set(Action::ReadingRequestLine);
-                    deadline = Some(begin_request(c, r, settings.header_timeout));
+                    deadline = Some(begin_request(c, guard, r, settings.header_timeout));
                 }
             }
             Err(Failure::TimedOut) if deadline.is_none() && !is_first => {
@@ -380,7 +445,13 @@ async fn read_head(
 }
 
 /// The first byte of a request is here: it counts, and its head's time runs.
-fn begin_request(c: &Connection, r: &mut Request, header_timeout: Duration) -> u64 {
+fn begin_request(
+    c: &Connection,
+    guard: &ConnectionGuard,
+    r: &mut Request,
+    header_timeout: Duration,
+) -> u64 {
+    guard.enter(Stage::Reading);
     r.started = clock::now();
     c.requests.set(c.requests.get() + 1);
     c.shard.counters.requests.add(1);
@@ -408,7 +479,7 @@ fn find_server(generation: &Generation, r: &mut Request) {
             .names
             .regex
             .iter()
-            .find(|(regex, _)| regex.matches(&r.host, &mut r.captures))
+            .find(|(regex, _)| regex.matches(&r.host, r.captures.get_mut()))
             .map(|(regex, server)| (std::sync::Arc::clone(regex), *server));
         matching.map(|(regex, server)| {
             r.set_named_captures(&regex);

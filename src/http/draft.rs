@@ -3,14 +3,15 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use super::computed::Computed;
 use super::location::{Handler, LimitExcept, Location, LocationTree, Prefix};
 use super::modules::access_log::{self, AccessFile, LogFormat, To};
 use super::modules::core::Types;
 use super::modules::sticky::Sessions;
 use super::modules::upstream::{self, UpstreamDraft};
-use super::modules::{Settings, proxy, uwsgi};
+use super::modules::{Settings, geo, map, proxy, split_clients, uwsgi};
 use super::server::{AddressDraft, Http, LocationId, Server, ServerDraft, ServerId, UpstreamId};
-use super::variable::{Names, Regex};
+use super::variable::{Names, Regex, VariableSlot};
 use crate::config::address::Address;
 use crate::config::diagnostic::{Fault, Outcome, Place, fault};
 use crate::syslog;
@@ -43,6 +44,12 @@ pub struct Draft {
     pub log_servers: Vec<Arc<syslog::Server>>,
     /// The `types` block being read.
     pub types: Types,
+    /// The `map`, `geo` or `split_clients` block being read.
+    pub map: Option<map::Draft>,
+    pub geo: Option<geo::Draft>,
+    pub split_clients: Option<split_clients::Draft>,
+    /// By slot.
+    computed: Vec<Option<Computed>>,
 }
 
 /// A server, a location or an `if` block.
@@ -112,6 +119,15 @@ impl Draft {
         if let Some(level) = self.current.and_then(|at| self.levels.get_mut(at)) {
             level.handler = Some(handler);
         }
+    }
+
+    /// Sets how a slot's variable is computed; of several blocks for one variable the last one holds.
+    pub fn compute(&mut self, slot: VariableSlot, computed: Computed) {
+        let at = usize::from(slot.0);
+        if self.computed.len() <= at {
+            self.computed.resize_with(at + 1, || None);
+        }
+        self.computed[at] = Some(computed);
     }
 
     /// Opens a level inside the current one.
@@ -291,6 +307,7 @@ impl Draft {
             variable_slots: variable_names.len(),
             variable_names,
             set_variables,
+            computed: self.computed,
         })
     }
 

@@ -12,7 +12,7 @@ use super::modules::access::{self, Gate, Next};
 use super::modules::core::{self, ErrorPageStatus, ErrorPageTarget, TryFilesLast};
 use super::modules::rewrite::{self, Rewritten};
 use super::modules::static_files::{self, Validators, Verdict};
-use super::modules::status;
+use super::modules::{realip, status, stub_status};
 use super::request::{Request, URI_CHANGES_MAX};
 use super::response::{self, Head, Length};
 use super::server::{Http, LocationId};
@@ -49,6 +49,7 @@ enum Enter {
 /// Answers the request whose head has been read.
 pub async fn answer(c: &Connection, r: &mut Request) -> Result<(), Close> {
     r.keepalive = true;
+    realip::run(c, r);
     let outcome = match read_body_early(c, r).await? {
         Some(status) => Outcome::Status(status),
         None => run(c, r, Enter::ServerRewrite).await?,
@@ -120,6 +121,7 @@ async fn run(c: &Connection, r: &mut Request, enter: Enter) -> Result<Outcome, C
             }
         }
     }
+    realip::run(c, r);
     if let Some(status) = control_access(c, r, http).await {
         return Ok(Outcome::Status(status));
     }
@@ -130,6 +132,7 @@ async fn run(c: &Connection, r: &mut Request, enter: Enter) -> Result<Outcome, C
         Some(Handler::Proxy) => exchange::proxy(c, r).await,
         Some(Handler::Uwsgi) => exchange::uwsgi(c, r).await,
         Some(Handler::Status) => status::serve(c, r).await,
+        Some(Handler::StubStatus) => stub_status::serve(c, r).await,
         None => static_files::serve(c, r).await,
     }
 }
@@ -138,9 +141,9 @@ async fn run(c: &Connection, r: &mut Request, enter: Enter) -> Result<Outcome, C
 fn enter_location(c: &Connection, r: &mut Request, http: &Http) -> Option<Outcome> {
     let server = http.server(r.server);
     r.rewritten_in_place = false;
-    let mut captures = std::mem::take(&mut r.captures);
+    let mut captures = std::mem::take(r.captures.get_mut());
     let search = find(&server.locations, http, &r.uri, &mut captures);
-    r.captures = captures;
+    *r.captures.get_mut() = captures;
     match search {
         Search::None => r.location = server.level,
         Search::Prefix(location) => r.location = location,

@@ -1,11 +1,16 @@
 //! A request while it is being answered: what came in, what it has become through redirects, and
 //! what has been sent. One value a connection, reused from request to request.
 
+use std::cell::RefCell;
+use std::fmt::Write as _;
 use std::rc::Rc;
 
 use super::body::RequestBody;
+use super::connection::ClientAddress;
 use super::modules::headers::lines;
+use super::modules::realip::Found;
 use super::server::{AddressId, LocationId, ServerId};
+use super::slots::Slots;
 use super::upstream::Attempt;
 use super::upstream::protocol::Message;
 use super::upstream::window::Window;
@@ -59,10 +64,15 @@ pub struct Request {
     /// An error page is being made: its own errors get the built-in pages.
     pub in_error_page: bool,
 
-    pub captures: Captures,
-    /// Values of variables made by `set` and named groups.
-    pub slots: Vec<Option<Box<[u8]>>>,
-    /// The first 64 of them, by bit, whose use before their `set` was told.
+    /// Of the last match. In a cell like what follows, because a variable that is only looked at may
+    /// have to be computed by a match.
+    pub captures: RefCell<Captures>,
+    /// Values of variables made by `set` and named groups, and of computed ones.
+    pub slots: Slots,
+    /// The client's address that a trusted proxy has named, when `is_real_client_set`.
+    real_client: ClientAddress,
+    is_real_client_set: bool,
+    /// The first 64 of the slots, by bit, whose use before their `set` was told.
     pub told_uninitialized: std::cell::Cell<u64>,
     /// `$request_id`, made on first use.
     pub id: std::cell::OnceCell<[u8; 32]>,
@@ -175,8 +185,10 @@ impl Request {
             internal: false,
             uri_changes: 0,
             in_error_page: false,
-            captures: Captures::default(),
-            slots: Vec::new(),
+            captures: RefCell::default(),
+            slots: Slots::default(),
+            real_client: ClientAddress::default(),
+            is_real_client_set: false,
             told_uninitialized: std::cell::Cell::new(0),
             id: std::cell::OnceCell::new(),
             body: RequestBody::default(),
@@ -216,8 +228,9 @@ impl Request {
         self.internal = false;
         self.uri_changes = 0;
         self.in_error_page = false;
-        self.captures.groups.clear();
+        self.captures.get_mut().groups.clear();
         self.slots.clear();
+        self.is_real_client_set = false;
         self.told_uninitialized.set(0);
         self.id = std::cell::OnceCell::new();
         self.body.reset();
@@ -279,24 +292,30 @@ impl Request {
         clock::now().saturating_sub(self.started)
     }
 
-    pub fn slot(&self, slot: super::variable::VariableSlot) -> Option<&[u8]> {
-        self.slots.get(slot.0 as usize)?.as_deref()
-    }
-
-    pub fn set_slot(&mut self, slot: super::variable::VariableSlot, value: &[u8]) {
-        let at = slot.0 as usize;
-        if self.slots.len() <= at {
-            self.slots.resize(at + 1, None);
-        }
-        self.slots[at] = Some(value.into());
+    pub fn set_slot(&self, slot: super::variable::VariableSlot, value: &[u8]) {
+        self.slots.set(slot, value);
     }
 
     /// After a successful match: fills the slots of the regex's named groups.
-    pub fn set_named_captures(&mut self, regex: &super::variable::Regex) {
+    pub fn set_named_captures(&self, regex: &super::variable::Regex) {
         for &(group, slot) in &regex.named {
-            let value: Box<[u8]> = self.captures.group(group).unwrap_or_default().into();
-            self.set_slot(slot, &value);
+            self.set_slot(slot, self.captures.borrow().group(group).unwrap_or_default());
         }
+    }
+
+    /// The client's address, when a proxy has named another one than the connection's.
+    pub fn real_client(&self) -> Option<&ClientAddress> {
+        self.is_real_client_set.then_some(&self.real_client)
+    }
+
+    /// Until the end of the request.
+    pub fn set_real_client(&mut self, found: Found) {
+        let client = &mut self.real_client;
+        client.address.clear();
+        let _ = write!(client.address, "{}", found.ip);
+        client.ip = Some(found.ip);
+        client.port = found.port;
+        self.is_real_client_set = true;
     }
 }
 

@@ -5,11 +5,13 @@ use std::net::IpAddr;
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
+use super::computed;
 use super::connection::{Connection, client_address};
 use super::location::Handler;
 use super::modules::access_log::Escape;
 use super::modules::core::Root;
 use super::request::{RefusedPart, Request};
+use super::slots::Held;
 use super::upstream::Attempt;
 use super::variable::{HeaderName, Part, Template, Variable, VariableSlot};
 use crate::clock;
@@ -18,6 +20,7 @@ use crate::http1::framing::BodyLength;
 use crate::http1::header::Known;
 use crate::http1::request::Version;
 use crate::local_time::LocalTime;
+use crate::proxy_protocol::Tlv;
 
 /// Appends a template's text.
 pub fn expand(template: &Template, c: &Connection, r: &Request, out: &mut Vec<u8>) {
@@ -127,15 +130,17 @@ pub fn append(variable: &Variable, c: &Connection, r: &Request, out: &mut Vec<u8
         Variable::UpstreamCookie(name) => {
             upstream_cookie(r, name.as_bytes()).is_some_and(|v| put(out, v))
         }
-        Variable::Capture(n) => r.captures.group(usize::from(*n)).is_some_and(|v| put(out, v)),
-        Variable::Slot(slot) => match r.slot(*slot) {
-            Some(value) => put(out, value),
-            None => uninitialized(*slot, c, r),
-        },
+        Variable::Capture(n) => {
+            r.captures.borrow().group(usize::from(*n)).is_some_and(|v| put(out, v))
+        }
+        Variable::Slot(slot) => computed::append(*slot, c, r, out),
 
-        Variable::Overridden(of) => match r.slot(of.0) {
-            Some(value) => put(out, value),
-            None => append(&of.1, c, r, out),
+        Variable::Overridden(of) => match r.slots.held(of.0) {
+            Held::Bytes => {
+                r.slots.put(of.0, out);
+                true
+            }
+            _ => append(&of.1, c, r, out),
         },
 
         Variable::Args => put_known(out, &r.args),
@@ -174,9 +179,23 @@ pub fn append(variable: &Variable, c: &Connection, r: &Request, out: &mut Vec<u8
         Variable::Pipe => put(out, if r.pipelined { b"p" } else { b"." }),
         Variable::RealpathRoot => realpath_root(c, r, out),
         Variable::RemoteAddr => put(out, client_address(c, r).address.as_bytes()),
-        Variable::RemotePort => {
-            client_address(c, r).port.is_none_or(|port| number(out, u64::from(port)))
+        Variable::RemotePort => port(client_address(c, r).port, out),
+        Variable::RealipRemoteAddr => put(out, c.client.address.as_bytes()),
+        Variable::RealipRemotePort => port(c.client.port, out),
+        Variable::ProxyProtocolAddr => {
+            c.proxy_protocol().is_some_and(|header| put(out, header.source.address.as_bytes()))
         }
+        Variable::ProxyProtocolPort => {
+            c.proxy_protocol().is_some_and(|header| port(Some(header.source.port), out))
+        }
+        Variable::ProxyProtocolServerAddr => {
+            c.proxy_protocol().is_some_and(|header| put(out, header.destination.address.as_bytes()))
+        }
+        Variable::ProxyProtocolServerPort => {
+            c.proxy_protocol().is_some_and(|header| port(Some(header.destination.port), out))
+        }
+        Variable::ProxyProtocolTlv(tlv) => proxy_protocol_tlv(tlv, c, r, out),
+        Variable::Connections(which) => number(out, which.count(c.shard.counters.all())),
         Variable::RemoteUser => remote_user(r, out),
         Variable::Request => put(out, r.text(r.head.line)),
         Variable::RequestBody => {
@@ -292,7 +311,7 @@ pub fn append(variable: &Variable, c: &Connection, r: &Request, out: &mut Vec<u8
 }
 
 /// A variable that was given no value: one of `set` is empty, and that is worth a word.
-fn uninitialized(slot: VariableSlot, c: &Connection, r: &Request) -> bool {
+pub fn uninitialized(slot: VariableSlot, c: &Connection, r: &Request) -> bool {
     let at = usize::from(slot.0);
     let http = r.generation.http();
     if !http.set_variables.get(at).is_some_and(|is_set| *is_set) {
@@ -348,6 +367,30 @@ fn put_known(out: &mut Vec<u8>, value: &[u8]) -> bool {
 pub fn number(out: &mut Vec<u8>, value: u64) -> bool {
     out.extend_from_slice(itoa::Buffer::new().format(value).as_bytes());
     true
+}
+
+/// A port; nothing for none, which is a value as well.
+fn port(port: Option<u16>, out: &mut Vec<u8>) -> bool {
+    port.is_none_or(|port| port == 0 || number(out, u64::from(port)))
+}
+
+/// `$proxy_protocol_tlv_NAME`
+fn proxy_protocol_tlv(tlv: &Tlv, c: &Connection, r: &Request, out: &mut Vec<u8>) -> bool {
+    let Some(header) = c.proxy_protocol() else { return false };
+    if let Tlv::Unknown(name) = tlv {
+        c.log(r, Level::Error, format_args!("unknown PROXY protocol TLV \"{name}\""));
+        return false;
+    }
+    match (header.tlv(tlv), tlv) {
+        (Ok(Some(value)), Tlv::SslVerify) => {
+            number(out, value.iter().fold(0, |sum, byte| sum << 8 | u64::from(*byte)))
+        }
+        (Ok(value), _) => value.is_some_and(|value| put(out, value)),
+        (Err(broken), _) => {
+            c.log(r, Level::Error, format_args!("{broken}"));
+            false
+        }
+    }
 }
 
 /// `12.034`: seconds and milliseconds.

@@ -7,8 +7,10 @@ use std::sync::Arc;
 
 use fancy_regex::{BytesMode, CompileError, ParseError, RegexBuilder};
 
+use super::modules::stub_status::Connections;
 use super::tunnel::frame::Opcode;
 use crate::config::diagnostic::{Fault, Outcome, fault};
+use crate::proxy_protocol::Tlv;
 
 /// A slot of a request's own variables (`set`, named captures).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -76,8 +78,10 @@ pub enum Variable {
     Overridden(Box<(VariableSlot, Variable)>),
     /// `$1` to `$9`
     Capture(u8),
-    /// Made by `set` or a named group.
+    /// Made by `set`, a named group, `map`, `geo` or `split_clients`.
     Slot(VariableSlot),
+    /// `$proxy_protocol_tlv_NAME`
+    ProxyProtocolTlv(Tlv),
 
     // The request.
     Args,
@@ -89,6 +93,8 @@ pub enum Variable {
     Connection,
     ConnectionRequests,
     ConnectionTime,
+    /// `$connections_active` and so on: of all shards together.
+    Connections(Connections),
     ContentLength,
     ContentType,
     DocumentRoot,
@@ -101,6 +107,12 @@ pub enum Variable {
     NginxVersion,
     Pid,
     Pipe,
+    ProxyProtocolAddr,
+    ProxyProtocolPort,
+    ProxyProtocolServerAddr,
+    ProxyProtocolServerPort,
+    RealipRemoteAddr,
+    RealipRemotePort,
     RealpathRoot,
     RemoteAddr,
     RemotePort,
@@ -189,6 +201,10 @@ pub const FIXED: &[(&str, Variable)] = &[
     ("connection", Variable::Connection),
     ("connection_requests", Variable::ConnectionRequests),
     ("connection_time", Variable::ConnectionTime),
+    ("connections_active", Variable::Connections(Connections::Active)),
+    ("connections_reading", Variable::Connections(Connections::Reading)),
+    ("connections_waiting", Variable::Connections(Connections::Waiting)),
+    ("connections_writing", Variable::Connections(Connections::Writing)),
     ("content_length", Variable::ContentLength),
     ("content_type", Variable::ContentType),
     ("document_root", Variable::DocumentRoot),
@@ -210,7 +226,13 @@ pub const FIXED: &[(&str, Variable)] = &[
     ("proxy_internal_body_length", Variable::ProxyInternalBodyLength),
     ("proxy_internal_chunked", Variable::ProxyInternalChunked),
     ("proxy_port", Variable::ProxyPort),
+    ("proxy_protocol_addr", Variable::ProxyProtocolAddr),
+    ("proxy_protocol_port", Variable::ProxyProtocolPort),
+    ("proxy_protocol_server_addr", Variable::ProxyProtocolServerAddr),
+    ("proxy_protocol_server_port", Variable::ProxyProtocolServerPort),
     ("query_string", Variable::Args),
+    ("realip_remote_addr", Variable::RealipRemoteAddr),
+    ("realip_remote_port", Variable::RealipRemotePort),
     ("realpath_root", Variable::RealpathRoot),
     ("remote_addr", Variable::RemoteAddr),
     ("remote_port", Variable::RemotePort),
@@ -588,6 +610,19 @@ impl Names {
         self.slots.iter().map(|slot| slot.is_set).collect()
     }
 
+    /// The variable that a `map`, `geo` or `split_clients` block computes; `text` is `$name`.
+    pub fn make_computed(&mut self, text: &str) -> Outcome<VariableSlot> {
+        match text.strip_prefix('$') {
+            Some(name) if !name.is_empty() => match self.make(name)? {
+                Settable::Slot(slot) => Ok(slot),
+                Settable::Args | Settable::LimitRate => {
+                    fault!("computing the \"{name}\" variable is not supported")
+                }
+            },
+            _ => fault!("invalid variable name \"{text}\""),
+        }
+    }
+
     fn slot(&mut self, name: &str) -> Outcome<VariableSlot> {
         let known = self.slots.iter().position(|slot| *slot.name == *name);
         let at = known.unwrap_or(self.slots.len());
@@ -620,10 +655,6 @@ fn is_not_supported(name: &str) -> bool {
 
 const NOT_SUPPORTED: &[&str] = &[
     "ancient_browser",
-    "connections_active",
-    "connections_reading",
-    "connections_waiting",
-    "connections_writing",
     "date_gmt",
     "date_local",
     "fastcgi_path_info",
@@ -634,13 +665,7 @@ const NOT_SUPPORTED: &[&str] = &[
     "limit_req_status",
     "modern_browser",
     "msie",
-    "proxy_protocol_addr",
-    "proxy_protocol_port",
-    "proxy_protocol_server_addr",
-    "proxy_protocol_server_port",
     "quic",
-    "realip_remote_addr",
-    "realip_remote_port",
     "secure_link",
     "secure_link_expires",
     "slice_range",
@@ -665,7 +690,7 @@ const NOT_SUPPORTED: &[&str] = &[
     "upstream_cache_status",
 ];
 
-const NOT_SUPPORTED_FAMILIES: &[&str] = &["proxy_protocol_tlv_"];
+const NOT_SUPPORTED_FAMILIES: &[&str] = &[];
 
 fn fixed(name: &str) -> Option<&'static Variable> {
     let at = FIXED.binary_search_by(|(fixed, _)| (*fixed).cmp(name)).ok()?;
@@ -689,6 +714,8 @@ fn of_family(name: &str) -> Option<Variable> {
         Some(Variable::UpstreamTrailer(header(name)))
     } else if let Some(name) = name.strip_prefix("upstream_http_") {
         Some(Variable::UpstreamHttp(header(name)))
+    } else if let Some(name) = name.strip_prefix("proxy_protocol_tlv_") {
+        Some(Variable::ProxyProtocolTlv(Tlv::named(name)))
     } else {
         name.strip_prefix("upstream_cookie_").map(|name| Variable::UpstreamCookie(name.into()))
     }

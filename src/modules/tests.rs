@@ -390,8 +390,9 @@ fn what_ringx_does_not_have_is_refused_by_name() {
     );
     assert_eq!(warning(&in_http("gzip off;")), "");
     assert_eq!(
-        error(&in_http("map $uri $x { default 1; }")),
-        "[emerg] \"map\" directive is not supported: there are no computed variables in /c/x.conf:3"
+        error(&in_http("valid_referers none;")),
+        "[emerg] \"valid_referers\" directive is not supported: there are no variables of this module \
+         in /c/x.conf:3"
     );
     assert_eq!(
         error(&in_server("listen 443 ssl;")),

@@ -515,8 +515,8 @@ pub const DIRECTIVES: &[Directive<Build>] = &[
         .doc("Where the server is reached; port 8000 when not started by root.")
         .differs(
             "every address is listened on by itself, also beside a wildcard of the same port; each \
-             shard has a socket of its own as with `reuseport`; `ssl`, `http2`, `quic` and \
-             `proxy_protocol` are not supported.",
+             shard has a socket of its own as with `reuseport`; `ssl`, `http2` and `quic` are not \
+             supported.",
         )
         .set(server::listen),
     Directive::new("location", Contexts::SERVER.or(LOCATION), Count::Between(1, 2))

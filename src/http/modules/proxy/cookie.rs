@@ -63,7 +63,7 @@ impl FlagsRule {
         match &self.name {
             Name::Is(name) => value::expanded(name, c, r).eq_ignore_ascii_case(cookie),
             Name::Regex(regex) => {
-                let matches = regex.matches(cookie, &mut r.captures);
+                let matches = regex.matches(cookie, r.captures.get_mut());
                 if matches {
                     r.set_named_captures(regex);
                 }

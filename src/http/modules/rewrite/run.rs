@@ -126,7 +126,7 @@ fn answer_of(answer: &Return, c: &Connection, r: &mut Request) -> Answer {
 /// One `rewrite` step.
 fn apply(rewrite: &Rewrite, c: &Connection, r: &mut Request, changed: &mut bool) -> Next {
     let uri = std::mem::take(&mut r.uri);
-    let matched = rewrite.regex.matches(&uri, &mut r.captures);
+    let matched = rewrite.regex.matches(&uri, r.captures.get_mut());
     r.uri = uri;
     let generation = Rc::clone(&r.generation);
     let logs = *generation.http().location(r.location).settings.rewrite.log;
@@ -137,7 +137,7 @@ fn apply(rewrite: &Rewrite, c: &Connection, r: &mut Request, changed: &mut bool)
     }
     if !matched {
         // Whatever was captured before is gone, too.
-        r.captures.groups.clear();
+        r.captures.get_mut().groups.clear();
         return Next::Step;
     }
     r.set_named_captures(&rewrite.regex);
@@ -221,7 +221,8 @@ fn expand_replacement(rewrite: &Rewrite, redirects: bool, c: &Connection, r: &Re
             Part::Variable(Variable::Capture(n))
                 if escape_captures && (redirects || args_at.is_some()) =>
             {
-                let value = r.captures.group(usize::from(*n)).unwrap_or_default();
+                let captures = r.captures.borrow();
+                let value = captures.group(usize::from(*n)).unwrap_or_default();
                 escape_args(value, &mut target);
             }
             Part::Variable(variable) => {
@@ -246,11 +247,11 @@ fn holds(condition: &Condition, c: &Connection, r: &mut Request) -> bool {
         }
         Condition::Match { value, regex, negate } => {
             let value = value::expanded(value, c, r);
-            let matched = regex.matches(&value, &mut r.captures);
+            let matched = regex.matches(&value, r.captures.get_mut());
             if matched {
                 r.set_named_captures(regex);
             } else {
-                r.captures.groups.clear();
+                r.captures.get_mut().groups.clear();
             }
             matched != *negate
         }
