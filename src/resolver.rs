@@ -215,13 +215,30 @@ impl Resolver {
         Ok(Found { values: endpoints.into(), until_ms })
     }
 
+    /// Asks for both families at once. Where neither has addresses, and the name is an alias, for
+    /// what it is an alias of.
     async fn ask_addresses(&self, name: &Name) -> Result<Found<IpAddr>, Failure> {
-        let ask = async |kind, wanted| match wanted {
-            true => Some(self.chase(name, kind).await),
-            false => None,
-        };
-        let (four, six) = both(ask(Kind::A, self.ipv4), ask(Kind::Aaaa, self.ipv6)).await;
-        merge([four, six].into_iter().flatten()).map(|(values, ttl)| self.found(values, ttl))
+        let mut ttl = u32::MAX;
+        let mut name = name.clone();
+        for _ in 0..=ALIASES_MAX {
+            let ask = async |kind, wanted| match wanted {
+                true => Some(self.asking.ask(&name, kind).await),
+                false => None,
+            };
+            let (four, six) = both(ask(Kind::A, self.ipv4), ask(Kind::Aaaa, self.ipv6)).await;
+            let answers = || [&four, &six].into_iter().flatten();
+            let of_alias = |records: &Records| Some((records.alias.clone()?, records.ttl?));
+            let alias = answers().flatten().find_map(of_alias);
+            match (merge(answers()), alias) {
+                (Ok((addresses, life)), _) => return Ok(self.found(addresses, life.min(ttl))),
+                (Err(_), Some((alias, life))) => {
+                    ttl = ttl.min(life);
+                    name = alias;
+                }
+                (Err(failure), None) => return Err(failure),
+            }
+        }
+        Err(Failure::NotFound)
     }
 
     async fn ask_services(&self, name: &Name) -> Result<Found<Service>, Failure> {
@@ -266,8 +283,8 @@ impl fmt::Debug for Resolver {
 /// The addresses of both families, and how many seconds they live. One family that could not be
 /// asked for does not matter where the other has addresses; of two failures one that tells more than
 /// that there is nothing is kept.
-fn merge(
-    answers: impl Iterator<Item = Result<Records, Failure>>,
+fn merge<'a>(
+    answers: impl Iterator<Item = &'a Result<Records, Failure>>,
 ) -> Result<(Vec<IpAddr>, u32), Failure> {
     let mut addresses: Vec<IpAddr> = Vec::new();
     let mut ttl = u32::MAX;
@@ -276,14 +293,14 @@ fn merge(
         match answer {
             Ok(records) if !records.addresses.is_empty() => {
                 ttl = ttl.min(records.ttl.unwrap_or(0));
-                for address in records.addresses {
-                    if !addresses.contains(&address) {
-                        addresses.push(address);
+                for address in &records.addresses {
+                    if !addresses.contains(address) {
+                        addresses.push(*address);
                     }
                 }
             }
             Ok(_) | Err(Failure::NotFound) => {}
-            Err(other) => failure = other,
+            Err(other) => failure = *other,
         }
     }
     if addresses.is_empty() { Err(failure) } else { Ok((addresses, ttl)) }
@@ -423,7 +440,7 @@ mod tests {
     #[test]
     fn one_family_is_enough() {
         let merged = |answers: Vec<Result<Records, Failure>>| {
-            merge(answers.into_iter())
+            merge(answers.iter())
                 .map(|(ips, ttl)| (ips.iter().map(ToString::to_string).collect::<Vec<_>>(), ttl))
         };
         let (four, six) = (records(&["10.0.0.1"], 9), records(&["::1", "::1"], 5));

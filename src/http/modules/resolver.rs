@@ -35,7 +35,10 @@ pub const DIRECTIVES: &[Directive<Build>] = &[
             "The name servers that are asked for names met while running, in rotation. Answers are \
              kept for the time they give, or for the one of `valid`.",
         )
-        .differs("Each shard has a cache of its own. `status_zone` is not supported.")
+        .differs(
+            "Each question goes out from a port of its own. A server that cannot be reached costs no \
+             time, and addresses of one family are used where those of the other could not be had.",
+        )
         .set(|b, args| {
             if settings(b).servers.is_set() {
                 return Err(args.duplicate());
