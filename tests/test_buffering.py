@@ -293,7 +293,7 @@ def test_memory_is_bounded_by_the_buffers(through):
         children = open(f"/proc/{proxy.pid}/task/{proxy.pid}/children").read().split()
         pids = [proxy.pid, *map(int, children)]
         return sum(
-            int(re.search(r"VmRSS:\s+(\d+)", open(f"/proc/{pid}/status").read())[1]) << 10 for pid in pids
+            int(re.search(r"RssAnon:\s+(\d+)", open(f"/proc/{pid}/status").read())[1]) << 10 for pid in pids
         )
 
     flood = Flood(12 << 20)

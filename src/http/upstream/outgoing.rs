@@ -96,6 +96,11 @@ impl<'a> Outgoing<'a> {
         if self.buffering { buffers.number.saturating_mul(buffers.size) } else { 0 }
     }
 
+    /// Bytes that still may wait in memory.
+    pub fn room(&self) -> usize {
+        self.memory_max().saturating_sub(self.in_memory())
+    }
+
     /// Whether more may be read from the server now, even though it must then go to the file.
     pub fn has_room(&self) -> bool {
         self.is_empty() || self.in_memory() < self.memory_max() || self.can_spill()

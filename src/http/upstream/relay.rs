@@ -359,9 +359,6 @@ impl<'a> Relay<'a, '_> {
             piece.extend(first.as_slice().get(head_len..).unwrap_or_default());
         }
         while !self.body.is_complete() {
-            if piece.capacity() == 0 {
-                piece = Buffer::with_capacity(self.piece_size());
-            }
             match self.receive(r, &mut piece).await? {
                 Received::Bytes => {
                     if !self.is_due(piece.as_slice(), full) {
@@ -372,7 +369,10 @@ impl<'a> Relay<'a, '_> {
                     full = self.piece_size();
                     // A response that fills its buffer is a long one.
                     let most = self.piece_max();
-                    if is_long && piece.capacity() < most {
+                    if !self.rest.is_empty() {
+                        // A slow client costs no more than what waits for it.
+                        piece = Buffer::empty();
+                    } else if is_long && piece.capacity() < most {
                         piece = Buffer::with_capacity(most);
                     } else {
                         piece.clear();
@@ -559,7 +559,7 @@ impl<'a> Relay<'a, '_> {
     /// rest.
     async fn receive(&mut self, r: &mut Request, piece: &mut Buffer) -> Result<Received, Close> {
         let limit = *self.settings.read_timeout;
-        let mut most = u64::MAX;
+        let (mut most, mut size) = (u64::MAX, self.piece_size());
         if !self.rest.is_empty() || self.reading_pace.is_some() {
             match self.receive_slowly(r, limit).await? {
                 Ok(allowed) => most = allowed,
@@ -567,12 +567,16 @@ impl<'a> Relay<'a, '_> {
             }
             if !self.rest.is_empty() {
                 self.rest.make_room(r).await?;
-                most = most.min(self.piece_size() as u64);
+                size = self.rest.room().clamp(size, size.max(PIECE_MAX));
+                most = most.min(size as u64);
             }
         }
         self.c.action.set(Action::ReadingUpstream);
         let ignore_abort = *self.settings.ignore_client_abort;
         let mut buffer = std::mem::take(piece);
+        if buffer.capacity() == 0 {
+            buffer = Buffer::with_capacity(size);
+        }
         buffer.limit_receive(most);
         let (received, buffer) =
             receive_watching_client(self.c, r, self.upstream, buffer, limit, ignore_abort).await?;
