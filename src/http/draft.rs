@@ -9,7 +9,7 @@ use super::modules::access_log::{self, LogFormat};
 use super::modules::core::Types;
 use super::modules::sticky::Sessions;
 use super::modules::upstream::{self, UpstreamDraft};
-use super::modules::{Settings, proxy, uwsgi};
+use super::modules::{self, Settings, proxy, uwsgi};
 use super::server::{AddressDraft, Http, LocationId, Server, ServerDraft, ServerId, UpstreamId};
 use super::variable::{Names, Regex};
 use crate::config::address::Address;
@@ -210,7 +210,7 @@ impl Draft {
             balance: None,
             sticky: None,
             names: Vec::new(),
-            resolver: Default::default(),
+            resolver: modules::resolver::Settings::default(),
         });
         Ok(id)
     }
@@ -423,6 +423,7 @@ impl Settings {
     fn fill_absent(&mut self) {
         self.core.fill_absent();
         self.proxy.fill_absent();
+        self.resolver.fill_absent();
         self.uwsgi.fill_absent();
     }
 
