@@ -5,6 +5,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Poll, Waker};
 use std::time::Duration;
@@ -174,7 +175,7 @@ impl Resolver {
     ) -> Result<Found<IpAddr>, Failure> {
         let this = Rc::clone(self);
         let asked = name.clone();
-        let ask = async move { this.ask_addresses(&asked).await };
+        let ask = || Box::pin(async move { this.ask_addresses(&asked).await });
         self.addresses.find(name, limit, &self.log, ask).await
     }
 
@@ -190,7 +191,7 @@ impl Resolver {
         let name = message::name(name).ok_or(Failure::NotFound)?;
         let this = Rc::clone(self);
         let asked = name.clone();
-        let ask = async move { this.ask_services(&asked).await };
+        let ask = || Box::pin(async move { this.ask_services(&asked).await });
         let services = self.services.find(&name, limit, &self.log, ask).await?;
         let mut until_ms = services.until_ms;
         let mut endpoints = Vec::new();
@@ -221,9 +222,8 @@ impl Resolver {
         let mut ttl = u32::MAX;
         let mut name = name.clone();
         for _ in 0..=ALIASES_MAX {
-            let ask = async |kind, wanted| match wanted {
-                true => Some(self.asking.ask(&name, kind).await),
-                false => None,
+            let ask = async |kind, wanted| {
+                if wanted { Some(self.asking.ask(&name, kind).await) } else { None }
             };
             let (four, six) = both(ask(Kind::A, self.ipv4), ask(Kind::Aaaa, self.ipv6)).await;
             let answers = || [&four, &six].into_iter().flatten();
@@ -312,13 +312,16 @@ impl<T: 'static> Names<T> {
     }
 
     /// What is kept for a name, or what `ask` finds: one question for all who want to know.
-    async fn find(
+    async fn find<A>(
         self: &Rc<Self>,
         name: &Name,
         limit: Duration,
         log: &Rc<Logging>,
-        ask: impl Future<Output = Result<Found<T>, Failure>> + 'static,
-    ) -> Result<Found<T>, Failure> {
+        ask: impl FnOnce() -> Pin<Box<A>>,
+    ) -> Result<Found<T>, Failure>
+    where
+        A: Future<Output = Result<Found<T>, Failure>> + 'static,
+    {
         if let Some(found) = self.cache.borrow().get(name, timer::now_ms()) {
             return Ok(found.clone());
         }
@@ -326,7 +329,7 @@ impl<T: 'static> Names<T> {
         let pending = match known {
             Some(pending) => pending,
             None if self.pending.borrow().len() >= PENDING_MAX => return Err(Failure::Busy),
-            None => self.begin(name, log, ask),
+            None => self.begin(name, log, ask()),
         };
         let waiting = Waiting::new(self, name, pending);
         let limit = if limit.is_zero() { Duration::MAX } else { limit };

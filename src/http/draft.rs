@@ -9,7 +9,11 @@ use super::modules::access_log::{self, AccessFile, LogFormat, To};
 use super::modules::core::Types;
 use super::modules::sticky::Sessions;
 use super::modules::upstream::{self, UpstreamDraft};
+<<<<<<< HEAD
 use super::modules::{Settings, geo, map, proxy, split_clients, uwsgi};
+=======
+use super::modules::{self, Settings, proxy, uwsgi};
+>>>>>>> wt-dns
 use super::server::{AddressDraft, Http, LocationId, Server, ServerDraft, ServerId, UpstreamId};
 use super::variable::{Names, Regex, VariableSlot};
 use crate::config::address::Address;
@@ -227,7 +231,7 @@ impl Draft {
             balance: None,
             sticky: None,
             names: Vec::new(),
-            resolver: Default::default(),
+            resolver: modules::resolver::Settings::default(),
         });
         Ok(id)
     }
@@ -445,6 +449,7 @@ impl Settings {
     fn fill_absent(&mut self) {
         self.core.fill_absent();
         self.proxy.fill_absent();
+        self.resolver.fill_absent();
         self.uwsgi.fill_absent();
     }
 

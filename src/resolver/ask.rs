@@ -104,7 +104,7 @@ async fn over_udp(
 ) -> Result<Reply, NoAnswer> {
     let socket = Datagram::to(server).map_err(failed("connect()"))?;
     socket.send(question).map_err(failed("send()"))?;
-    let mut buffer = [0; DATAGRAM_MAX];
+    let mut buffer = vec![0; DATAGRAM_MAX];
     loop {
         let length = socket.recv(&mut buffer).await.map_err(failed("recv()"))?;
         match read(&buffer[..length]) {

@@ -14,8 +14,8 @@ use crate::resolver::Servers;
 
 #[derive(Debug, Clone, Default)]
 pub struct Settings {
-    /// `resolver`; unset where no level has one.
-    pub servers: Setting<ResolverId>,
+    /// `resolver`; `None` where no level has one.
+    pub servers: Setting<Option<ResolverId>>,
     /// `resolver_timeout`; zero: none.
     pub timeout: Setting<Duration>,
 }
@@ -23,6 +23,11 @@ pub struct Settings {
 impl Settings {
     pub fn inherit(&mut self, outer: &Self) {
         inherit!(self, outer: servers, timeout);
+    }
+
+    /// There is no default.
+    pub fn fill_absent(&mut self) {
+        self.servers = Setting::of(None);
     }
 }
 
@@ -45,7 +50,7 @@ pub const DIRECTIVES: &[Directive<Build>] = &[
             }
             let id = ResolverId(b.http.resolvers.len() as u32);
             b.http.resolvers.push(servers(args)?);
-            settings(b).servers.set(id);
+            settings(b).servers.set(Some(id));
             Ok(())
         }),
     Directive::new("resolver_timeout", LEVELS, Count::Exactly(1))

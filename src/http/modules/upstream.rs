@@ -651,7 +651,7 @@ impl UpstreamDraft {
                  shared memory"
             )));
         }
-        let Some(resolver) = self.resolver.servers.get().copied() else {
+        let Some(resolver) = *self.resolver.servers else {
             return Err(Fault::nowhere(format!(
                 "no resolver defined to resolve names at run time in upstream \"{name}\" in {place}"
             )));

@@ -118,12 +118,12 @@ pub async fn look_up(
     ignore_abort: bool,
 ) -> Result<Target, LookupError> {
     let settings = &generation.http().location(r.location).settings.resolver;
-    let Some(id) = settings.servers.get() else {
+    let Some(id) = *settings.servers else {
         let shown = escape(name.as_bytes());
         c.log(r, Level::Error, format_args!("no resolver defined to resolve {shown}"));
         return Err(LookupError::Status(502));
     };
-    let answer = generation.resolver(*id).addresses(name, *settings.timeout);
+    let answer = generation.resolver(id).addresses(name, *settings.timeout);
     let found = match exchange::watching_client(c, r, answer, ignore_abort).await? {
         Ok(found) => found,
         Err(Failure::Interrupted) => return Err(Close::Interrupted.into()),

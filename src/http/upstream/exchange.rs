@@ -148,8 +148,9 @@ async fn run(c: &Connection, r: &mut Request, family: Family) -> Result<Outcome,
             if let Target::Name { name, port } = &value.target {
                 // A client whose body is still to be read is found gone by that.
                 let ignore = *settings.ignore_client_abort || body::is_announced(r);
+                // On the heap: every connection's task has room for what stands in a request's way.
                 let found = dynamic::look_up(c, r, &generation, name, *port, ignore);
-                value.target = match found.await {
+                value.target = match Box::pin(found).await {
                     Ok(target) => target,
                     Err(LookupError::Status(status)) => return Ok(Outcome::Status(status)),
                     Err(LookupError::Close(close)) => return Err(close),
