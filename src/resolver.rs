@@ -256,13 +256,11 @@ impl Resolver {
         for _ in 0..=ALIASES_MAX {
             let mut records = self.asking.ask(&name, kind).await?;
             ttl = ttl.min(records.ttl.unwrap_or(u32::MAX));
-            match records.alias.take() {
-                Some(alias) => name = alias,
-                None => {
-                    records.ttl = records.ttl.map(|_| ttl);
-                    return Ok(records);
-                }
-            }
+            let Some(alias) = records.alias.take() else {
+                records.ttl = records.ttl.map(|_| ttl);
+                return Ok(records);
+            };
+            name = alias;
         }
         Err(Failure::NotFound)
     }
@@ -435,6 +433,7 @@ impl<T> Drop for Waiting<'_, T> {
 mod tests {
     use super::*;
 
+    #[allow(clippy::unnecessary_wraps)]
     fn records(addresses: &[&str], ttl: u32) -> Result<Records, Failure> {
         let addresses = addresses.iter().map(|ip| ip.parse().unwrap()).collect();
         Ok(Records { addresses, ttl: Some(ttl), ..Records::default() })

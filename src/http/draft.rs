@@ -9,11 +9,7 @@ use super::modules::access_log::{self, AccessFile, LogFormat, To};
 use super::modules::core::Types;
 use super::modules::sticky::Sessions;
 use super::modules::upstream::{self, UpstreamDraft};
-<<<<<<< HEAD
-use super::modules::{Settings, geo, map, proxy, split_clients, uwsgi};
-=======
-use super::modules::{self, Settings, proxy, uwsgi};
->>>>>>> wt-dns
+use super::modules::{self, Settings, geo, map, proxy, split_clients, uwsgi};
 use super::server::{AddressDraft, Http, LocationId, Server, ServerDraft, ServerId, UpstreamId};
 use super::variable::{Names, Regex, VariableSlot};
 use crate::config::address::Address;

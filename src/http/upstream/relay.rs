@@ -204,10 +204,11 @@ impl Incoming {
     fn missing(&self) -> u64 {
         match self {
             Incoming::Length(left) => *left,
-            Incoming::Chunked(decoder) => decoder.remaining_at_least(),
             // Once there are but trailers to come, they are taken as they come.
             Incoming::ChunkedWithTrailers(decoder, _) if decoder.is_done() => 0,
-            Incoming::ChunkedWithTrailers(decoder, _) => decoder.remaining_at_least(),
+            Incoming::Chunked(decoder) | Incoming::ChunkedWithTrailers(decoder, _) => {
+                decoder.remaining_at_least()
+            }
             Incoming::UntilClose => u64::MAX,
         }
     }
