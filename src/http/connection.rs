@@ -215,9 +215,10 @@ async fn answer_requests(c: &Connection, guard: &ConnectionGuard, r: &mut Reques
         let answered = match read_head(c, guard, r, keepalive).await {
             Ok(()) => {
                 guard.enter(Stage::Writing);
-                phase::answer(c, r).await
+                // What a request needs while it is answered, an idle connection has no room for.
+                Box::pin(phase::answer(c, r)).await
             }
-            Err(NoHead::Refused(refusal)) => refuse(c, r, &refusal).await,
+            Err(NoHead::Refused(refusal)) => Box::pin(refuse(c, r, &refusal)).await,
             Err(NoHead::Close(close)) => return close,
         };
         if let Err(close) = answered {

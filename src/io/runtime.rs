@@ -107,9 +107,11 @@ pub fn spawn<F>(future: F, on_panic: impl FnOnce(&str) + 'static)
 where
     F: Future<Output = ()> + 'static,
 {
+    // On the heap before the task takes it: what an async block takes, and then pins, it has room for
+    // twice.
+    let mut future = Box::pin(future);
+    let mut on_panic = Some(on_panic);
     monoio::spawn(async move {
-        let mut future = std::pin::pin!(future);
-        let mut on_panic = Some(on_panic);
         std::future::poll_fn(|cx| {
             // What the panicking task shared with others is counters and pools that are consistent
             // between any two of its steps.
