@@ -3,6 +3,7 @@
 pub mod address;
 pub mod apply;
 pub mod check;
+pub mod cidr;
 pub mod diagnostic;
 pub mod directive;
 pub mod lexer;

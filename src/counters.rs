@@ -44,8 +44,14 @@ pub struct Counters {
     pub requests: Counter,
     /// Client connections open now, those of tunnels included.
     pub connections: Counter,
+    /// Of these, the ones whose request's head is being received.
+    pub reading: Counter,
+    /// Of these, the ones whose request is being answered, and tunnels.
+    pub writing: Counter,
     /// Client connections so far.
     pub accepted: Counter,
+    /// Client connections so far that were closed at once because there were too many.
+    pub dropped: Counter,
     /// Tasks that ended in a panic.
     pub panics: Counter,
     pub tunnels: TunnelCounters,

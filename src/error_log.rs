@@ -14,10 +14,11 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-pub use file::{Files, LogFile, OpenError};
+pub use file::{Files, LogFile, OnceAMinute, OpenError, WRITE_FAILURES};
 pub use line::{Errno, Escaped, LINE_LENGTH_MAX, Tail, escape, fuzz_escape};
 
 use crate::local_time::LocalTime;
+use crate::syslog::{self, Sender};
 pub use file::Handle as FileHandle;
 use file::Handle;
 use line::Line;
@@ -88,6 +89,17 @@ pub struct Target {
 pub enum Destination {
     File(PathBuf),
     Stderr,
+    Syslog(Arc<syslog::Server>),
+}
+
+impl Destination {
+    /// Whether it is on this machine: nginx keeps a log that is, whatever is sent elsewhere.
+    pub fn is_file(&self) -> bool {
+        match self {
+            Destination::File(_) | Destination::Stderr => true,
+            Destination::Syslog(_) => false,
+        }
+    }
 }
 
 /// Where a thread's messages go. Cloning is cheap; it cannot leave its thread.
@@ -102,6 +114,7 @@ pub struct Log {
 enum Output {
     File(Handle),
     Stderr,
+    Syslog(Sender),
     /// Standard error before there are workers: for a person at a terminal, so without the time.
     Startup,
 }
@@ -115,6 +128,7 @@ impl Log {
                 match destination {
                     Destination::File(path) => Output::File(Handle::new(files.open(path)?)),
                     Destination::Stderr => Output::Stderr,
+                    Destination::Syslog(server) => Output::Syslog(Sender::new(server.clone())),
                 },
             ))
         });
@@ -173,14 +187,23 @@ impl Log {
             return;
         }
         let now = unix_seconds();
+        let time = LocalTime::at(now);
         let (mut line, mut startup_line) = (Line::new(), None);
-        line.put_head(&LocalTime::at(now), level, connection);
+        line.put_head(&time, level, connection);
         put_message(&mut line);
 
         for (_, output) in self.outputs.iter().filter(|(least, _)| level <= *least) {
             match output {
                 Output::File(file) => file.write(line.finish(), now),
                 Output::Stderr => write_to_stderr(line.finish()),
+                Output::Syslog(sender) => {
+                    let text = line.finish();
+                    let text = text.strip_suffix(b"\n").unwrap_or(text);
+                    if let Err(error) = sender.send(level, &time, |out| out.extend_from_slice(text))
+                    {
+                        self.complain(sender, &error, now);
+                    }
+                }
                 Output::Startup => {
                     let line = startup_line.get_or_insert_with(|| {
                         let mut line = Line::new();
@@ -191,6 +214,35 @@ impl Log {
                     write_to_stderr(line.finish());
                 }
             }
+        }
+    }
+}
+
+impl Log {
+    /// Says that lines to a syslog server are lost, once a minute for all of them.
+    pub fn complain(&self, sender: &Sender, error: &syslog::SendError, now: i64) {
+        static LOST: OnceAMinute = OnceAMinute::new();
+        if !LOST.is_due(now) {
+            return;
+        }
+        let mut line = Line::new();
+        line.put_head(&LocalTime::at(now), error.level(), None);
+        let text = format_args!("{}() failed", error.call);
+        let server = Context { server: Some(&sender.server().name), ..Context::default() };
+        let server = Context { action: Some("logging to syslog"), ..server };
+        line.put_message(text, error.source.raw_os_error(), &server);
+        // Nothing goes where it may be lost as well.
+        let mut is_said = false;
+        for (_, output) in self.outputs.iter() {
+            match output {
+                Output::File(file) => file.write(line.finish(), now),
+                Output::Stderr | Output::Startup => write_to_stderr(line.finish()),
+                Output::Syslog(_) => continue,
+            }
+            is_said = true;
+        }
+        if !is_said {
+            write_to_stderr(line.finish());
         }
     }
 }

@@ -21,6 +21,8 @@ pub mod body;
 
 pub mod value;
 
+pub mod computed;
+
 pub mod request;
 
 pub mod modules;
@@ -31,5 +33,6 @@ pub mod server;
 
 pub mod action;
 pub mod close;
+pub mod slots;
 pub mod user_agent;
 pub mod variable;

@@ -17,6 +17,7 @@ pub mod http;
 pub mod config;
 
 pub mod http1;
+pub mod proxy_protocol;
 pub mod uwsgi;
 
 pub mod clock;
@@ -26,6 +27,7 @@ pub mod io;
 pub mod local_time;
 pub mod os;
 pub mod resolver;
+pub mod syslog;
 
 /// What `-v`, `Server:` and the built-in pages say.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");

@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 
 use crate::VERSION;
 use crate::channel::{self, Event, Events};
-use crate::error_log::{Errno, Files, Level, LogFile, Target};
+use crate::error_log::{Destination, Errno, Files, Level, LogFile};
 use crate::io::runtime::{self, Ring};
 use crate::modules::{self, Config, LoadOptions};
 use crate::options::{self, Banner, Command, Options};
@@ -195,7 +195,7 @@ impl<'a> Master<'a> {
         if let Some(directory) = process.working_directory.get() {
             os::change_directory(directory).map_err(Failure::path("chdir", directory))?;
         }
-        redirect_stderr(&process.error_log, report);
+        redirect_stderr(&config, report);
         if let Some(identity) = &identity {
             os::drop_privileges(identity)?;
         }
@@ -330,7 +330,7 @@ impl<'a> Master<'a> {
         }
         // The logs are open, so this finds them.
         self.report.follow(&config.process.error_log, &self.common.files)?;
-        redirect_stderr(&config.process.error_log, self.report);
+        redirect_stderr(&config, self.report);
         self.say_what_takes_a_restart(&config);
         raise_limits(&config, self.report);
         if let Some(pid_file) = pid_file {
@@ -375,7 +375,7 @@ impl<'a> Master<'a> {
         for error in self.common.files.reopen() {
             self.report.say(Level::Emerg, format_args!("{error}"));
         }
-        redirect_stderr(&self.config.process.error_log, self.report);
+        redirect_stderr(&self.config, self.report);
     }
 
     // The shards' beginning and end.
@@ -530,9 +530,15 @@ fn raise_limits(config: &Config, report: &Report) {
     }
 }
 
-/// Standard error goes where the log goes, so that a panic is found there.
-fn redirect_stderr(targets: &[Target], report: &Report) {
-    let Some(path) = report::first_file(targets) else { return };
+/// Standard error goes where the log goes, so that a panic is found there; unless it is some log
+/// itself.
+fn redirect_stderr(config: &Config, report: &Report) {
+    let locations = config.http.iter().flat_map(|http| &http.locations);
+    let mut inner = locations.flat_map(|location| location.settings.core.error_log.iter());
+    if inner.any(|target| target.destination == Destination::Stderr) {
+        return;
+    }
+    let Some(path) = report::first_file(&config.process.error_log) else { return };
     if let Err(e) = append_to(path).and_then(|file| os::redirect_stderr(&file)) {
         report.say(Level::Alert, format_args!("dup2(STDERR) failed ({})", Errno::of(&e)));
     }

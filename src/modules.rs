@@ -8,7 +8,7 @@ use crate::config::apply::{State, apply, apply_defaults};
 use crate::config::diagnostic::{Diagnostic, Fault, Outcome, Place};
 use crate::config::directive::{Contexts, Module};
 use crate::config::manual;
-use crate::config::tree::{Disk, Files, Tree};
+use crate::config::tree::{Disk, Files, Node, Tree};
 use crate::error_log::{Destination, Level, Target};
 use crate::http::draft::Draft;
 use crate::http::modules as http;
@@ -62,6 +62,10 @@ pub const MODULES: &[Module<Build>] = &[
     Module { name: "Events", tables: &[events::DIRECTIVES] },
     Module { name: "HTTP core", tables: &[http::core::DIRECTIVES] },
     Module { name: "HTTP rewrite", tables: &[http::rewrite::DIRECTIVES] },
+    Module { name: "HTTP map", tables: &[http::map::DIRECTIVES] },
+    Module { name: "HTTP geo", tables: &[http::geo::DIRECTIVES] },
+    Module { name: "HTTP split_clients", tables: &[http::split_clients::DIRECTIVES] },
+    Module { name: "HTTP realip", tables: &[http::realip::DIRECTIVES] },
     Module { name: "HTTP access", tables: &[http::access::DIRECTIVES] },
     Module { name: "HTTP resolver", tables: &[http::resolver::DIRECTIVES] },
     Module { name: "HTTP headers", tables: &[http::headers::DIRECTIVES] },
@@ -73,6 +77,7 @@ pub const MODULES: &[Module<Build>] = &[
         tables: &[http::upstream::DIRECTIVES, http::sticky::DIRECTIVES],
     },
     Module { name: "HTTP log", tables: &[http::access_log::DIRECTIVES] },
+    Module { name: "HTTP stub status", tables: &[http::stub_status::DIRECTIVES] },
     Module { name: "ringx status", tables: &[http::status::DIRECTIVES] },
     Module { name: "Other modules of nginx", tables: &[missing::DIRECTIVES] },
 ];
@@ -111,9 +116,25 @@ fn read(
     tree: &Tree,
 ) -> Result<Option<Http>, Diagnostic> {
     build.read_defaults()?;
+    note_sets(build, &tree.nodes);
     apply(MODULES, build, &globals.nodes, Contexts::MAIN)?;
     apply(MODULES, build, &tree.nodes, Contexts::MAIN)?;
     build.finish(options).map_err(|fault| fault.located(&Place::CommandLine))
+}
+
+/// What a `set` gives a value has it wherever it is used, before that `set` too.
+fn note_sets(build: &mut Build, nodes: &[Node]) {
+    for node in nodes {
+        let Node::Statement(statement) = node else { continue };
+        if let Some(block) = &statement.block {
+            note_sets(build, &block.nodes);
+        } else if let [set, name, _] = statement.words.as_slice()
+            && set == "set"
+            && let Some(name) = name.strip_prefix('$')
+        {
+            build.http.names.note_set(name);
+        }
+    }
 }
 
 /// A configuration while it is read: what the rows write to.
@@ -184,7 +205,8 @@ impl Build {
             self.events.inherit(events);
         }
         self.process.keep_time_zone();
-        if self.process.error_log.is_empty() {
+        // One log is on this machine, whatever is sent elsewhere.
+        if !self.process.error_log.iter().any(|target| target.destination.is_file()) {
             self.process.error_log.push(self.default_error_log(options));
         }
         self.check_worker_counts();

@@ -16,9 +16,9 @@ use thiserror::Error;
 
 use crate::error_log::Errno;
 
-/// `$hostname`
+/// `$hostname`, in lower case as nginx has it.
 pub fn hostname() -> String {
-    rustix::system::uname().nodename().to_string_lossy().into_owned()
+    rustix::system::uname().nodename().to_string_lossy().to_ascii_lowercase()
 }
 
 /// `Linux 6.1.0`: what the log says at start.

@@ -10,7 +10,7 @@ use crate::clock;
 use crate::counters::{Counters, OwnCounters};
 use crate::error_log::{Files, Level, Log};
 use crate::http::listener::Listener;
-use crate::http::modules::access_log::{LogWriter, LogWriters};
+use crate::http::modules::access_log::{AccessLogs, LogWriters};
 use crate::http::server::{Http, LocationId, ResolverId, ServerId};
 use crate::http::tunnel::engine::Tunnels;
 use crate::http::upstream::Upstreams;
@@ -61,7 +61,7 @@ pub struct Generation {
     /// By the index that settings name them with.
     pub resolvers: Vec<Rc<Resolver>>,
     /// By the index that settings name them with.
-    pub access_logs: Vec<Rc<LogWriter>>,
+    pub access_logs: AccessLogs,
     /// The log of each distinct `error_log` setting, and which one a location uses.
     logs: Vec<Log>,
     log_of_location: Vec<u16>,
@@ -181,7 +181,7 @@ impl Shard {
     pub fn count_connection(self: &Rc<Self>) -> ConnectionGuard {
         self.counters.connections.add(1);
         self.counters.accepted.add(1);
-        ConnectionGuard { shard: Rc::clone(self) }
+        ConnectionGuard { shard: Rc::clone(self), stage: Cell::new(Stage::Waiting) }
     }
 
     pub fn log_main(&self, level: Level, text: std::fmt::Arguments<'_>) {
@@ -248,10 +248,36 @@ impl Shard {
 /// Counts down when a connection is gone.
 pub struct ConnectionGuard {
     shard: Rc<Shard>,
+    stage: Cell<Stage>,
+}
+
+/// What a connection is counted as besides being open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    Waiting,
+    Reading,
+    Writing,
+}
+
+impl ConnectionGuard {
+    pub fn enter(&self, stage: Stage) {
+        let counter = |stage| match stage {
+            Stage::Waiting => None,
+            Stage::Reading => Some(&self.shard.counters.reading),
+            Stage::Writing => Some(&self.shard.counters.writing),
+        };
+        if let Some(counter) = counter(self.stage.replace(stage)) {
+            counter.sub(1);
+        }
+        if let Some(counter) = counter(stage) {
+            counter.add(1);
+        }
+    }
 }
 
 impl Drop for ConnectionGuard {
     fn drop(&mut self) {
+        self.enter(Stage::Waiting);
         self.shard.counters.connections.sub(1);
         self.shard.raise_if_empty();
     }

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from harness import servers
+from harness.browser import Browser
 from harness.proxy import Binary, Proxy, Refused
 from harness.upstream import Handler, Upstream
 
@@ -154,14 +155,22 @@ def example(proxy, tmp_path: Path) -> Callable[..., Proxy]:
     def start(name: str, changes: dict[str, str]) -> Proxy:
         text = (ROOT / "conf/examples" / name).read_text()
         for old, new in changes.items():
-            assert text.count(old) == 1, f"{old!r} must be once in {name}"
+            assert old in text, f"no {old!r} in {name}"
             text = text.replace(old, new)
         conf = tmp_path / "prefix/conf"
         conf.mkdir(parents=True)
-        shutil.copy(ROOT / "conf/uwsgi_params", conf)
+        for beside in ("uwsgi_params", "mime.types"):
+            shutil.copy(ROOT / "conf" / beside, conf)
         return proxy(text, shards_by_default=True)
 
     return start
+
+
+@pytest.fixture
+def browser(tmp_path: Path) -> Iterator[Browser]:
+    started = Browser(tmp_path)
+    yield started
+    started.stop()
 
 
 # Real servers, one of each for the whole session.
@@ -183,3 +192,9 @@ tutorial = real(servers.uwsgi, "tutorial:application", 4)
 flask_app = real(servers.uwsgi, "flaskapp:app", 2)
 django_app = real(servers.uwsgi, "djangoapp:application", 2)
 gunicorn_app = real(servers.gunicorn, "flaskapp:app")
+jupyter = real(servers.jupyter, "only-for-tests")
+home_assistant = real(servers.home_assistant)
+node_one, node_two = real(servers.socketio, "one"), real(servers.socketio, "two")
+news_app = real(servers.gunicorn_http, "news:app")
+blue_app = real(servers.gunicorn_http, "whoami:app", "--env", "NAME=blue")
+green_app = real(servers.gunicorn_http, "whoami:app", "--env", "NAME=green")

@@ -1,16 +1,13 @@
 """`--demo`: a hello from the uwsgi application, and the WebSocket page in a real browser."""
 
-import json
 import signal
 import socket
 import subprocess
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from harness.ports import free_port
 from harness.proxy import Binary, eventually
 
 pytestmark = pytest.mark.ringx_only("--demo is ringx's")
@@ -43,68 +40,6 @@ def demo(binary: Binary, tmp_path_factory: pytest.TempPathFactory) -> Iterator[N
     process.send_signal(signal.SIGINT)
     assert process.wait(10) == 0
     assert "panicked" not in output.read_text()
-
-
-class Browser:
-    """Headless Chromium by the plain WebDriver protocol."""
-
-    def __init__(self, folder: Path):
-        port = free_port()
-        self.address = f"http://127.0.0.1:{port}"
-        with (folder / "chromedriver.log").open("wb") as log:
-            self.driver = subprocess.Popen(
-                ["chromedriver", f"--port={port}"], stdin=subprocess.DEVNULL, stdout=log, stderr=log
-            )
-        try:
-            self.session = self.start(folder)
-        except BaseException:
-            self.stop()
-            raise
-
-    def start(self, folder: Path) -> str:
-        eventually(lambda: self.call("GET", "/status")["ready"], "chromedriver is ready", 30)
-        arguments = [
-            "--headless",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--disable-quic",
-            "--no-first-run",
-            "--disable-background-networking",
-            "--disable-component-update",
-            "--disable-sync",
-            f"--user-data-dir={folder}/profile",
-        ]
-        options = {"args": arguments}
-        wanted = {"capabilities": {"alwaysMatch": {"browserName": "chrome", "goog:chromeOptions": options}}}
-        return f"/session/{self.call('POST', '/session', wanted)['sessionId']}"
-
-    def call(self, method: str, path: str, body: object = None):
-        data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(self.address + path, data, {"Content-Type": "application/json"}, method=method)
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            return json.load(answer)["value"]
-
-    def open(self, url: str) -> None:
-        self.call("POST", f"{self.session}/url", {"url": url})
-
-    def text(self, element: str) -> str:
-        script = {"script": "return document.getElementById(arguments[0]).textContent", "args": [element]}
-        return self.call("POST", f"{self.session}/execute/sync", script)
-
-    def stop(self) -> None:
-        try:
-            if hasattr(self, "session"):
-                self.call("DELETE", self.session)
-        finally:
-            self.driver.terminate()
-            self.driver.wait(10)
-
-
-@pytest.fixture
-def browser(tmp_path: Path) -> Iterator[Browser]:
-    started = Browser(tmp_path)
-    yield started
-    started.stop()
 
 
 def test_curl_gets_a_hello(demo):

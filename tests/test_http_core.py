@@ -917,7 +917,6 @@ def test_counts_in_the_log(server):
     ]
 
 
-@wants("map")
 def test_map(serve):
     proxy = serve(
         """

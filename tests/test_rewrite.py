@@ -148,11 +148,13 @@ REDIRECT = [
     ("port_in_redirect off; rewrite ^ /to redirect;", "/@/x", 302, "http://example.com/to"),
     ("server_name_in_redirect on; rewrite ^ /to redirect;", "/@/x", 302, "http://named.example:@port@/to"),
     ("rewrite ^/@/(.*)$ /to/$1 redirect;", "/@/a%20b", 302, "http://example.com:@port@/to/a%20b"),
-    ("rewrite ^/@/(.*)$ /to/$1 redirect;", "/@/a%3Fb%26c%2B", 302, "http://example.com:@port@/to/a?b&c+"),
+    ("rewrite ^/@/(.*)$ /to/$1 redirect;", "/@/a%3Fb%26c%2B", 302, "http://example.com:@port@/to/a?b%26c%2B"),
     ("rewrite ^/@/(.*)$ /to/$1 redirect;", "/@/%22%23%25%7f%e4", 302, "http://example.com:@port@/to/%22%23%25%7F%E4"),
     ("rewrite ^/@/(.*)$ /to/$1 redirect;", "/@/a&b", 302, "http://example.com:@port@/to/a&b"),
-    ("rewrite ^/@/(.*)$ /to?x=$1 redirect;", "/@/a%20b%26", 302, "http://example.com:@port@/to?x=a%20b&"),
-    ("set $v http://b/; rewrite ^ $v;", "/@/x", 302, "http://b/"),
+    ("rewrite ^/@/(.*)$ /to?x=$1 redirect;", "/@/a%20b%26", 302, "http://example.com:@port@/to?x=a%20b%26"),
+    ("rewrite ^/@/(.*)$ /to/%41%20$1 redirect;", "/@/%26", 302, "http://example.com:@port@/to/A%20&"),
+    ("set $v http://b/; rewrite ^ $v;", "/@/x", 404, None),
+    ("return 301;", "/@/x", 301, ""),
     ("return 302 /to$uri;", "/@/a%20b", 302, "http://example.com:@port@/to/@/a b"),
 ]
 
@@ -163,7 +165,7 @@ def test_redirects(shared, at):
     proxy = shared(f"server_name named.example other.example;\n{blocks}")
     _, target, status, location = REDIRECT[at]
     answer = proxy.get(target.replace("/@/", f"/r{at}/"))
-    assert (answer.status, answer.get("Location")) == (status, proxy.fill(location.replace("/@/", f"/r{at}/")))
+    assert (answer.status, answer.get("Location")) == (status, location and proxy.fill(location.replace("/@/", f"/r{at}/")))
 
 
 # set.

@@ -53,7 +53,16 @@ def test_the_response(started):
     (shard,) = json.loads(response.body)["shards"]
     tunnels = shard.pop("tunnels")
     accepted = shard["accepted"]
-    assert shard == {"shard": 0, "connections": 1, "accepted": accepted, "requests": seen + 1, "panics": 0}
+    assert shard == {
+        "shard": 0,
+        "connections": 1,
+        "reading": 0,
+        "writing": 1,
+        "accepted": accepted,
+        "dropped": 0,
+        "requests": seen + 1,
+        "panics": 0,
+    }
     assert accepted > seen
     assert tunnels == dict.fromkeys(
         [

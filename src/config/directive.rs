@@ -166,7 +166,7 @@ impl<S> Directive<S> {
         }
     }
 
-    /// A directive that ringx takes and passes over.
+    /// A directive that ringx takes and passes over; a setter may still check its arguments.
     pub const fn no_effect(
         name: &'static str,
         contexts: Contexts,

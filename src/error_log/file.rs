@@ -144,15 +144,38 @@ fn write_once(mut file: &File, line: &[u8]) -> io::Result<()> {
 
 /// Says on stderr that a log cannot be written, once a minute for all of them.
 fn complain(path: &Path, error: &io::Error, now: i64) {
-    static LAST: AtomicI64 = AtomicI64::new(i64::MIN);
-
-    let due = LAST.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |last| {
-        (now.saturating_sub(last) >= 60 || now < last).then_some(now)
-    });
-    if due.is_ok() {
+    if WRITE_FAILURES.is_due(now) {
         let error = Errno::of(error);
         let text = format!("nginx: [alert] write() to \"{}\" failed ({error})\n", path.display());
         write_to_stderr(text.as_bytes());
+    }
+}
+
+/// Failures to write to logs.
+pub static WRITE_FAILURES: OnceAMinute = OnceAMinute::new();
+
+/// What is said once a minute by all threads together.
+#[derive(Debug)]
+pub struct OnceAMinute {
+    /// The second in which it was said last.
+    last: AtomicI64,
+}
+
+impl Default for OnceAMinute {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl OnceAMinute {
+    pub const fn new() -> Self {
+        Self { last: AtomicI64::new(i64::MIN) }
+    }
+
+    /// Whether it is to be said now, in this second; if so it counts as said.
+    pub fn is_due(&self, now: i64) -> bool {
+        let update = |last| (now.saturating_sub(last) >= 60 || now < last).then_some(now);
+        self.last.fetch_update(Ordering::Relaxed, Ordering::Relaxed, update).is_ok()
     }
 }
 
@@ -189,6 +212,14 @@ pub mod tests {
         fn drop(&mut self) {
             let _ = fs::remove_dir_all(&self.0);
         }
+    }
+
+    #[test]
+    fn once_a_minute() {
+        let said = OnceAMinute::new();
+        let times = [100, 100, 159, 160, 219, 100, 159, 160];
+        let due = times.map(|now| said.is_due(now));
+        assert_eq!(due, [true, false, false, true, false, true, false, true]);
     }
 
     #[test]

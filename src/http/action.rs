@@ -5,6 +5,7 @@
 pub enum Action {
     #[default]
     WaitingForRequest,
+    ReadingProxyProtocol,
     ReadingRequestLine,
     ReadingRequestHeaders,
     ReadingPipelinedRequestLine,
@@ -27,6 +28,7 @@ impl Action {
     pub fn phrase(self) -> Option<&'static str> {
         Some(match self {
             Action::WaitingForRequest => "waiting for request",
+            Action::ReadingProxyProtocol => "reading PROXY protocol",
             Action::ReadingRequestLine => "reading client request line",
             Action::ReadingRequestHeaders => "reading client request headers",
             Action::ReadingPipelinedRequestLine => "reading client pipelined request line",

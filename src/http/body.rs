@@ -34,8 +34,6 @@ pub struct RequestBody {
     pub was_streamed: bool,
     /// The client may still be sending it, and nobody reads: see [`abandon`].
     pub is_abandoned: bool,
-    /// It was told to be too large: that is said once.
-    pub is_refused: bool,
     /// All of it is in `memory` or `file`.
     pub is_held: bool,
     /// Body bytes taken from the connection so far (`$request_length`).
@@ -80,7 +78,6 @@ impl RequestBody {
         self.state = State::Unread;
         self.was_streamed = false;
         self.is_abandoned = false;
-        self.is_refused = false;
         self.is_held = false;
         self.received = 0;
         self.decoded = 0;
@@ -128,6 +125,21 @@ pub fn is_here(r: &Request) -> bool {
     }
 }
 
+/// Says `100 Continue` to who waits for it, once, before a body is read or given up. nginx says it
+/// also to who sends no body, or has sent it already (RFC 9110 section 10.1.1).
+pub async fn tell_continue(c: &Connection, r: &mut Request) -> Result<(), Close> {
+    if !r.head.expect_continue || r.response.head_sent {
+        return Ok(());
+    }
+    r.head.expect_continue = false;
+    let send_timeout = *c.settings(r).core.send_timeout;
+    let mut slices = [IoSlice::new(b"HTTP/1.1 100 Continue\r\n\r\n")];
+    let (sent, result) = c.stream.send_all(&mut slices, send_timeout).await;
+    r.response.bytes_sent += sent;
+    r.response.head_bytes += sent;
+    Ok(result?)
+}
+
 /// Starts reading: says `100 Continue` to who waits for it, and takes over what came with the head.
 async fn begin(c: &Connection, r: &mut Request) -> Result<(), Close> {
     r.body.state = State::Reading;
@@ -143,14 +155,7 @@ async fn begin(c: &Connection, r: &mut Request) -> Result<(), Close> {
         r.body.raw.extend(bytes);
         remove_ahead(r, take);
     }
-    if r.head.expect_continue && !r.response.head_sent {
-        let send_timeout = *c.settings(r).core.send_timeout;
-        let mut slices = [IoSlice::new(b"HTTP/1.1 100 Continue\r\n\r\n")];
-        let (sent, result) = c.stream.send_all(&mut slices, send_timeout).await;
-        r.response.bytes_sent += sent;
-        r.response.head_bytes += sent;
-        result?;
-    }
+    tell_continue(c, r).await?;
     if r.body.remaining == 0 {
         r.body.state = State::Done;
     }
@@ -247,17 +252,25 @@ async fn receive(c: &Connection, r: &mut Request) -> Result<(), BodyError> {
     buffer.limit_receive(r.body.remaining);
     let (received, buffer) = c.stream.recv(buffer, limit, Wait::Busy).await;
     r.body.raw = buffer;
-    match received {
-        Ok(0) => Err(Close::ClientAborted.into()),
-        Ok(_) => Ok(()),
-        Err(failure) => Err(Close::from(failure).into()),
+    let close = match received {
+        Ok(0) => Close::ClientAborted,
+        Ok(_) => return Ok(()),
+        Err(failure) => Close::from(failure),
+    };
+    if matches!(close, Close::ClientAborted) && r.response.status == 0 {
+        // What the log shows: half a body is a bad request.
+        r.response.status = 400;
     }
+    Err(close.into())
 }
 
 /// Reads the whole body: into memory while it fits, then into a temporary file.
 pub async fn read_all(c: &Connection, r: &mut Request) -> Result<(), BodyError> {
-    if matches!(r.head.body, BodyLength::None | BodyLength::UntilClose) || r.body.is_held {
+    if r.body.is_held {
         return Ok(());
+    }
+    if matches!(r.head.body, BodyLength::None | BodyLength::UntilClose) {
+        return Ok(tell_continue(c, r).await?);
     }
     let generation = std::rc::Rc::clone(&r.generation);
     let core = &generation.http().location(r.location).settings.core;
@@ -326,11 +339,11 @@ pub fn check_size(c: &Connection, r: &mut Request, span: Span) -> Result<(), Bod
     {
         return Ok(());
     }
-    r.body.is_refused = true;
     let now = (span.len() as u64).saturating_add(to_come);
     let before = r.body.decoded - span.len() as u64;
     let text = format_args!("client intended to send too large chunked body: {before}+{now} bytes");
     c.log(r, Level::Error, text);
+    abandon(r);
     Err(BodyError::Status(413))
 }
 
@@ -364,7 +377,10 @@ pub fn abandon(r: &mut Request) {
     r.body.state = State::Done;
     r.body.is_abandoned = true;
     r.body.raw = Buffer::empty();
+    r.body.memory = Buffer::empty();
+    r.body.file = None;
     r.head.body = BodyLength::None;
+    r.head.expect_continue = false;
     r.keepalive = false;
 }
 

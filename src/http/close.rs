@@ -50,11 +50,6 @@ impl Close {
             }
         }
     }
-
-    /// Whether `reset_timedout_connection` applies.
-    pub fn is_timeout(&self) -> bool {
-        matches!(self, Close::ClientTimedOut)
-    }
 }
 
 /// A failure on the client's side.

@@ -13,7 +13,7 @@ use super::listener::Listener;
 use super::modules::Settings;
 use super::modules::core::{KeepaliveDisable, LingeringClose};
 use super::phase;
-use super::request::Request;
+use super::request::{RefusedPart, Request};
 use super::upstream::exchange::Family;
 use super::user_agent::Browser;
 use crate::clock;
@@ -26,7 +26,8 @@ use crate::http1::{Progress, request, uri};
 use crate::io::stream::Failure;
 use crate::io::timer::{self, Wait};
 use crate::io::{Buffer, Stream};
-use crate::shard::{ConnectionGuard, Generation, Shard};
+use crate::proxy_protocol::{self, Broken};
+use crate::shard::{ConnectionGuard, Generation, Shard, Stage};
 
 /// What outlives a request: the socket and who is at its other end.
 pub struct Connection {
@@ -43,13 +44,15 @@ pub struct Connection {
     /// The protocol of the upstream exchange under way, for the log.
     pub exchange: Cell<Option<Family>>,
     local: OnceCell<Option<SocketAddr>>,
+    /// What a balancer sent ahead (`listen … proxy_protocol`), if it names addresses.
+    proxy_protocol: OnceCell<Box<proxy_protocol::Header>>,
 }
 
-/// The peer of a client's connection.
-#[derive(Debug)]
+/// The peer of a client's connection, or the client it speaks for.
+#[derive(Debug, Default)]
 pub struct ClientAddress {
     /// `127.0.0.1`, `::1`, `unix:`.
-    pub address: Box<str>,
+    pub address: String,
     pub ip: Option<IpAddr>,
     pub port: Option<u16>,
 }
@@ -58,7 +61,7 @@ impl From<Option<SocketAddr>> for ClientAddress {
     fn from(peer: Option<SocketAddr>) -> Self {
         match peer {
             Some(peer) => ClientAddress {
-                address: peer.ip().to_string().into(),
+                address: peer.ip().to_string(),
                 ip: Some(peer.ip()),
                 port: Some(peer.port()),
             },
@@ -67,9 +70,9 @@ impl From<Option<SocketAddr>> for ClientAddress {
     }
 }
 
-/// Whom a request comes from: the one place to ask, for access rules, variables and logs.
-pub fn client_address<'a>(c: &'a Connection, _: &'a Request) -> &'a ClientAddress {
-    &c.client
+/// Who the client is: the peer, unless a trusted proxy has named another one for this request.
+pub fn client_address<'a>(c: &'a Connection, r: &'a Request) -> &'a ClientAddress {
+    r.real_client().unwrap_or(&c.client)
 }
 
 impl Connection {
@@ -90,6 +93,7 @@ impl Connection {
             action: Cell::new(Action::WaitingForRequest),
             exchange: Cell::new(None),
             local: OnceCell::new(),
+            proxy_protocol: OnceCell::new(),
         }
     }
 
@@ -104,6 +108,11 @@ impl Connection {
             let name = rustix::net::getsockname(self.stream.fd()).ok()?;
             SocketAddr::try_from(name).ok()
         })
+    }
+
+    /// What the PROXY protocol said of the connection.
+    pub fn proxy_protocol(&self) -> Option<&proxy_protocol::Header> {
+        self.proxy_protocol.get().map(|header| &**header)
     }
 
     /// A line in the error log, with everything nginx says about the connection and the request.
@@ -144,7 +153,12 @@ impl Connection {
         use_it: impl FnOnce(&Context<'_>) -> T,
     ) -> T {
         let upstream = self.exchange.get().and_then(|family| family.url(r));
-        let line = r.text(r.head.line);
+        let mut line = r.text(r.head.line);
+        if line.is_empty() && r.head_len == 0 && !r.started.is_zero() {
+            // As far as it has come.
+            let end = memchr::memchr2(b'\r', b'\n', r.bytes()).unwrap_or(r.bytes().len());
+            line = &r.bytes()[..end];
+        }
         let header = |known| r.head.headers.find(known).map(|field| r.text(field.value));
         use_it(&Context {
             action: action.phrase(),
@@ -178,7 +192,7 @@ impl From<Close> for NoHead {
 pub async fn serve(c: Connection, guard: ConnectionGuard) {
     let (generation, address) = c.listener.binding();
     let mut r = Request::new(generation, address);
-    match answer_requests(&c, &mut r).await {
+    match answer_requests(&c, &guard, &mut r).await {
         Close::Tunnelled(opening) => {
             let Connection { shard, stream, .. } = c;
             match stream.into_fd() {
@@ -190,10 +204,19 @@ pub async fn serve(c: Connection, guard: ConnectionGuard) {
     }
 }
 
-async fn answer_requests(c: &Connection, r: &mut Request) -> Close {
+async fn answer_requests(c: &Connection, guard: &ConnectionGuard, r: &mut Request) -> Close {
+    if r.generation.http().address(r.address).proxy_protocol
+        && let Err(close) = read_proxy_protocol(c, r).await
+    {
+        return close;
+    }
+    let mut keepalive = None;
     loop {
-        let answered = match read_head(c, r).await {
-            Ok(()) => phase::answer(c, r).await,
+        let answered = match read_head(c, guard, r, keepalive).await {
+            Ok(()) => {
+                guard.enter(Stage::Writing);
+                phase::answer(c, r).await
+            }
             Err(NoHead::Refused(refusal)) => refuse(c, r, &refusal).await,
             Err(NoHead::Close(close)) => return close,
         };
@@ -212,9 +235,68 @@ async fn answer_requests(c: &Connection, r: &mut Request) -> Close {
             }
         }
         log_request(c, r);
+        keepalive = Some(Keepalive::after(c, r));
         let (generation, address) = c.listener.binding();
         r.reset(generation, address);
+        guard.enter(Stage::Waiting);
     }
+}
+
+/// How long the next request is waited for: what the location of the last one says.
+#[derive(Debug, Clone, Copy)]
+struct Keepalive {
+    timeout: Duration,
+    /// Not even a shard that ends closes the connection before.
+    min_timeout: Duration,
+}
+
+impl Keepalive {
+    fn after(c: &Connection, r: &Request) -> Self {
+        let core = &c.settings(r).core;
+        let timeout = core.keepalive_timeout.idle;
+        Keepalive { timeout, min_timeout: (*core.keepalive_min_timeout).min(timeout) }
+    }
+}
+
+/// Receives the header that a balancer sends ahead. It has to be whole in what comes first; the
+/// request may follow it at once.
+async fn read_proxy_protocol(c: &Connection, r: &mut Request) -> Result<(), Close> {
+    c.action.set(Action::ReadingProxyProtocol);
+    let settings = HeadSettings::of(r);
+    let buffer = Buffer::with_capacity(settings.first_size);
+    let (received, buffer) = c.stream.recv(buffer, settings.header_timeout, Wait::Busy).await;
+    r.buffer = buffer;
+    if received? == 0 {
+        return Err(Close::ClientClosedKeepalive);
+    }
+    match proxy_protocol::parse(r.bytes()) {
+        Ok(proxy_protocol::Received { header, len }) => {
+            if let Some(header) = header {
+                // Nothing else sets it.
+                let _ = c.proxy_protocol.set(Box::new(header));
+            }
+            r.buffer.consume(len);
+            r.buffer.compact();
+        }
+        Err(broken) => {
+            match broken {
+                Broken::Line => {
+                    let line = Quoted::new(Broken::line(r.bytes()));
+                    c.log(r, Level::Error, format_args!("{broken}: \"{line}\""));
+                }
+                Broken::Version(_) | Broken::TooLarge => {
+                    c.log(r, Level::Error, format_args!("{broken}"));
+                }
+                Broken::TooShort => {}
+            }
+            return Err(Close::Silently);
+        }
+    }
+    let (generation, address) = c.listener.binding();
+    if !Rc::ptr_eq(&generation, &r.generation) {
+        r.reset(generation, address);
+    }
+    Ok(())
 }
 
 /// What reading a head goes by, before its server is known.
@@ -222,7 +304,6 @@ struct HeadSettings {
     limits: Limits,
     first_size: usize,
     header_timeout: Duration,
-    keepalive_timeout: Duration,
 }
 
 impl HeadSettings {
@@ -239,22 +320,31 @@ impl HeadSettings {
             },
             first_size: *core.client_header_buffer_size,
             header_timeout: *core.client_header_timeout,
-            keepalive_timeout: core.keepalive_timeout.idle,
         }
     }
 }
 
 /// Receives until a whole head is there, then finds its server and its normalised URI.
-async fn read_head(c: &Connection, r: &mut Request) -> Result<(), NoHead> {
+async fn read_head(
+    c: &Connection,
+    guard: &ConnectionGuard,
+    r: &mut Request,
+    mut keepalive: Option<Keepalive>,
+) -> Result<(), NoHead> {
     let mut settings = HeadSettings::of(r);
-    let is_first = c.requests.get() == 0;
-    r.pipelined = !r.buffer.is_empty();
+    let is_first = keepalive.is_none();
+    r.pipelined = !r.buffer.is_empty() && !is_first;
     let mut deadline = None;
-    if r.pipelined {
-        c.action.set(Action::ReadingPipelinedRequestLine);
-        deadline = Some(begin_request(c, r, settings.header_timeout));
-    } else {
+    if r.buffer.is_empty() {
         c.action.set(if is_first { Action::WaitingForRequest } else { Action::Keepalive });
+    } else {
+        // The next request, or the first one behind a header of the PROXY protocol.
+        c.action.set(if is_first {
+            Action::ReadingRequestLine
+        } else {
+            Action::ReadingPipelinedRequestLine
+        });
+        deadline = Some(begin_request(c, guard, r, settings.header_timeout));
     }
 
     loop {
@@ -272,13 +362,16 @@ async fn read_head(c: &Connection, r: &mut Request) -> Result<(), NoHead> {
                 Err(refusal) => return Err(NoHead::Refused(first_refusal(r, refusal))),
             }
         }
-        let (limit, wait) = match deadline {
-            Some(deadline) => {
+        let (limit, wait) = match (deadline, keepalive) {
+            (Some(deadline), _) => {
                 let left = u64::saturating_sub(deadline, timer::now_ms());
                 (Duration::from_millis(left), Wait::Busy)
             }
-            None if is_first => (settings.header_timeout, Wait::Busy),
-            None => (settings.keepalive_timeout, Wait::Idle),
+            (None, None) => (settings.header_timeout, Wait::Busy),
+            (None, Some(Keepalive { timeout, min_timeout: Duration::ZERO })) => {
+                (timeout, Wait::Idle)
+            }
+            (None, Some(Keepalive { min_timeout, .. })) => (min_timeout, Wait::Busy),
         };
         let mut buffer = std::mem::take(&mut r.buffer);
         if buffer.spare() == 0 {
@@ -294,7 +387,10 @@ async fn read_head(c: &Connection, r: &mut Request) -> Result<(), NoHead> {
                 c.log(r, Level::Info, text);
                 return Err(Close::ClientClosedKeepalive.into());
             }
-            Ok(0) if deadline.is_none() => return Err(Close::ClientClosedKeepalive.into()),
+            Ok(0) if deadline.is_none() => {
+                c.log(r, Level::Info, format_args!("client closed connection"));
+                return Err(Close::ClientClosedKeepalive.into());
+            }
             Ok(0) => return Err(Close::ClientAborted.into()),
             Ok(_) => {
                 if deadline.is_none() {
@@ -305,11 +401,20 @@ async fn read_head(c: &Connection, r: &mut Request) -> Result<(), NoHead> {
                         settings = HeadSettings::of(r);
                     }
                     c.action.set(Action::ReadingRequestLine);
-                    deadline = Some(begin_request(c, r, settings.header_timeout));
+                    deadline = Some(begin_request(c, guard, r, settings.header_timeout));
                 }
             }
             Err(Failure::TimedOut) if deadline.is_none() && !is_first => {
-                return Err(Close::KeepaliveTimedOut.into());
+                // From now on it may be closed at any time.
+                let left = keepalive.and_then(|keepalive| {
+                    let left = keepalive.timeout.saturating_sub(keepalive.min_timeout);
+                    let is_over = keepalive.min_timeout.is_zero() || left.is_zero();
+                    (!is_over).then_some(Keepalive { timeout: left, min_timeout: Duration::ZERO })
+                });
+                match left {
+                    Some(left) => keepalive = Some(left),
+                    None => return Err(Close::KeepaliveTimedOut.into()),
+                }
             }
             Err(failure) => return Err(Close::from(failure).into()),
         }
@@ -340,7 +445,13 @@ async fn read_head(c: &Connection, r: &mut Request) -> Result<(), NoHead> {
 }
 
 /// The first byte of a request is here: it counts, and its head's time runs.
-fn begin_request(c: &Connection, r: &mut Request, header_timeout: Duration) -> u64 {
+fn begin_request(
+    c: &Connection,
+    guard: &ConnectionGuard,
+    r: &mut Request,
+    header_timeout: Duration,
+) -> u64 {
+    guard.enter(Stage::Reading);
     r.started = clock::now();
     c.requests.set(c.requests.get() + 1);
     c.shard.counters.requests.add(1);
@@ -368,7 +479,7 @@ fn find_server(generation: &Generation, r: &mut Request) {
             .names
             .regex
             .iter()
-            .find(|(regex, _)| regex.matches(&r.host, &mut r.captures))
+            .find(|(regex, _)| regex.matches(&r.host, r.captures.get_mut()))
             .map(|(regex, server)| (std::sync::Arc::clone(regex), *server));
         matching.map(|(regex, server)| {
             r.set_named_captures(&regex);
@@ -419,11 +530,13 @@ async fn refuse(c: &Connection, r: &mut Request, refusal: &Refusal) -> Result<()
     // Without a version even HEAD gets the page: there is nothing else to send.
     let has_head = r.head.version > Version::Http09;
     r.method = if has_head { r.head.method_kind } else { Method::Get };
-    c.action.set(if refusal.is_of_request_line() {
-        Action::ReadingRequestLine
+    let (part, action) = if refusal.is_of_request_line() {
+        (RefusedPart::RequestLine, Action::ReadingRequestLine)
     } else {
-        Action::ReadingRequestHeaders
-    });
+        (RefusedPart::Headers, Action::ReadingRequestHeaders)
+    };
+    r.refused = Some(part);
+    c.action.set(action);
     if r.head.line.is_empty() && r.head_len == 0 {
         // The line as far as it was read is what the logs show.
         let line = r.buffer.as_slice();
@@ -454,7 +567,6 @@ async fn end(c: &Connection, r: &mut Request, close: Close) {
                 Close::ClientTimedOut => 408,
                 Close::ClientAborted if r.head_len > 0 => 499,
                 Close::ClientAborted => 400,
-                Close::Silently => 444,
                 _ => 0,
             };
         }
@@ -469,11 +581,17 @@ async fn end(c: &Connection, r: &mut Request, close: Close) {
         }
         log_request(c, r);
     }
-    if close.is_timeout() && r.head_len > 0 && *c.settings(r).core.reset_timedout_connection {
-        c.stream.reset_on_close();
-    }
     // On disk before the client can see the end.
     c.shard.flush_logs();
+    let is_for_reset = match close {
+        // Of one that has sent nothing there is nothing to take back.
+        Close::ClientTimedOut => !r.started.is_zero(),
+        Close::Silently => r.response.status == 444,
+        _ => false,
+    };
+    if is_for_reset && *c.settings(r).core.reset_timedout_connection {
+        c.stream.reset();
+    }
 }
 
 fn should_linger(c: &Connection, r: &Request, close: &Close) -> bool {

@@ -1,20 +1,21 @@
 //! The `http` block while it is read, and how it is frozen: inheritance, names, location trees.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
 use std::sync::Arc;
 
+use super::computed::Computed;
 use super::location::{Handler, LimitExcept, Location, LocationTree, Prefix};
-use super::modules::access_log::{self, LogFormat};
+use super::modules::access_log::{self, AccessFile, LogFormat, To};
 use super::modules::core::Types;
 use super::modules::sticky::Sessions;
 use super::modules::upstream::{self, UpstreamDraft};
-use super::modules::{self, Settings, proxy, uwsgi};
+use super::modules::{self, Settings, geo, map, proxy, split_clients, uwsgi};
 use super::server::{AddressDraft, Http, LocationId, Server, ServerDraft, ServerId, UpstreamId};
-use super::variable::{Names, Regex};
+use super::variable::{Names, Regex, VariableSlot};
 use crate::config::address::Address;
 use crate::config::diagnostic::{Fault, Outcome, Place, fault};
 use crate::resolver;
+use crate::syslog;
 
 /// Everything read so far between the braces of `http`.
 #[derive(Debug, Default)]
@@ -41,9 +42,16 @@ pub struct Draft {
     pub sessions: Vec<Arc<Sessions>>,
     pub names: Names,
     pub formats: Vec<Arc<LogFormat>>,
-    pub log_files: Vec<PathBuf>,
+    pub log_files: Vec<AccessFile>,
+    pub log_servers: Vec<Arc<syslog::Server>>,
     /// The `types` block being read.
     pub types: Types,
+    /// The `map`, `geo` or `split_clients` block being read.
+    pub map: Option<map::Draft>,
+    pub geo: Option<geo::Draft>,
+    pub split_clients: Option<split_clients::Draft>,
+    /// By slot.
+    computed: Vec<Option<Computed>>,
 }
 
 /// A server, a location or an `if` block.
@@ -113,6 +121,15 @@ impl Draft {
         if let Some(level) = self.current.and_then(|at| self.levels.get_mut(at)) {
             level.handler = Some(handler);
         }
+    }
+
+    /// Sets how a slot's variable is computed; of several blocks for one variable the last one holds.
+    pub fn compute(&mut self, slot: VariableSlot, computed: Computed) {
+        let at = usize::from(slot.0);
+        if self.computed.len() <= at {
+            self.computed.resize_with(at + 1, || None);
+        }
+        self.computed[at] = Some(computed);
     }
 
     /// Opens a level inside the current one.
@@ -284,6 +301,7 @@ impl Draft {
                 named: named.remove(&at).unwrap_or_default(),
             });
         }
+        let set_variables = self.names.set_slots();
         let variable_names = self.names.into_names();
         Ok(Http {
             addresses,
@@ -292,8 +310,11 @@ impl Draft {
             upstreams,
             resolvers: self.resolvers,
             log_files: self.log_files,
+            log_servers: self.log_servers,
             variable_slots: variable_names.len(),
             variable_names,
+            set_variables,
+            computed: self.computed,
         })
     }
 
@@ -329,12 +350,13 @@ impl Draft {
 
     /// Drops the log files that no level writes to: the default one, mostly.
     fn keep_used_log_files(&mut self) {
-        let mut used: Vec<PathBuf> = Vec::new();
+        let mut used: Vec<AccessFile> = Vec::new();
         for level in &mut self.levels {
             for log in level.settings.access_log.access_log.entries_mut() {
-                let Some(path) = self.log_files.get(log.file) else { continue };
-                log.file = used.iter().position(|known| known == path).unwrap_or_else(|| {
-                    used.push(path.clone());
+                let To::File(file) = &mut log.to else { continue };
+                let Some(wanted) = self.log_files.get(*file) else { continue };
+                *file = used.iter().position(|known| known == wanted).unwrap_or_else(|| {
+                    used.push(wanted.clone());
                     used.len() - 1
                 });
             }

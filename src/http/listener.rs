@@ -119,6 +119,7 @@ impl Listener {
         };
         let peer = peer.and_then(|peer| SocketAddr::try_from(peer).ok());
         if !shard.has_room() {
+            shard.counters.dropped.add(1);
             let limit = *shard.generation().config.events.worker_connections;
             shard.log_main(Level::Alert, format_args!("{limit} worker_connections are not enough"));
             return Ok(true);

@@ -42,6 +42,7 @@ pub enum Handler {
     Uwsgi,
     /// `ringx_status`
     Status,
+    StubStatus,
 }
 
 impl Handler {

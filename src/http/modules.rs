@@ -5,13 +5,18 @@ pub mod access;
 pub mod access_log;
 pub mod core;
 pub mod exchange;
+pub mod geo;
 pub mod headers;
+pub mod map;
 pub mod proxy;
+pub mod realip;
 pub mod resolver;
 pub mod rewrite;
+pub mod split_clients;
 pub mod static_files;
 pub mod status;
 pub mod sticky;
+pub mod stub_status;
 pub mod upstream;
 pub mod uwsgi;
 pub mod websocket;
@@ -27,6 +32,7 @@ pub struct Settings {
     pub uwsgi: uwsgi::Settings,
     pub access_log: access_log::Settings,
     pub websocket: websocket::Settings,
+    pub realip: realip::Settings,
     pub resolver: resolver::Settings,
 }
 
@@ -41,6 +47,7 @@ impl Settings {
         self.uwsgi.inherit(&outer.uwsgi);
         self.access_log.inherit(&outer.access_log);
         self.websocket.inherit(&outer.websocket);
+        self.realip.inherit(&outer.realip);
         self.resolver.inherit(&outer.resolver);
     }
 }

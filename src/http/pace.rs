@@ -42,19 +42,19 @@ impl Size {
         match self {
             Size::Fixed(size) => *size,
             Size::Template(template) => {
-                size_of(c, r, &value::expanded(template, c, r)).unwrap_or_default()
+                let text = value::expanded(template, c, r);
+                parse_size(&text).unwrap_or_else(|| {
+                    c.log(r, Level::Error, format_args!("invalid size \"{}\"", escape(&text)));
+                    0
+                })
             }
         }
     }
 }
 
-/// A size made at run time; the log says when it is none.
-pub fn size_of(c: &Connection, r: &Request, text: &[u8]) -> Option<u64> {
-    let parsed = std::str::from_utf8(text).ok().and_then(size);
-    if parsed.is_none() {
-        c.log(r, Level::Error, format_args!("invalid size \"{}\"", escape(text)));
-    }
-    parsed.map(|size| size as u64)
+/// A size made at run time, in bytes.
+pub fn parse_size(text: &[u8]) -> Option<u64> {
+    std::str::from_utf8(text).ok().and_then(size).map(|size| size as u64)
 }
 
 /// A limit in force, and where it stands.

@@ -12,7 +12,7 @@ use super::modules::access::{self, Gate, Next};
 use super::modules::core::{self, ErrorPageStatus, ErrorPageTarget, TryFilesLast};
 use super::modules::rewrite::{self, Rewritten};
 use super::modules::static_files::{self, Validators, Verdict};
-use super::modules::status;
+use super::modules::{realip, status, stub_status};
 use super::request::{Request, URI_CHANGES_MAX};
 use super::response::{self, Head, Length};
 use super::server::{Http, LocationId};
@@ -23,7 +23,7 @@ use crate::error_log::Level;
 use crate::http1::framing::BodyLength;
 use crate::http1::header::Known;
 use crate::http1::request::{Method, Version};
-use crate::http1::uri::escape_refresh;
+use crate::http1::uri::{escape_refresh, escape_uri};
 use crate::io::timer;
 
 /// What a phase or a content handler leaves to be done.
@@ -49,6 +49,7 @@ enum Enter {
 /// Answers the request whose head has been read.
 pub async fn answer(c: &Connection, r: &mut Request) -> Result<(), Close> {
     r.keepalive = true;
+    realip::run(c, r);
     let outcome = match read_body_early(c, r).await? {
         Some(status) => Outcome::Status(status),
         None => run(c, r, Enter::ServerRewrite).await?,
@@ -120,6 +121,7 @@ async fn run(c: &Connection, r: &mut Request, enter: Enter) -> Result<Outcome, C
             }
         }
     }
+    realip::run(c, r);
     if let Some(status) = control_access(c, r, http).await {
         return Ok(Outcome::Status(status));
     }
@@ -130,6 +132,7 @@ async fn run(c: &Connection, r: &mut Request, enter: Enter) -> Result<Outcome, C
         Some(Handler::Proxy) => exchange::proxy(c, r).await,
         Some(Handler::Uwsgi) => exchange::uwsgi(c, r).await,
         Some(Handler::Status) => status::serve(c, r).await,
+        Some(Handler::StubStatus) => stub_status::serve(c, r).await,
         None => static_files::serve(c, r).await,
     }
 }
@@ -138,9 +141,9 @@ async fn run(c: &Connection, r: &mut Request, enter: Enter) -> Result<Outcome, C
 fn enter_location(c: &Connection, r: &mut Request, http: &Http) -> Option<Outcome> {
     let server = http.server(r.server);
     r.rewritten_in_place = false;
-    let mut captures = std::mem::take(&mut r.captures);
+    let mut captures = std::mem::take(r.captures.get_mut());
     let search = find(&server.locations, http, &r.uri, &mut captures);
-    r.captures = captures;
+    *r.captures.get_mut() = captures;
     match search {
         Search::None => r.location = server.level,
         Search::Prefix(location) => r.location = location,
@@ -150,7 +153,8 @@ fn enter_location(c: &Connection, r: &mut Request, http: &Http) -> Option<Outcom
         }
         Search::AutoRedirect(location) => {
             r.location = location;
-            let mut target = http.location(location).name.as_bytes().to_vec();
+            let mut target = Vec::new();
+            escape_uri(http.location(location).name.as_bytes(), &mut target);
             if !r.args.is_empty() {
                 target.push(b'?');
                 target.extend_from_slice(&r.args);
@@ -170,10 +174,11 @@ fn enter_location(c: &Connection, r: &mut Request, http: &Http) -> Option<Outcom
         _ => 0,
     };
     let max = *core.client_max_body_size;
-    if max > 0 && length > max && !r.body.is_refused {
-        r.body.is_refused = true;
+    if max > 0 && length > max {
         let text = format_args!("client intended to send too large body: {length} bytes");
         c.log(r, Level::Error, text);
+        // Nobody gets it, not even who makes the error page.
+        body::abandon(r);
         return Some(Outcome::Status(413));
     }
     None
@@ -315,11 +320,10 @@ fn try_files(c: &Connection, r: &mut Request, http: &Http) -> Option<Outcome> {
     let location = http.location(r.location);
     let files = location.settings.core.try_files.get()?;
     for candidate in &files.candidates {
-        let uri = value::expanded(candidate, c, r);
-        let wants_directory = uri.ends_with(b"/");
+        let uri = value::expanded(&candidate.path, c, r);
         let mut path = Vec::new();
         value::file_for(&uri, c, r, &mut path);
-        if static_files::is_there(c, r, &path, wants_directory) {
+        if static_files::is_there(c, r, &path, candidate.is_directory) {
             r.uri = uri;
             return None;
         }
@@ -353,37 +357,47 @@ async fn respond(
         }
     }
     match answer {
-        rewrite::Answer::Status(code) => Ok(Outcome::Status(code)),
+        // An error gets its page, the rest is sent as it is.
+        rewrite::Answer::Status(code @ 400..) => Ok(Outcome::Status(code)),
+        rewrite::Answer::Status(code) => send_text(c, r, code, &[]).await,
         rewrite::Answer::Redirect { code, location } => {
             r.response.location = Some(location);
             Ok(Outcome::Status(code))
         }
-        rewrite::Answer::Text { code, text } => {
-            let generation = Rc::clone(&r.generation);
-            let core = &generation.http().location(r.location).settings.core;
-            let content_type = core::content_type(core, &r.uri);
-            let mut head = Head {
-                status: code,
-                content_type: content_type.as_deref().map(str::as_bytes),
-                length: Length::Known(text.len() as u64),
-                ..Head::default()
-            };
-            if r.response.status_override.unwrap_or(code) == 200 {
-                // A text has neither time nor tag, yet conditions hold for it too.
-                match static_files::verdict(r, core, &Validators::default()) {
-                    Verdict::Proceed => {}
-                    Verdict::PreconditionFailed => return Ok(Outcome::Status(412)),
-                    Verdict::NotModified => {
-                        head = Head { status: 304, length: Length::None, ..Head::default() };
-                        response::send(c, r, &head, &[]).await?;
-                        return Ok(Outcome::Done);
-                    }
-                }
+        rewrite::Answer::Text { code, text } => send_text(c, r, code, &text).await,
+    }
+}
+
+/// A text of the configuration, its type told by the URI.
+async fn send_text(
+    c: &Connection,
+    r: &mut Request,
+    code: u16,
+    text: &[u8],
+) -> Result<Outcome, Close> {
+    let generation = Rc::clone(&r.generation);
+    let core = &generation.http().location(r.location).settings.core;
+    let content_type = core::content_type(core, &r.uri);
+    let mut head = Head {
+        status: code,
+        content_type: content_type.as_deref().map(str::as_bytes),
+        length: Length::Known(text.len() as u64),
+        ..Head::default()
+    };
+    if r.response.status_override.unwrap_or(code) == 200 {
+        // A text has neither time nor tag, yet conditions hold for it too.
+        match static_files::verdict(r, core, &Validators::default()) {
+            Verdict::Proceed => {}
+            Verdict::PreconditionFailed => return Ok(Outcome::Status(412)),
+            Verdict::NotModified => {
+                head = Head { status: 304, length: Length::None, ..Head::default() };
+                response::send(c, r, &head, &[]).await?;
+                return Ok(Outcome::Done);
             }
-            response::send(c, r, &head, &[&text]).await?;
-            Ok(Outcome::Done)
         }
     }
+    response::send(c, r, &head, &[text]).await?;
+    Ok(Outcome::Done)
 }
 
 /// An error page, as the configuration says or built in (http-core, section 7).
@@ -399,7 +413,9 @@ async fn special(c: &Connection, r: &mut Request, code: u16) -> Result<Outcome, 
             r.response.status = code;
             return Err(Close::Silently);
         }
-        400 | 413 | 414 | 494..=497 | 500 | 501 => r.keepalive = false,
+        // `try_files … =200`: there is nothing to say.
+        0..=200 | 202..=203 | 205..=299 => return Err(Close::Silently),
+        400 | 413 | 414 | 495..=497 | 500 | 501 => r.keepalive = false,
         _ => {}
     }
     let generation = Rc::clone(&r.generation);
@@ -424,6 +440,16 @@ async fn special(c: &Connection, r: &mut Request, code: u16) -> Result<Outcome, 
                 ErrorPageTarget::Named(name) => return Ok(Outcome::Named(Arc::clone(name))),
                 ErrorPageTarget::Url(url) => {
                     let location = value::expanded(url, c, r);
+                    if location.starts_with(b"@") {
+                        return Ok(Outcome::Named(String::from_utf8_lossy(&location).into()));
+                    }
+                    if location.starts_with(b"/") {
+                        // Out of variables: a URI all the same.
+                        if r.method != Method::Head {
+                            r.method = Method::Get;
+                        }
+                        return Ok(internal(location));
+                    }
                     r.response.location = Some(location);
                     let redirect = match page.answer {
                         ErrorPageStatus::Code(code @ (301 | 302 | 303 | 307 | 308)) => code,
@@ -456,8 +482,7 @@ async fn built_in(c: &Connection, r: &mut Request, code: u16) -> Result<Outcome,
         return refresh(c, r).await;
     }
     let page = special_response::page(code, *core.server_tokens, padded);
-    // A page is of its own type.
-    r.response.kept.content_type = None;
+    r.response.kept.keep_for_page();
     let location = r.response.location.take();
     let head = Head {
         status: special_response::status(code),

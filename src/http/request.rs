@@ -1,10 +1,16 @@
 //! A request while it is being answered: what came in, what it has become through redirects, and
 //! what has been sent. One value a connection, reused from request to request.
 
+use std::cell::RefCell;
+use std::fmt::Write as _;
 use std::rc::Rc;
 
 use super::body::RequestBody;
+use super::connection::ClientAddress;
+use super::modules::headers::lines;
+use super::modules::realip::Found;
 use super::server::{AddressId, LocationId, ServerId};
+use super::slots::Slots;
 use super::upstream::Attempt;
 use super::upstream::protocol::Message;
 use super::upstream::window::Window;
@@ -33,6 +39,8 @@ pub struct Request {
     pub head: RequestHead,
     /// Bytes of the head in `buffer`. Zero until it is complete.
     pub head_len: usize,
+    /// The head was refused: not even the target is known, if it was for the request line.
+    pub refused: Option<RefusedPart>,
     /// The current method: GET after an error page's redirect.
     pub method: Method,
     /// Current normalised path, and args without `?`.
@@ -56,9 +64,16 @@ pub struct Request {
     /// An error page is being made: its own errors get the built-in pages.
     pub in_error_page: bool,
 
-    pub captures: Captures,
-    /// Values of variables made by `set` and named groups.
-    pub slots: Vec<Option<Box<[u8]>>>,
+    /// Of the last match. In a cell like what follows, because a variable that is only looked at may
+    /// have to be computed by a match.
+    pub captures: RefCell<Captures>,
+    /// Values of variables made by `set` and named groups, and of computed ones.
+    pub slots: Slots,
+    /// The client's address that a trusted proxy has named, when `is_real_client_set`.
+    real_client: ClientAddress,
+    is_real_client_set: bool,
+    /// The first 64 of the slots, by bit, whose use before their `set` was told.
+    pub told_uninitialized: std::cell::Cell<u64>,
     /// `$request_id`, made on first use.
     pub id: std::cell::OnceCell<[u8; 32]>,
 
@@ -82,6 +97,13 @@ pub struct Request {
     /// Whether the connection goes on after this request.
     pub keepalive: bool,
     pub logged: bool,
+}
+
+/// What of a head could not be accepted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RefusedPart {
+    RequestLine,
+    Headers,
 }
 
 /// What the client has been or will be told.
@@ -131,6 +153,14 @@ pub struct Kept {
     pub lines: Vec<u8>,
 }
 
+impl Kept {
+    /// What goes with a built-in page: it has a type of its own, and no ranges.
+    pub fn keep_for_page(&mut self) {
+        self.content_type = None;
+        lines::remove_before(&mut self.lines, usize::MAX, b"accept-ranges");
+    }
+}
+
 impl Request {
     pub fn new(generation: Rc<Generation>, address: AddressId) -> Self {
         let server = generation.http().address(address).default_server;
@@ -143,6 +173,7 @@ impl Request {
             buffer: Buffer::empty(),
             head: RequestHead::default(),
             head_len: 0,
+            refused: None,
             method: Method::Other,
             uri: Vec::new(),
             args: Vec::new(),
@@ -154,8 +185,11 @@ impl Request {
             internal: false,
             uri_changes: 0,
             in_error_page: false,
-            captures: Captures::default(),
-            slots: Vec::new(),
+            captures: RefCell::default(),
+            slots: Slots::default(),
+            real_client: ClientAddress::default(),
+            is_real_client_set: false,
+            told_uninitialized: std::cell::Cell::new(0),
             id: std::cell::OnceCell::new(),
             body: RequestBody::default(),
             response: Response::default(),
@@ -182,6 +216,7 @@ impl Request {
         self.buffer.compact();
         self.head.clear();
         self.head_len = 0;
+        self.refused = None;
         self.method = Method::Other;
         self.uri.clear();
         self.args.clear();
@@ -193,8 +228,10 @@ impl Request {
         self.internal = false;
         self.uri_changes = 0;
         self.in_error_page = false;
-        self.captures.groups.clear();
+        self.captures.get_mut().groups.clear();
         self.slots.clear();
+        self.is_real_client_set = false;
+        self.told_uninitialized.set(0);
         self.id = std::cell::OnceCell::new();
         self.body.reset();
         self.response.reset();
@@ -222,6 +259,9 @@ impl Request {
 
     /// `$request_uri`: the target as sent, from its path on.
     pub fn put_request_uri(&self, out: &mut Vec<u8>) {
+        if self.refused == Some(RefusedPart::RequestLine) {
+            return;
+        }
         let path = self.text(self.head.path);
         if path.is_empty() {
             // An absolute-form target without a path.
@@ -252,24 +292,30 @@ impl Request {
         clock::now().saturating_sub(self.started)
     }
 
-    pub fn slot(&self, slot: super::variable::VariableSlot) -> Option<&[u8]> {
-        self.slots.get(slot.0 as usize)?.as_deref()
-    }
-
-    pub fn set_slot(&mut self, slot: super::variable::VariableSlot, value: &[u8]) {
-        let at = slot.0 as usize;
-        if self.slots.len() <= at {
-            self.slots.resize(at + 1, None);
-        }
-        self.slots[at] = Some(value.into());
+    pub fn set_slot(&self, slot: super::variable::VariableSlot, value: &[u8]) {
+        self.slots.set(slot, value);
     }
 
     /// After a successful match: fills the slots of the regex's named groups.
-    pub fn set_named_captures(&mut self, regex: &super::variable::Regex) {
+    pub fn set_named_captures(&self, regex: &super::variable::Regex) {
         for &(group, slot) in &regex.named {
-            let value: Box<[u8]> = self.captures.group(group).unwrap_or_default().into();
-            self.set_slot(slot, &value);
+            self.set_slot(slot, self.captures.borrow().group(group).unwrap_or_default());
         }
+    }
+
+    /// The client's address, when a proxy has named another one than the connection's.
+    pub fn real_client(&self) -> Option<&ClientAddress> {
+        self.is_real_client_set.then_some(&self.real_client)
+    }
+
+    /// Until the end of the request.
+    pub fn set_real_client(&mut self, found: Found) {
+        let client = &mut self.real_client;
+        client.address.clear();
+        let _ = write!(client.address, "{}", found.ip);
+        client.ip = Some(found.ip);
+        client.port = found.port;
+        self.is_real_client_set = true;
     }
 }
 

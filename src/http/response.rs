@@ -121,8 +121,10 @@ pub fn begin(c: &Connection, r: &mut Request, head: &Head<'_>) {
         let date = httpdate::fmt_http_date(UNIX_EPOCH + Duration::from_secs(modified));
         encode::header(b"Last-Modified", date.as_bytes(), &mut out);
     }
+    // That of a redirect outlives it when another status is put in its place.
+    let kept_location = r.response.location.take();
     // One that is not made absolute is one of the list.
-    let (absolute, relative) = match head.location {
+    let (absolute, relative) = match head.location.or(kept_location.as_deref()) {
         Some(location) if becomes_absolute(core, location) => (Some(location), None),
         location => (None, location),
     };

@@ -6,10 +6,12 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use super::computed::Computed;
 use super::location::{Location, LocationTree};
+use super::modules::access_log::AccessFile;
 use super::modules::sticky::{Sessions, Sticky};
 use super::modules::upstream::Upstream;
-use super::variable::Regex;
+use super::variable::{Regex, VariableSlot};
 use crate::config::address::{self, Form, Host};
 use crate::config::diagnostic::{Fault, Outcome, fault};
 use crate::config::value::{self, Args};
@@ -38,12 +40,18 @@ pub struct Http {
     pub upstreams: Vec<Upstream>,
     /// Every `resolver`; settings name them by index.
     pub resolvers: Vec<resolver::Servers>,
-    /// Paths of access logs, absolute; settings name them by index.
-    pub log_files: Vec<PathBuf>,
+    /// Access logs without variables in their paths; settings name them by index.
+    pub log_files: Vec<AccessFile>,
+    /// What access logs are sent to; settings name them by index.
+    pub log_servers: Vec<Arc<crate::syslog::Server>>,
     /// How many slots a request needs for variables made by `set` and by named captures.
     pub variable_slots: usize,
     /// Names of those slots, for warnings.
     pub variable_names: Vec<Box<str>>,
+    /// Which of them `set` has made: these are empty, and there, before they are given a value.
+    pub set_variables: Vec<bool>,
+    /// By slot: how a variable is computed that nothing has set.
+    pub computed: Vec<Option<Computed>>,
 }
 
 impl Http {
@@ -90,6 +98,10 @@ impl Http {
         &self.upstreams[id.0 as usize]
     }
 
+    pub fn computed(&self, slot: VariableSlot) -> Option<&Computed> {
+        self.computed.get(usize::from(slot.0))?.as_ref()
+    }
+
     pub fn address(&self, id: AddressId) -> &Address {
         &self.addresses[id.0 as usize]
     }
@@ -99,6 +111,8 @@ impl Http {
 #[derive(Debug)]
 pub struct Address {
     pub listen: Listen,
+    /// Connections begin with a header of the PROXY protocol.
+    pub proxy_protocol: bool,
     pub default_server: ServerId,
     pub names: ServerNames,
 }
@@ -218,6 +232,8 @@ struct ServerName {
 #[derive(Debug)]
 pub struct AddressDraft {
     listen: Listen,
+    /// One of its servers asks for it.
+    proxy_protocol: bool,
     /// Socket options were given: may happen once.
     has_options: bool,
     default_server: Option<ServerId>,
@@ -260,13 +276,13 @@ pub fn listen(b: &mut Build, args: Args<'_>) -> Outcome {
     }
     let parameters = ListenParameters::read(args)?;
     for address in addresses {
-        add_listen(b, &parameters.of(address), parameters.is_default, parameters.has_options)?;
+        add_listen(b, &parameters.of(address), &parameters)?;
     }
     Ok(())
 }
 
 /// Joins the server being read to an address.
-fn add_listen(b: &mut Build, listen: &Listen, is_default: bool, has_options: bool) -> Outcome {
+fn add_listen(b: &mut Build, listen: &Listen, parameters: &ListenParameters) -> Outcome {
     let name = &listen.name;
     let known = b.http.addresses.iter().position(|known| known.listen.address == listen.address);
     let at = known.unwrap_or(b.http.addresses.len());
@@ -278,20 +294,22 @@ fn add_listen(b: &mut Build, listen: &Listen, is_default: bool, has_options: boo
     if known.is_none() {
         b.http.addresses.push(AddressDraft {
             listen: listen.clone(),
+            proxy_protocol: false,
             has_options: false,
             default_server: None,
             servers: Vec::new(),
         });
     }
     let Some(address) = b.http.addresses.get_mut(at) else { return Ok(()) };
-    if has_options {
+    address.proxy_protocol |= parameters.proxy_protocol;
+    if parameters.has_options {
         if address.has_options {
             return fault!("duplicate listen options for {name}");
         }
         address.has_options = true;
         address.listen = listen.clone();
     }
-    if is_default && address.default_server.replace(id).is_some() {
+    if parameters.is_default && address.default_server.replace(id).is_some() {
         return fault!("a duplicate default server for {name}");
     }
     address.servers.push(id);
@@ -301,6 +319,7 @@ fn add_listen(b: &mut Build, listen: &Listen, is_default: bool, has_options: boo
 /// What may follow the address of a `listen`.
 struct ListenParameters {
     is_default: bool,
+    proxy_protocol: bool,
     /// Something that is set on the socket.
     has_options: bool,
     backlog: i32,
@@ -316,6 +335,7 @@ impl Default for ListenParameters {
     fn default() -> Self {
         ListenParameters {
             is_default: false,
+            proxy_protocol: false,
             has_options: false,
             backlog: BACKLOG,
             ipv6only: true,
@@ -347,7 +367,11 @@ impl ListenParameters {
                 self.is_default = true;
                 return Ok(());
             }
-            ("ssl" | "http2" | "quic" | "proxy_protocol", false) => {
+            ("proxy_protocol", false) => {
+                self.proxy_protocol = true;
+                return Ok(());
+            }
+            ("ssl" | "http2" | "quic", false) => {
                 return fault!(
                     "the \"{name}\" parameter of the \"listen\" directive is not supported"
                 );
@@ -475,7 +499,8 @@ pub fn finish_server(b: &mut Build) -> Outcome {
     }
     let port = if crate::os::started_by_root() { 80 } else { 8000 };
     let address = ListenAddress::Inet((std::net::Ipv4Addr::UNSPECIFIED, port).into());
-    add_listen(b, &ListenParameters::default().of(address), false, false)
+    let parameters = ListenParameters::default();
+    add_listen(b, &parameters.of(address), &parameters)
 }
 
 impl AddressDraft {
@@ -512,7 +537,8 @@ impl AddressDraft {
                 }
             }
         }
-        Ok(Address { listen: self.listen, default_server, names })
+        let AddressDraft { listen, proxy_protocol, .. } = self;
+        Ok(Address { listen, proxy_protocol, default_server, names })
     }
 }
 

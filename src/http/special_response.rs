@@ -4,9 +4,8 @@
 //! replace short error pages with their own, six lines of padding. nginx's pages byte for byte but
 //! for the name in the footer.
 
-use memchr::memmem;
-
 use super::modules::core::ServerTokens;
+use super::user_agent::Browser;
 
 /// The `Server` header and the name in the footer of a page.
 pub const fn server_name(tokens: ServerTokens) -> &'static str {
@@ -73,9 +72,8 @@ pub const fn status(code: u16) -> u16 {
 /// `minor_version` is that of HTTP/1; a request without a version (HTTP/0.9) gets no padding, say
 /// so with `None`.
 pub fn is_padded_for(user_agent: &[u8], minor_version: Option<u8>) -> bool {
-    let has = |needle: &str| memmem::find(user_agent, needle.as_bytes()).is_some();
     minor_version.is_some()
-        && ((has("MSIE ") && !has("Opera")) || (has("Chrome/") && !has("Gecko/")))
+        && matches!(Browser::of(user_agent), Browser::Msie { .. } | Browser::Chrome)
 }
 
 /// Padding that brings a page over the 512 bytes below which it would be replaced.

@@ -5,16 +5,22 @@ use std::net::IpAddr;
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
+use super::computed;
 use super::connection::{Connection, client_address};
+use super::location::Handler;
 use super::modules::access_log::Escape;
 use super::modules::core::Root;
-use super::request::Request;
+use super::request::{RefusedPart, Request};
+use super::slots::Held;
 use super::upstream::Attempt;
-use super::variable::{HeaderName, Part, Template, Variable};
+use super::variable::{HeaderName, Part, Template, Variable, VariableSlot};
 use crate::clock;
+use crate::error_log::Level;
+use crate::http1::framing::BodyLength;
 use crate::http1::header::Known;
 use crate::http1::request::Version;
 use crate::local_time::LocalTime;
+use crate::proxy_protocol::Tlv;
 
 /// Appends a template's text.
 pub fn expand(template: &Template, c: &Connection, r: &Request, out: &mut Vec<u8>) {
@@ -124,10 +130,20 @@ pub fn append(variable: &Variable, c: &Connection, r: &Request, out: &mut Vec<u8
         Variable::UpstreamCookie(name) => {
             upstream_cookie(r, name.as_bytes()).is_some_and(|v| put(out, v))
         }
-        Variable::Capture(n) => r.captures.group(usize::from(*n)).is_some_and(|v| put(out, v)),
-        Variable::Slot(slot) => r.slot(*slot).is_some_and(|v| put(out, v)),
+        Variable::Capture(n) => {
+            r.captures.borrow().group(usize::from(*n)).is_some_and(|v| put(out, v))
+        }
+        Variable::Slot(slot) => computed::append(*slot, c, r, out),
 
-        Variable::Args => put(out, &r.args),
+        Variable::Overridden(of) => match r.slots.held(of.0) {
+            Held::Bytes => {
+                r.slots.put(of.0, out);
+                true
+            }
+            _ => append(&of.1, c, r, out),
+        },
+
+        Variable::Args => put_known(out, &r.args),
         Variable::IsArgs => put(out, if r.args.is_empty() { b"" } else { b"?" }),
         Variable::BinaryRemoteAddr => match client_address(c, r).ip {
             Some(IpAddr::V4(ip)) => put(out, &ip.octets()),
@@ -140,7 +156,7 @@ pub fn append(variable: &Variable, c: &Connection, r: &Request, out: &mut Vec<u8
         Variable::ConnectionRequests => number(out, c.requests.get()),
         Variable::ConnectionTime => seconds(out, clock::now().saturating_sub(c.accepted)),
         Variable::ContentLength => {
-            if r.body.is_done() && r.head.body == crate::http1::framing::BodyLength::Chunked {
+            if r.body.is_done() && r.head.body == BodyLength::Chunked {
                 return number(out, r.body.decoded);
             }
             known_header(r, Known::ContentLength, out)
@@ -157,21 +173,33 @@ pub fn append(variable: &Variable, c: &Connection, r: &Request, out: &mut Vec<u8
         Variable::Hostname => put(out, c.shard.hostname.as_bytes()),
         Variable::Https => put(out, b""),
         Variable::Msec => seconds(out, clock::now()),
+        Variable::Nothing => true,
         Variable::NginxVersion => put(out, crate::VERSION.as_bytes()),
         Variable::Pid => number(out, u64::from(std::process::id())),
         Variable::Pipe => put(out, if r.pipelined { b"p" } else { b"." }),
         Variable::RealpathRoot => realpath_root(c, r, out),
         Variable::RemoteAddr => put(out, client_address(c, r).address.as_bytes()),
-        Variable::RemotePort => {
-            client_address(c, r).port.is_none_or(|port| number(out, u64::from(port)))
+        Variable::RemotePort => port(client_address(c, r).port, out),
+        Variable::RealipRemoteAddr => put(out, c.client.address.as_bytes()),
+        Variable::RealipRemotePort => port(c.client.port, out),
+        Variable::ProxyProtocolAddr => {
+            c.proxy_protocol().is_some_and(|header| put(out, header.source.address.as_bytes()))
         }
+        Variable::ProxyProtocolPort => {
+            c.proxy_protocol().is_some_and(|header| port(Some(header.source.port), out))
+        }
+        Variable::ProxyProtocolServerAddr => {
+            c.proxy_protocol().is_some_and(|header| put(out, header.destination.address.as_bytes()))
+        }
+        Variable::ProxyProtocolServerPort => {
+            c.proxy_protocol().is_some_and(|header| port(Some(header.destination.port), out))
+        }
+        Variable::ProxyProtocolTlv(tlv) => proxy_protocol_tlv(tlv, c, r, out),
+        Variable::Connections(which) => number(out, which.count(c.shard.counters.all())),
         Variable::RemoteUser => remote_user(r, out),
         Variable::Request => put(out, r.text(r.head.line)),
         Variable::RequestBody => {
-            r.body.is_done()
-                && r.body.file.is_none()
-                && !r.body.memory.is_empty()
-                && put(out, r.body.memory.as_slice())
+            r.body.is_held && r.body.file.is_none() && put(out, r.body.memory.as_slice())
         }
         Variable::RequestBodyFile => r.body.file.as_ref().is_some_and(|file| {
             put(out, std::os::unix::ffi::OsStrExt::as_bytes(file.path().as_os_str()))
@@ -179,8 +207,15 @@ pub fn append(variable: &Variable, c: &Connection, r: &Request, out: &mut Vec<u8
         Variable::RequestCompletion => put(out, completion(r.response.complete)),
         Variable::RequestFilename => request_filename(c, r, out),
         Variable::RequestId => put(out, r.id.get_or_init(crate::os::random_hex)),
-        Variable::RequestLength => number(out, r.head_len as u64 + r.body.received),
-        Variable::RequestMethod => put(out, method(r)),
+        Variable::RequestLength => {
+            let head = match r.refused {
+                None => r.head_len,
+                Some(RefusedPart::RequestLine) => 0,
+                Some(RefusedPart::Headers) => r.head.read_len(),
+            };
+            number(out, head as u64 + r.body.received)
+        }
+        Variable::RequestMethod => put_known(out, method(r)),
         Variable::RequestPort => r.host_port.as_ref().is_none_or(|port| put(out, port)),
         Variable::IsRequestPort => {
             let has_port = r.host_port.as_ref().is_some_and(|port| !port.is_empty());
@@ -203,21 +238,23 @@ pub fn append(variable: &Variable, c: &Connection, r: &Request, out: &mut Vec<u8
         Variable::ServerPort => {
             c.local_address().is_none_or(|address| number(out, u64::from(address.port())))
         }
-        Variable::ServerProtocol => put(
-            out,
-            match r.head.version {
-                Version::Http09 => b"HTTP/0.9",
-                Version::Http10 => b"HTTP/1.0",
-                Version::Http11 => b"HTTP/1.1",
-            },
-        ),
+        Variable::ServerProtocol => match r.head.version {
+            // The client named none.
+            Version::Http09 => false,
+            Version::Http10 => put(out, b"HTTP/1.0"),
+            Version::Http11 => put(out, b"HTTP/1.1"),
+        },
         Variable::LimitRate => {
             let response = &r.response;
             let in_force = response.pace.as_ref().map(super::pace::Pace::rate);
             number(out, in_force.or(response.limit_rate).unwrap_or_default())
         }
         Variable::Status => {
-            let _ = write!(Text(out), "{:03}", r.response.status);
+            let status = match r.response.status_override.unwrap_or(r.response.status) {
+                0 if r.head.version == Version::Http09 && r.head_len > 0 => 9,
+                status => status,
+            };
+            let _ = write!(Text(out), "{status:03}");
             true
         }
         Variable::TcpinfoRtt => tcp_info(c.stream.fd(), out, |info| info.tcpi_rtt),
@@ -226,9 +263,18 @@ pub fn append(variable: &Variable, c: &Connection, r: &Request, out: &mut Vec<u8
         Variable::TcpinfoRcvSpace => tcp_info(c.stream.fd(), out, |info| info.tcpi_rcv_space),
         Variable::TimeIso8601 => put(out, LocalTime::at(clock::now().as_secs() as i64).iso8601()),
         Variable::TimeLocal => put(out, LocalTime::at(clock::now().as_secs() as i64).common()),
-        Variable::Uri => put(out, &r.uri),
+        Variable::Uri => put_known(out, &r.uri),
 
         Variable::ProxyHost => proxy_pass(r).is_some_and(|pass| put(out, pass.host.as_bytes())),
+        Variable::ProxyInternalBodyLength => {
+            proxied_length(c, r).is_some_and(|length| number(out, length))
+        }
+        Variable::ProxyInternalChunked => {
+            is_proxied(r)
+                && proxied_length(c, r).is_none()
+                && r.head.body == BodyLength::Chunked
+                && put(out, b"chunked")
+        }
         Variable::ProxyPort => proxy_pass(r).is_some_and(|pass| put(out, pass.port.as_bytes())),
         Variable::ProxyAddXForwardedFor => {
             if known_header(r, Known::XForwardedFor, out) {
@@ -264,6 +310,23 @@ pub fn append(variable: &Variable, c: &Connection, r: &Request, out: &mut Vec<u8
     }
 }
 
+/// A variable that was given no value: one of `set` is empty, and that is worth a word.
+pub fn uninitialized(slot: VariableSlot, c: &Connection, r: &Request) -> bool {
+    let at = usize::from(slot.0);
+    let http = r.generation.http();
+    if !http.set_variables.get(at).is_some_and(|is_set| *is_set) {
+        return false;
+    }
+    let bit = 1_u64.checked_shl(at as u32).unwrap_or(0);
+    let told = r.told_uninitialized.get();
+    if told & bit == 0 && *c.settings(r).rewrite.uninitialized_variable_warn {
+        r.told_uninitialized.set(told | bit);
+        let name = http.variable_names.get(at).map_or("", |name| name);
+        c.log(r, Level::Warn, format_args!("using uninitialized \"{name}\" variable"));
+    }
+    true
+}
+
 /// The method as sent upstream and logged.
 pub fn method(r: &Request) -> &[u8] {
     use crate::http1::request::Method;
@@ -296,9 +359,38 @@ pub fn put(out: &mut Vec<u8>, value: &[u8]) -> bool {
     true
 }
 
+/// What is never empty when there is any.
+fn put_known(out: &mut Vec<u8>, value: &[u8]) -> bool {
+    !value.is_empty() && put(out, value)
+}
+
 pub fn number(out: &mut Vec<u8>, value: u64) -> bool {
     out.extend_from_slice(itoa::Buffer::new().format(value).as_bytes());
     true
+}
+
+/// A port; nothing for none, which is a value as well.
+fn port(port: Option<u16>, out: &mut Vec<u8>) -> bool {
+    port.is_none_or(|port| port == 0 || number(out, u64::from(port)))
+}
+
+/// `$proxy_protocol_tlv_NAME`
+fn proxy_protocol_tlv(tlv: &Tlv, c: &Connection, r: &Request, out: &mut Vec<u8>) -> bool {
+    let Some(header) = c.proxy_protocol() else { return false };
+    if let Tlv::Unknown(name) = tlv {
+        c.log(r, Level::Error, format_args!("unknown PROXY protocol TLV \"{name}\""));
+        return false;
+    }
+    match (header.tlv(tlv), tlv) {
+        (Ok(Some(value)), Tlv::SslVerify) => {
+            number(out, value.iter().fold(0, |sum, byte| sum << 8 | u64::from(*byte)))
+        }
+        (Ok(value), _) => value.is_some_and(|value| put(out, value)),
+        (Err(broken), _) => {
+            c.log(r, Level::Error, format_args!("{broken}"));
+            false
+        }
+    }
 }
 
 /// `12.034`: seconds and milliseconds.
@@ -355,22 +447,43 @@ fn argument<'a>(args: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
 
 /// `$cookie_NAME`: the first match over all Cookie lines.
 pub fn cookie<'a>(r: &'a Request, name: &[u8]) -> Option<&'a [u8]> {
-    r.head.headers.find_all(Known::Cookie).find_map(|field| {
-        r.text(field.value).split(|&b| b == b';').find_map(|pair| {
-            let pair = pair.trim_ascii();
-            let equals = memchr::memchr(b'=', pair)?;
-            pair[..equals].eq_ignore_ascii_case(name).then(|| &pair[equals + 1..])
-        })
-    })
+    r.head.headers.find_all(Known::Cookie).find_map(|field| cookie_in(r.text(field.value), name))
+}
+
+/// The pairs are separated by `;`; before one that does not match, by `,` too.
+fn cookie_in<'a>(line: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
+    let mut rest = line;
+    while !rest.is_empty() {
+        if let Some(value) = value_of(rest, name) {
+            return Some(value);
+        }
+        let end = memchr::memchr2(b';', b',', rest)?;
+        rest = without_spaces(&rest[end + 1..]);
+    }
+    None
 }
 
 fn upstream_cookie<'a>(r: &'a Request, name: &[u8]) -> Option<&'a [u8]> {
     let bytes = r.upstream_bytes.as_slice();
-    r.upstream_head.headers.find_all(Known::SetCookie).find_map(|field| {
-        let pair = field.value.of(bytes).split(|&b| b == b';').next()?.trim_ascii();
-        let equals = memchr::memchr(b'=', pair)?;
-        pair[..equals].eq_ignore_ascii_case(name).then(|| &pair[equals + 1..])
-    })
+    let mut fields = r.upstream_head.headers.find_all(Known::SetCookie);
+    fields.find_map(|field| value_of(field.value.of(bytes), name))
+}
+
+/// The value of a pair `name = value;` with this name at the front of `text`, whatever its case.
+fn value_of<'a>(text: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
+    let (found, rest) = text.split_at_checked(name.len())?;
+    if !found.eq_ignore_ascii_case(name) {
+        return None;
+    }
+    let value = without_spaces(without_spaces(rest).strip_prefix(b"=")?);
+    let end = memchr::memchr(b';', value).unwrap_or(value.len());
+    Some(&value[..end])
+}
+
+/// Without the spaces in front.
+fn without_spaces(text: &[u8]) -> &[u8] {
+    let spaces = text.iter().take_while(|byte| **byte == b' ').count();
+    &text[spaces..]
 }
 
 /// Joins values by `, ` (cookies by `; `); tells whether there was any.
@@ -409,8 +522,20 @@ fn upstream_trailer(r: &Request, name: &HeaderName, out: &mut Vec<u8>) -> bool {
     })
 }
 
-/// Looked up in the head as it was sent.
+/// Looked up in the head as it was sent. What nginx adds to it on its way is not seen.
 fn sent_header(r: &Request, name: &HeaderName, out: &mut Vec<u8>) -> bool {
+    match &*name.0 {
+        // The request is over for its connection when it is logged.
+        b"connection" if r.logged && r.response.status != 101 => return put(out, b"close"),
+        b"keep_alive" if r.logged => return false,
+        own @ (b"server" | b"date") => {
+            let bytes = r.upstream_bytes.as_slice();
+            if r.upstream_head.headers.find_name(bytes, own).next().is_none() {
+                return false;
+            }
+        }
+        _ => {}
+    }
     let first_line = memchr::memchr(b'\n', &r.response.head).map_or(0, |at| at + 1);
     named_lines(r.response.head.get(first_line..).unwrap_or_default(), name, out)
 }
@@ -471,6 +596,26 @@ fn base64(text: &[u8]) -> Option<Vec<u8>> {
     Some(out)
 }
 
+fn is_proxied(r: &Request) -> bool {
+    r.generation.http().location(r.location).handler == Some(Handler::Proxy)
+}
+
+/// Bytes of the body that an HTTP upstream is sent, when they are known before it is sent.
+fn proxied_length(c: &Connection, r: &Request) -> Option<u64> {
+    if !is_proxied(r) {
+        return None;
+    }
+    let proxy = &c.settings(r).proxy;
+    if let Some(body) = &*proxy.set_body {
+        return Some(expanded(body, c, r).len() as u64);
+    }
+    match r.head.body {
+        BodyLength::Length(length) => Some(length),
+        BodyLength::Chunked if !r.body.was_streamed && r.body.is_done() => Some(r.body.decoded),
+        BodyLength::Chunked | BodyLength::None | BodyLength::UntilClose => None,
+    }
+}
+
 fn proxy_pass(r: &Request) -> Option<&super::modules::proxy::ProxyPass> {
     r.generation.http().location(r.location).settings.proxy.pass.get()
 }
@@ -479,7 +624,8 @@ fn root(r: &Request) -> &Root {
     &r.generation.http().location(r.location).settings.core.root
 }
 
-fn document_root(c: &Connection, r: &Request, out: &mut Vec<u8>) -> bool {
+/// `$document_root`
+pub fn document_root(c: &Connection, r: &Request, out: &mut Vec<u8>) -> bool {
     expand(&root(r).path, c, r, out);
     true
 }
@@ -530,6 +676,21 @@ mod tests {
         assert_eq!(argument(b"a&b=", b"a"), None);
         assert_eq!(argument(b"a&b=", b"b"), Some(b"".as_slice()));
         assert_eq!(argument(b"ab=1", b"b"), None);
+    }
+
+    #[test]
+    fn cookies() {
+        let found = |line: &'static str, name: &str| {
+            cookie_in(line.as_bytes(), name.as_bytes()).map(|v| std::str::from_utf8(v).unwrap())
+        };
+        assert_eq!(found("a=1; b=2", "B"), Some("2"));
+        assert_eq!(found("ab=1;a = 2 ;a=3", "a"), Some("2 "));
+        assert_eq!(found("x, a=2", "a"), Some("2"));
+        assert_eq!(found("b=x,a=2", "b"), Some("x,a=2"));
+        assert_eq!(found("a", "a"), None);
+        assert_eq!(found("a;a=", "a"), Some(""));
+        assert_eq!(found("", "a"), None);
+        assert_eq!(found("aa=1", "a"), None);
     }
 
     #[test]

@@ -7,8 +7,10 @@ use std::sync::Arc;
 
 use fancy_regex::{BytesMode, CompileError, ParseError, RegexBuilder};
 
+use super::modules::stub_status::Connections;
 use super::tunnel::frame::Opcode;
 use crate::config::diagnostic::{Fault, Outcome, fault};
+use crate::proxy_protocol::Tlv;
 
 /// A slot of a request's own variables (`set`, named captures).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -72,10 +74,14 @@ pub enum Variable {
     SentTrailer(HeaderName),
     /// `$upstream_trailer_NAME`
     UpstreamTrailer(HeaderName),
+    /// A member of a family that some `set` gives a value: that one, or the family's.
+    Overridden(Box<(VariableSlot, Variable)>),
     /// `$1` to `$9`
     Capture(u8),
-    /// Made by `set` or a named group.
+    /// Made by `set`, a named group, `map`, `geo` or `split_clients`.
     Slot(VariableSlot),
+    /// `$proxy_protocol_tlv_NAME`
+    ProxyProtocolTlv(Tlv),
 
     // The request.
     Args,
@@ -87,6 +93,8 @@ pub enum Variable {
     Connection,
     ConnectionRequests,
     ConnectionTime,
+    /// `$connections_active` and so on: of all shards together.
+    Connections(Connections),
     ContentLength,
     ContentType,
     DocumentRoot,
@@ -94,9 +102,17 @@ pub enum Variable {
     Hostname,
     Https,
     Msec,
+    /// Empty: `$http2`, `$http3` of a connection that speaks neither.
+    Nothing,
     NginxVersion,
     Pid,
     Pipe,
+    ProxyProtocolAddr,
+    ProxyProtocolPort,
+    ProxyProtocolServerAddr,
+    ProxyProtocolServerPort,
+    RealipRemoteAddr,
+    RealipRemotePort,
     RealpathRoot,
     RemoteAddr,
     RemotePort,
@@ -129,6 +145,8 @@ pub enum Variable {
 
     // The upstream exchange.
     ProxyHost,
+    ProxyInternalBodyLength,
+    ProxyInternalChunked,
     ProxyPort,
     ProxyAddXForwardedFor,
     UpstreamAddr,
@@ -183,12 +201,18 @@ pub const FIXED: &[(&str, Variable)] = &[
     ("connection", Variable::Connection),
     ("connection_requests", Variable::ConnectionRequests),
     ("connection_time", Variable::ConnectionTime),
+    ("connections_active", Variable::Connections(Connections::Active)),
+    ("connections_reading", Variable::Connections(Connections::Reading)),
+    ("connections_waiting", Variable::Connections(Connections::Waiting)),
+    ("connections_writing", Variable::Connections(Connections::Writing)),
     ("content_length", Variable::ContentLength),
     ("content_type", Variable::ContentType),
     ("document_root", Variable::DocumentRoot),
     ("document_uri", Variable::Uri),
     ("host", Variable::Host),
     ("hostname", Variable::Hostname),
+    ("http2", Variable::Nothing),
+    ("http3", Variable::Nothing),
     ("https", Variable::Https),
     ("is_args", Variable::IsArgs),
     ("is_request_port", Variable::IsRequestPort),
@@ -199,8 +223,16 @@ pub const FIXED: &[(&str, Variable)] = &[
     ("pipe", Variable::Pipe),
     ("proxy_add_x_forwarded_for", Variable::ProxyAddXForwardedFor),
     ("proxy_host", Variable::ProxyHost),
+    ("proxy_internal_body_length", Variable::ProxyInternalBodyLength),
+    ("proxy_internal_chunked", Variable::ProxyInternalChunked),
     ("proxy_port", Variable::ProxyPort),
+    ("proxy_protocol_addr", Variable::ProxyProtocolAddr),
+    ("proxy_protocol_port", Variable::ProxyProtocolPort),
+    ("proxy_protocol_server_addr", Variable::ProxyProtocolServerAddr),
+    ("proxy_protocol_server_port", Variable::ProxyProtocolServerPort),
     ("query_string", Variable::Args),
+    ("realip_remote_addr", Variable::RealipRemoteAddr),
+    ("realip_remote_port", Variable::RealipRemotePort),
     ("realpath_root", Variable::RealpathRoot),
     ("remote_addr", Variable::RemoteAddr),
     ("remote_port", Variable::RemotePort),
@@ -442,12 +474,16 @@ fn lower_first(text: &str) -> String {
 #[derive(Debug, Default)]
 pub struct Names {
     slots: Vec<SlotName>,
+    /// Members of families that a `set` anywhere gives a value, lower case.
+    overridden: Vec<Box<str>>,
 }
 
 #[derive(Debug)]
 struct SlotName {
     name: Box<str>,
     is_made: bool,
+    /// It was `set` that made it: without a value it is empty, and there.
+    is_set: bool,
 }
 
 /// What `set` may write to.
@@ -497,12 +533,24 @@ impl Names {
             return Ok(variable.clone());
         }
         if let Some(variable) = of_family(&name) {
+            if self.overridden.iter().any(|overridden| **overridden == *name) {
+                let slot = self.slot(&name)?;
+                return Ok(Variable::Overridden(Box::new((slot, variable))));
+            }
             return Ok(variable);
         }
         if is_not_supported(&name) {
             return fault!("the \"{name}\" variable is not supported");
         }
         self.slot(&name).map(Variable::Slot)
+    }
+
+    /// Notes that there is a `set` for this name, ahead of all uses of it.
+    pub fn note_set(&mut self, name: &str) {
+        let name = name.to_ascii_lowercase();
+        if of_family(&name).is_some() {
+            self.overridden.push(name.into());
+        }
     }
 
     /// Compiles a regex and binds its named groups.
@@ -529,12 +577,12 @@ impl Names {
     pub fn make(&mut self, name: &str) -> Outcome<Settable> {
         let name = name.to_ascii_lowercase();
         match fixed(&name) {
-            Some(Variable::Args) => return Ok(Settable::Args),
+            Some(Variable::Args) if name == "args" => return Ok(Settable::Args),
             Some(Variable::LimitRate) => return Ok(Settable::LimitRate),
             Some(_) => return fault!("the duplicate \"{name}\" variable"),
             None => {}
         }
-        if of_family(&name).is_some() || is_not_supported(&name) {
+        if is_not_supported(&name) {
             return fault!("setting the \"{name}\" variable is not supported");
         }
         let slot = self.slot(&name)?;
@@ -544,12 +592,43 @@ impl Names {
         Ok(Settable::Slot(slot))
     }
 
+    /// [`Names::make`] for `set`: what nothing else has made yet has a value from the start.
+    pub fn set_variable(&mut self, name: &str) -> Outcome<Settable> {
+        let known = |slot: &SlotName| slot.is_made && slot.name.eq_ignore_ascii_case(name);
+        let is_new = !self.slots.iter().any(known);
+        let variable = self.make(name)?;
+        if let Settable::Slot(slot) = variable
+            && let Some(made) = self.slots.get_mut(usize::from(slot.0))
+        {
+            made.is_set |= is_new;
+        }
+        Ok(variable)
+    }
+
+    /// Which of the slots `set` has made.
+    pub fn set_slots(&self) -> Vec<bool> {
+        self.slots.iter().map(|slot| slot.is_set).collect()
+    }
+
+    /// The variable that a `map`, `geo` or `split_clients` block computes; `text` is `$name`.
+    pub fn make_computed(&mut self, text: &str) -> Outcome<VariableSlot> {
+        match text.strip_prefix('$') {
+            Some(name) if !name.is_empty() => match self.make(name)? {
+                Settable::Slot(slot) => Ok(slot),
+                Settable::Args | Settable::LimitRate => {
+                    fault!("computing the \"{name}\" variable is not supported")
+                }
+            },
+            _ => fault!("invalid variable name \"{text}\""),
+        }
+    }
+
     fn slot(&mut self, name: &str) -> Outcome<VariableSlot> {
         let known = self.slots.iter().position(|slot| *slot.name == *name);
         let at = known.unwrap_or(self.slots.len());
         let Ok(slot) = u16::try_from(at) else { return fault!("too many variables") };
         if known.is_none() {
-            self.slots.push(SlotName { name: name.into(), is_made: false });
+            self.slots.push(SlotName { name: name.into(), is_made: false, is_set: false });
         }
         Ok(VariableSlot(slot))
     }
@@ -576,31 +655,17 @@ fn is_not_supported(name: &str) -> bool {
 
 const NOT_SUPPORTED: &[&str] = &[
     "ancient_browser",
-    "connections_active",
-    "connections_reading",
-    "connections_waiting",
-    "connections_writing",
     "date_gmt",
     "date_local",
     "fastcgi_path_info",
     "fastcgi_script_name",
     "gzip_ratio",
-    "http2",
-    "http3",
     "invalid_referer",
     "limit_conn_status",
     "limit_req_status",
     "modern_browser",
     "msie",
-    "proxy_internal_body_length",
-    "proxy_internal_chunked",
-    "proxy_protocol_addr",
-    "proxy_protocol_port",
-    "proxy_protocol_server_addr",
-    "proxy_protocol_server_port",
     "quic",
-    "realip_remote_addr",
-    "realip_remote_port",
     "secure_link",
     "secure_link_expires",
     "slice_range",
@@ -625,7 +690,7 @@ const NOT_SUPPORTED: &[&str] = &[
     "upstream_cache_status",
 ];
 
-const NOT_SUPPORTED_FAMILIES: &[&str] = &["proxy_protocol_tlv_"];
+const NOT_SUPPORTED_FAMILIES: &[&str] = &[];
 
 fn fixed(name: &str) -> Option<&'static Variable> {
     let at = FIXED.binary_search_by(|(fixed, _)| (*fixed).cmp(name)).ok()?;
@@ -649,6 +714,8 @@ fn of_family(name: &str) -> Option<Variable> {
         Some(Variable::UpstreamTrailer(header(name)))
     } else if let Some(name) = name.strip_prefix("upstream_http_") {
         Some(Variable::UpstreamHttp(header(name)))
+    } else if let Some(name) = name.strip_prefix("proxy_protocol_tlv_") {
+        Some(Variable::ProxyProtocolTlv(Tlv::named(name)))
     } else {
         name.strip_prefix("upstream_cookie_").map(|name| Variable::UpstreamCookie(name.into()))
     }

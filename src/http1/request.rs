@@ -112,6 +112,11 @@ pub struct RequestHead {
 }
 
 impl RequestHead {
+    /// Bytes of the lines that were read whole: what there is of a refused head.
+    pub fn read_len(&self) -> usize {
+        self.scan.line_start - self.scan.head_start
+    }
+
     pub fn clear(&mut self) {
         let (mut headers, mut dropped) =
             (std::mem::take(&mut self.headers), std::mem::take(&mut self.dropped));
@@ -238,8 +243,9 @@ fn take_plain_lines(buf: &[u8], rules: Rules<'_>, head: &mut RequestHead) -> Res
         if !plain::is_plain_name(header.name) || !head.scan.fits(limits, next) {
             break;
         }
-        head.field_read(buf, rules.of_fields(head), field)?;
+        // It counts as read also when what it says is refused.
         head.scan.line_read(next);
+        head.field_read(buf, rules.of_fields(head), field)?;
     }
     Ok(())
 }
@@ -279,6 +285,8 @@ fn parse_bytewise(
                 match scan.header_line.scan(buf, &mut scan.position, end, names) {
                     Ok(Line::Field) => {
                         let line = scan.header_line;
+                        let end_of_line = scan.position;
+                        scan.line_read(end_of_line);
                         if line.odd_name && limits.ignore_invalid_headers {
                             head.dropped.push(received_line(buf, start, end));
                         } else {
@@ -286,9 +294,10 @@ fn parse_bytewise(
                             let field = Field { name: line.name, value: line.value, known };
                             head.field_read(buf, limits, field)?;
                         }
-                        head.scan.line_read(head.scan.position);
                     }
                     Ok(Line::End) => {
+                        let end_of_head = scan.position;
+                        scan.line_read(end_of_head);
                         head.headers_read(buf)?;
                         head.scan.stage = Stage::Complete;
                     }

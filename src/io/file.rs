@@ -1,5 +1,5 @@
 //! A file that is read and written by the ring: a slow disk holds up the task that waits, and not
-//! its shard. (Without io_uring the calls are made in place.)
+//! its shard. (Without `io_uring` the calls are made in place.)
 
 use std::io;
 

@@ -342,9 +342,10 @@ impl Stream {
         Ok(unsafe { OwnedFd::from_raw_fd(fd) })
     }
 
-    /// Makes the close that follows a reset instead of an orderly end.
-    pub fn reset_on_close(&self) {
-        let _ = socket2::SockRef::from(&self.fd()).set_linger(Some(Duration::ZERO));
+    /// Ends the connection now, by a reset: to the kernel a socket that goes back to no address at
+    /// all (connect(2), `AF_UNSPEC`), which needs no close and so nobody to let go of it.
+    pub fn reset(&self) {
+        let _ = rustix::net::connect_unspec(self.fd());
     }
 }
 

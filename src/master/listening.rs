@@ -400,7 +400,12 @@ mod tests {
             fastopen: Some(3),
             deferred: false,
         };
-        Address { listen, default_server: ServerId(0), names: ServerNames::default() }
+        Address {
+            listen,
+            proxy_protocol: false,
+            default_server: ServerId(0),
+            names: ServerNames::default(),
+        }
     }
 
     fn inet(text: &str) -> Address {

@@ -33,7 +33,7 @@ impl Report {
     /// From now on: the logs that the configuration names.
     pub fn follow(&mut self, targets: &[Target], files: &Files) -> Result<(), OpenError> {
         self.log = Log::open(targets, files)?;
-        self.log_is_stderr = first_file(targets).is_none();
+        self.log_is_stderr = targets.iter().any(|target| target.destination == Destination::Stderr);
         Ok(())
     }
 
@@ -64,6 +64,7 @@ pub fn first_file(targets: &[Target]) -> Option<&Path> {
         match &target.destination {
             Destination::Stderr => return None,
             Destination::File(path) => file = file.or(Some(path.as_path())),
+            Destination::Syslog(_) => {}
         }
     }
     file

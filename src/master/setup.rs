@@ -22,7 +22,7 @@ pub fn load_options(options: &Options) -> LoadOptions {
         globals: options.directives.as_ref().map(|text| text.to_string_lossy().into_owned()),
         error_log: Some(match &options.error_log {
             Destination::File(path) => path.clone(),
-            Destination::Stderr => PathBuf::from("stderr"),
+            Destination::Stderr | Destination::Syslog(_) => PathBuf::from("stderr"),
         }),
     }
 }
@@ -125,9 +125,9 @@ pub fn open_logs(config: &Config, files: &Files) -> Result<Vec<Arc<LogFile>>, Fa
     let targets = targets.chain(locations.flat_map(|l| l.settings.core.error_log.iter()));
     let error_logs = targets.filter_map(|target| match &target.destination {
         Destination::File(path) => Some(path),
-        Destination::Stderr => None,
+        Destination::Stderr | Destination::Syslog(_) => None,
     });
-    let access_logs = http.into_iter().flat_map(|http| &http.log_files);
+    let access_logs = http.into_iter().flat_map(|http| &http.log_files).map(|file| &file.path);
     let mut paths: Vec<_> = error_logs.chain(access_logs).collect();
     paths.sort_unstable();
     paths.dedup();

@@ -1,7 +1,7 @@
 //! The events module: connections of a shard.
 
 use super::Build;
-use crate::config::diagnostic::Fault;
+use crate::config::diagnostic::{Fault, fault};
 use crate::config::directive::{Contexts, Count, Directive};
 use crate::config::setting::{Setting, inherit};
 use crate::config::value::number;
@@ -37,16 +37,26 @@ pub const DIRECTIVES: &[Directive<Build>] = &[
         EVENTS,
         ONE,
         "each shard has listening sockets of its own",
-    ),
+    )
+    .set(|_, args| args.flag().map(drop)),
     Directive::no_effect(
         "accept_mutex_delay",
         EVENTS,
         ONE,
         "each shard has listening sockets of its own",
-    ),
+    )
+    .set(|_, args| args.time().map(drop)),
     Directive::no_effect("debug_connection", EVENTS, ONE, "there is no debug log"),
-    Directive::no_effect("epoll_events", EVENTS, ONE, "completions come from the ring"),
-    Directive::no_effect("multi_accept", EVENTS, ONE, "accepting is the ring's"),
-    Directive::no_effect("use", EVENTS, ONE, "the ring is used, or epoll where it is denied"),
-    Directive::no_effect("worker_aio_requests", EVENTS, ONE, "completions come from the ring"),
+    Directive::no_effect("epoll_events", EVENTS, ONE, "completions come from the ring")
+        .set(|_, args| args.number().map(drop)),
+    Directive::no_effect("multi_accept", EVENTS, ONE, "accepting is the ring's")
+        .set(|_, args| args.flag().map(drop)),
+    Directive::no_effect("use", EVENTS, ONE, "the ring is used, or epoll where it is denied").set(
+        |_, args| match args.at(0) {
+            "epoll" | "poll" | "select" => Ok(()),
+            other => fault!("invalid event type \"{other}\""),
+        },
+    ),
+    Directive::no_effect("worker_aio_requests", EVENTS, ONE, "completions come from the ring")
+        .set(|_, args| args.number().map(drop)),
 ];

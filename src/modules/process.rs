@@ -1,14 +1,17 @@
 //! The core module: the process, its shards, its files.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::Build;
-use crate::config::diagnostic::{Fault, Outcome, fault, level_name};
+use crate::config::diagnostic::{Fault, Outcome, fault};
 use crate::config::directive::{Contexts, Count, Directive};
 use crate::config::setting::{List, Own, Setting, inherit};
-use crate::config::value::{Args, number, offset};
+use crate::config::value::{Args, choice, number, offset};
 use crate::error_log::{Destination, Level, Target};
+use crate::os::Identity;
+use crate::syslog::Server;
 
 /// What stands outside of all blocks.
 #[derive(Debug, Clone, Default)]
@@ -99,12 +102,11 @@ pub const DIRECTIVES: &[Directive<Build>] = &[
         .doc("A variable of the environment to keep or to set; all others but `TZ` are removed.")
         .set(|b, args| b.process.env.add(args.at(0).to_owned())),
     Directive::new("error_log", MAIN, Count::AtLeast(1))
-        .syntax("file | stderr [level]")
+        .syntax("file | stderr | syslog:server=address[,parameter=value] [level]")
         .doc(
             "Where errors of the given level and above are written; `logs/error.log` and `error` \
               when absent. Several may be given.",
         )
-        .differs("syslog is not supported.")
         .set(|b, args| {
             let target = error_log(b, args)?;
             b.process.error_log.add(target)
@@ -156,6 +158,8 @@ pub const DIRECTIVES: &[Directive<Build>] = &[
                 );
                 return Ok(());
             }
+            let group = args.all().get(1).map(String::as_str);
+            Identity::find(args.at(0), group).map_err(|error| Fault::new(error.to_string()))?;
             b.process
                 .user
                 .set(User { name: args.at(0).to_owned(), group: args.all().get(1).cloned() });
@@ -213,11 +217,15 @@ pub const DIRECTIVES: &[Directive<Build>] = &[
             b.process.working_directory.set(args.at(0).into());
             Ok(())
         }),
-    Directive::no_effect("debug_points", MAIN, Count::Exactly(1), "there are no debug points"),
+    Directive::no_effect("debug_points", MAIN, Count::Exactly(1), "there are no debug points")
+        .set(|_, args| choice(args.at(0), &[("stop", ()), ("abort", ())])),
     Directive::no_effect("lock_file", MAIN, Count::Exactly(1), "shards take no lock to accept"),
-    Directive::no_effect("pcre_jit", MAIN, Count::Exactly(1), "PCRE is not used"),
-    Directive::no_effect("timer_resolution", MAIN, Count::Exactly(1), "timers are the ring's"),
-    Directive::no_effect("thread_pool", MAIN, Count::Between(2, 3), "there are no thread pools"),
+    Directive::no_effect("pcre_jit", MAIN, Count::Exactly(1), "PCRE is not used")
+        .set(|_, args| args.flag().map(drop)),
+    Directive::no_effect("timer_resolution", MAIN, Count::Exactly(1), "timers are the ring's")
+        .set(|_, args| args.time().map(drop)),
+    Directive::no_effect("thread_pool", MAIN, Count::Between(2, 3), "there are no thread pools")
+        .set(|_, args| thread_pool(args)),
     Directive::refused("load_module", "there are no dynamic modules"),
     Directive::refused("ssl_engine", "there is no TLS"),
     Directive::refused("ssl_object_cache_inheritable", "there is no TLS"),
@@ -228,40 +236,53 @@ pub fn error_log(b: &Build, args: Args<'_>) -> Outcome<Target> {
     let destination = match args.at(0) {
         "stderr" => Destination::Stderr,
         name if name.starts_with("syslog:") => {
-            return fault!("\"error_log\" to syslog is not supported");
+            let parameters = name.strip_prefix("syslog:").unwrap_or_default();
+            Destination::Syslog(Arc::new(Server::parse(parameters).map_err(Fault::new)?))
         }
         name if name.starts_with("memory:") => {
             return fault!("nginx was built without debug support");
         }
         name => Destination::File(b.path(name)),
     };
-    let mut level = None;
-    for word in args.from(1) {
-        if level.replace(error_log_level(word)?).is_some() {
-            return fault!("duplicate log level \"{word}\"");
-        }
-    }
-    Ok(Target { destination, level: level.unwrap_or(Level::Error) })
+    Ok(Target { destination, level: error_log_level(args)? })
 }
 
-fn error_log_level(word: &str) -> Outcome<Level> {
-    // The parts of debug that nginx tells apart are one here.
-    if word.starts_with("debug_") {
-        return Ok(Level::Debug);
+/// A level, or any number of debug's parts.
+fn error_log_level(args: Args<'_>) -> Outcome<Level> {
+    let mut level = None;
+    for word in args.from(1) {
+        let Some(named) = Level::from_name(word) else {
+            return fault!("invalid log level \"{word}\"");
+        };
+        let is_part = word.starts_with("debug_");
+        match level {
+            None => level = Some((named, is_part)),
+            Some((_, true)) if is_part => {}
+            Some(_) if is_part => return fault!("invalid log level \"{word}\""),
+            Some(_) => return fault!("duplicate log level \"{word}\""),
+        }
     }
-    [
-        Level::Emerg,
-        Level::Alert,
-        Level::Crit,
-        Level::Error,
-        Level::Warn,
-        Level::Notice,
-        Level::Info,
-        Level::Debug,
-    ]
-    .into_iter()
-    .find(|level| level_name(*level) == word)
-    .ok_or_else(|| Fault::new(format!("invalid log level \"{word}\"")))
+    Ok(level.map_or(Level::Error, |(level, _)| level))
+}
+
+fn thread_pool(args: Args<'_>) -> Outcome {
+    let mut has_threads = false;
+    for parameter in args.from(1) {
+        if let Some(count) = parameter.strip_prefix("threads=") {
+            if number(count).is_none_or(|count| count == 0) {
+                return fault!("invalid threads value \"{parameter}\"");
+            }
+            has_threads = true;
+        } else if let Some(count) = parameter.strip_prefix("max_queue=")
+            && number(count).is_none()
+        {
+            return fault!("invalid max_queue value \"{parameter}\"");
+        }
+    }
+    if has_threads || args.at(0) == "default" {
+        return Ok(());
+    }
+    fault!("\"thread_pool\" must have \"threads\" parameter")
 }
 
 fn worker_processes(args: Args<'_>) -> Outcome<usize> {

@@ -390,8 +390,9 @@ fn what_ringx_does_not_have_is_refused_by_name() {
     );
     assert_eq!(warning(&in_http("gzip off;")), "");
     assert_eq!(
-        error(&in_http("map $uri $x { default 1; }")),
-        "[emerg] \"map\" directive is not supported: there are no computed variables in /c/x.conf:3"
+        error(&in_http("valid_referers none;")),
+        "[emerg] \"valid_referers\" directive is not supported: there are no variables of this module \
+         in /c/x.conf:3"
     );
     assert_eq!(
         error(&in_server("listen 443 ssl;")),
@@ -507,11 +508,14 @@ fn rows_are_complete() {
     for row in rows() {
         let is_passed = matches!(row.action, Action::Pass);
         let has_no_effect = matches!(row.support, Support::NoEffect(_) | Support::Refused { .. });
-        assert_eq!(is_passed, has_no_effect, "{}", row.name);
-        assert!(is_passed || row.doc.ends_with('.'), "{}: no sentence", row.name);
+        // What has no effect may still look at its arguments.
+        assert!(has_no_effect || !is_passed, "{}", row.name);
+        assert!(has_no_effect || row.doc.ends_with('.'), "{}: no sentence", row.name);
         assert!(row.contexts.names().next().is_some(), "{}", row.name);
-        let takes_some = row.count != Count::Exactly(0);
-        assert!(is_passed || takes_some != row.syntax.is_empty(), "{}: syntax", row.name);
+        let takes_none = row.count == Count::Exactly(0);
+        assert!(has_no_effect || !takes_none || row.syntax.is_empty(), "{}: syntax", row.name);
+        let takes_some = !row.count.allows(0);
+        assert!(has_no_effect || !takes_some || !row.syntax.is_empty(), "{}: syntax", row.name);
     }
 }
 
@@ -522,7 +526,8 @@ fn defaults_fill_every_setting() {
         panic!("{error}");
     }
     let config = load_text("events {} http { server { location / { if ($uri) { } } } }").unwrap();
-    let shown = format!("{:?}", config.config);
+    // There are no name servers unless some are given.
+    let shown = format!("{:?}", config.config).replace("{ servers: Setting(None)", "");
     assert!(!shown.contains("Setting(None)"), "{shown}");
 }
 
@@ -555,7 +560,8 @@ fn inner_levels_inherit() {
     assert_eq!(headers, [vec!["B"], vec!["B"], vec!["C"], vec!["B"]]);
     let roots: Vec<_> = http.locations.iter().map(|l| l.settings.core.root.is_alias).collect();
     assert_eq!(roots, [false, true, true, true]);
-    assert_eq!(http.log_files, [Path::new("/p/a.log")]);
+    assert_eq!(http.log_files.len(), 1);
+    assert_eq!(http.log_files[0].path, Path::new("/p/a.log"));
     let logs: Vec<_> =
         http.locations.iter().map(|l| l.settings.access_log.access_log.len()).collect();
     assert_eq!(logs, [1, 1, 1, 0]);

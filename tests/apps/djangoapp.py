@@ -11,6 +11,7 @@ settings.configure(
     ALLOWED_HOSTS=["*"],
     MIDDLEWARE=[],
     DATA_UPLOAD_MAX_MEMORY_SIZE=None,
+    SECURE_PROXY_SSL_HEADER=("HTTP_X_FORWARDED_PROTO", "https"),
 )
 
 from django.core.wsgi import get_wsgi_application  # noqa: E402 (Django wants its settings first)
@@ -46,12 +47,17 @@ def stream(request, count):
     return StreamingHttpResponse(lines, content_type="text/plain", headers={"X-Accel-Buffering": "no"})
 
 
+def who(request):
+    return JsonResponse({"url": request.build_absolute_uri(), "remote": request.META["REMOTE_ADDR"]})
+
+
 urlpatterns = [
     path("", hello),
     path("form", form),
     path("upload", upload),
     path("download/<int:size>", download),
     path("stream/<int:count>", stream),
+    path("who", who),
 ]
 
 application = get_wsgi_application()

@@ -4,6 +4,7 @@ wire      a socket whose every wait has a deadline, and HTTP/1 messages read fro
 upstream  a scripted server that keeps the bytes it was sent
 proxy     the binary under test with a configuration in a folder of its own
 servers   the real ones: WebSocket echo, uWSGI, gunicorn
+browser   headless Chromium
 packet    the uwsgi packet
 tunnel    what goes through tunnels: handshakes, frames, floods that can be checked
 """

@@ -82,3 +82,32 @@ def gunicorn(folder: Path, app: str) -> Server:
     command += ["-b", f"127.0.0.1:{port}", "-b", f"unix:{path}", "-w", "2", "-k", "gthread", "--threads", "4"]
     command += ["--chdir", TESTS / "apps", app]
     return Server(folder, command, port, path)
+
+
+def gunicorn_http(folder: Path, app: str, *options: str) -> Server:
+    """The application by plain HTTP, in one process with many threads."""
+    port = free_port()
+    command = [sys.executable, "-m", "gunicorn", "--no-control-socket", "-b", f"127.0.0.1:{port}"]
+    command += ["-w", "1", "-k", "gthread", "--threads", "16", "--graceful-timeout", "1"]
+    return Server(folder, [*command, *options, "--chdir", TESTS / "apps", app], port)
+
+
+def jupyter(folder: Path, token: str) -> Server:
+    """A Jupyter server with terminals; all that it writes is in its folder."""
+    port = free_port()
+    (folder / "notebooks").mkdir()
+    command = ["env", f"HOME={folder}", "SHELL=/bin/sh", sys.executable, "-m", "jupyter_server"]
+    command += ["--allow-root", "--no-browser", "--ServerApp.ip=127.0.0.1", f"--ServerApp.port={port}"]
+    command += ["--ServerApp.port_retries=0", f"--ServerApp.root_dir={folder}/notebooks"]
+    command += [f"--IdentityProvider.token={token}", "--ServerApp.allow_remote_access=True"]
+    return Server(folder, command, port)
+
+
+def home_assistant(folder: Path) -> Server:
+    port = free_port()
+    return Server(folder, [sys.executable, TESTS / "servers/home_assistant.py", port], port)
+
+
+def socketio(folder: Path, name: str) -> Server:
+    port = free_port()
+    return Server(folder, ["node", TESTS / "servers/socketio.cjs", port, name], port)

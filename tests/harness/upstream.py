@@ -34,6 +34,7 @@ class Upstream:
     def __init__(self, *handlers: Handler, path: str | None = None, backlog: int = 511):
         self.handlers = handlers
         self.connections: list[ServerWire] = []
+        self.addresses: list[tuple] = []
         self.requests: list[Request] = []
         self.errors: list[BaseException] = []
         self.changed = threading.Condition()
@@ -59,13 +60,14 @@ class Upstream:
     def _accept(self) -> None:
         while True:
             try:
-                sock, _ = self.listener.accept()
+                sock, peer = self.listener.accept()
             except OSError:
                 return
             with self.changed:
                 wire = ServerWire(sock, self)
                 handler = self.handlers[min(len(self.connections), len(self.handlers) - 1)]
                 self.connections.append(wire)
+                self.addresses.append(peer)
                 self.changed.notify_all()
             self._start(self._serve, handler, wire)
 
@@ -97,6 +99,10 @@ class Upstream:
     def connection(self, number: int = 1) -> ServerWire:
         """Waits for the n-th connection."""
         return self._wait(self.connections, number, "connections")
+
+    def peers(self, port: bool = False) -> list[str]:
+        """Where the connections came from, with or without the port."""
+        return [f"{peer[0]}:{peer[1]}" if port else peer[0] for peer in self.addresses]
 
     def stop(self) -> None:
         # shutdown wakes the accept; close alone would not.

@@ -184,9 +184,16 @@ pub type Types = std::collections::HashMap<Box<[u8]>, Arc<str>>;
 
 #[derive(Debug, Clone)]
 pub struct TryFiles {
-    /// Each is tested with root or alias; one that ends in `/` must be a directory.
-    pub candidates: Vec<Template>,
+    /// Each is tested with root or alias.
+    pub candidates: Vec<Candidate>,
     pub last: TryFilesLast,
+}
+
+#[derive(Debug, Clone)]
+pub struct Candidate {
+    /// Without the `/` at its end that asks for a directory.
+    pub path: Template,
+    pub is_directory: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -432,7 +439,7 @@ pub const DIRECTIVES: &[Directive<Build>] = &[
     Directive::new("keepalive_min_timeout", HTTP_SERVER_LOCATION, ONE)
         .syntax("time")
         .default("0")
-        .doc("How long an idle connection is not closed for reuse or shutdown.")
+        .doc("How long an idle connection is kept also when the process is to end.")
         .set(|b, args| args.fill(&mut b.level().core.keepalive_min_timeout, Args::time)),
     Directive::new("keepalive_requests", HTTP_SERVER_LOCATION, ONE)
         .syntax("number")
@@ -508,8 +515,8 @@ pub const DIRECTIVES: &[Directive<Build>] = &[
         .doc("Where the server is reached; port 8000 when not started by root.")
         .differs(
             "every address is listened on by itself, also beside a wildcard of the same port; each \
-             shard has a socket of its own as with `reuseport`; `ssl`, `http2`, `quic` and \
-             `proxy_protocol` are not supported.",
+             shard has a socket of its own as with `reuseport`; `ssl`, `http2` and `quic` are not \
+             supported.",
         )
         .set(server::listen),
     Directive::new("location", Contexts::SERVER.or(LOCATION), Count::Between(1, 2))
@@ -644,36 +651,60 @@ pub const DIRECTIVES: &[Directive<Build>] = &[
         .doc("Whether `_` may stand in the name of a request header.")
         .set(|b, args| args.fill(&mut b.level().core.underscores_in_headers, Args::flag)),
     Directive::no_effect("aio", HTTP_SERVER_LOCATION, ONE, FILES),
-    Directive::no_effect("aio_write", HTTP_SERVER_LOCATION, ONE, FILES),
-    Directive::no_effect("directio", HTTP_SERVER_LOCATION, ONE, FILES),
-    Directive::no_effect("directio_alignment", HTTP_SERVER_LOCATION, ONE, FILES),
-    Directive::no_effect("open_file_cache", HTTP_SERVER_LOCATION, Count::Between(1, 2), FILES),
-    Directive::no_effect("open_file_cache_errors", HTTP_SERVER_LOCATION, ONE, FILES),
-    Directive::no_effect("open_file_cache_min_uses", HTTP_SERVER_LOCATION, ONE, FILES),
-    Directive::no_effect("open_file_cache_valid", HTTP_SERVER_LOCATION, ONE, FILES),
-    Directive::no_effect("output_buffers", HTTP_SERVER_LOCATION, Count::Exactly(2), FILES),
-    Directive::no_effect("read_ahead", HTTP_SERVER_LOCATION, ONE, FILES),
-    Directive::no_effect("sendfile", LEVELS, ONE, FILES),
-    Directive::no_effect("sendfile_max_chunk", HTTP_SERVER_LOCATION, ONE, FILES),
-    Directive::no_effect("tcp_nopush", HTTP_SERVER_LOCATION, ONE, FILES),
-    Directive::no_effect("subrequest_output_buffer_size", HTTP_SERVER_LOCATION, ONE, MEMORY),
-    Directive::no_effect("connection_pool_size", HTTP_SERVER, ONE, MEMORY),
-    Directive::no_effect("request_pool_size", HTTP_SERVER, ONE, MEMORY),
-    Directive::no_effect("postpone_output", HTTP_SERVER_LOCATION, ONE, MEMORY),
-    Directive::no_effect("send_lowat", HTTP_SERVER_LOCATION, ONE, "Linux has no such limit"),
-    Directive::no_effect("server_names_hash_bucket_size", Contexts::HTTP, ONE, HASHES),
-    Directive::no_effect("server_names_hash_max_size", Contexts::HTTP, ONE, HASHES),
-    Directive::no_effect("types_hash_bucket_size", HTTP_SERVER_LOCATION, ONE, HASHES),
-    Directive::no_effect("types_hash_max_size", HTTP_SERVER_LOCATION, ONE, HASHES),
-    Directive::no_effect("variables_hash_bucket_size", Contexts::HTTP, ONE, HASHES),
-    Directive::no_effect("variables_hash_max_size", Contexts::HTTP, ONE, HASHES),
-    Directive::no_effect("log_subrequest", HTTP_SERVER_LOCATION, ONE, "there are no subrequests"),
+    Directive::no_effect("aio_write", HTTP_SERVER_LOCATION, ONE, FILES)
+        .set(|_, args| args.flag().map(drop)),
+    Directive::no_effect("directio", HTTP_SERVER_LOCATION, ONE, FILES)
+        .set(|_, args| if args.at(0) == "off" { Ok(()) } else { args.offset().map(drop) }),
+    Directive::no_effect("directio_alignment", HTTP_SERVER_LOCATION, ONE, FILES)
+        .set(|_, args| args.offset().map(drop)),
+    Directive::no_effect("open_file_cache", HTTP_SERVER_LOCATION, Count::Between(1, 2), FILES)
+        .set(|_, args| open_file_cache(args)),
+    Directive::no_effect("open_file_cache_errors", HTTP_SERVER_LOCATION, ONE, FILES)
+        .set(|_, args| args.flag().map(drop)),
+    Directive::no_effect("open_file_cache_min_uses", HTTP_SERVER_LOCATION, ONE, FILES)
+        .set(|_, args| args.number().map(drop)),
+    Directive::no_effect("open_file_cache_valid", HTTP_SERVER_LOCATION, ONE, FILES)
+        .set(|_, args| value::seconds(args.at(0)).map(drop).ok_or_else(|| args.invalid_value())),
+    Directive::no_effect("output_buffers", HTTP_SERVER_LOCATION, Count::Exactly(2), FILES)
+        .set(|_, args| buffers(args).map(drop)),
+    Directive::no_effect("read_ahead", HTTP_SERVER_LOCATION, ONE, FILES)
+        .set(|_, args| args.size().map(drop)),
+    Directive::no_effect("sendfile", LEVELS, ONE, FILES).set(|_, args| args.flag().map(drop)),
+    Directive::no_effect("sendfile_max_chunk", HTTP_SERVER_LOCATION, ONE, FILES)
+        .set(|_, args| args.size().map(drop)),
+    Directive::no_effect("tcp_nopush", HTTP_SERVER_LOCATION, ONE, FILES)
+        .set(|_, args| args.flag().map(drop)),
+    Directive::no_effect("subrequest_output_buffer_size", HTTP_SERVER_LOCATION, ONE, MEMORY)
+        .set(|_, args| args.size().map(drop)),
+    Directive::no_effect("connection_pool_size", HTTP_SERVER, ONE, MEMORY)
+        .set(|_, args| args.size().map(drop)),
+    Directive::no_effect("request_pool_size", HTTP_SERVER, ONE, MEMORY)
+        .set(|_, args| args.size().map(drop)),
+    Directive::no_effect("postpone_output", HTTP_SERVER_LOCATION, ONE, MEMORY)
+        .set(|_, args| args.size().map(drop)),
+    Directive::no_effect("send_lowat", HTTP_SERVER_LOCATION, ONE, "Linux has no such limit")
+        .set(|_, args| args.size().map(drop)),
+    Directive::no_effect("server_names_hash_bucket_size", Contexts::HTTP, ONE, HASHES)
+        .set(|_, args| args.number().map(drop)),
+    Directive::no_effect("server_names_hash_max_size", Contexts::HTTP, ONE, HASHES)
+        .set(|_, args| args.number().map(drop)),
+    Directive::no_effect("types_hash_bucket_size", HTTP_SERVER_LOCATION, ONE, HASHES)
+        .set(|_, args| args.number().map(drop)),
+    Directive::no_effect("types_hash_max_size", HTTP_SERVER_LOCATION, ONE, HASHES)
+        .set(|_, args| args.number().map(drop)),
+    Directive::no_effect("variables_hash_bucket_size", Contexts::HTTP, ONE, HASHES)
+        .set(|_, args| args.number().map(drop)),
+    Directive::no_effect("variables_hash_max_size", Contexts::HTTP, ONE, HASHES)
+        .set(|_, args| args.number().map(drop)),
+    Directive::no_effect("log_subrequest", HTTP_SERVER_LOCATION, ONE, "there are no subrequests")
+        .set(|_, args| args.flag().map(drop)),
     Directive::no_effect(
         "client_body_in_single_buffer",
         HTTP_SERVER_LOCATION,
         ONE,
         "a body in memory always is in one buffer",
-    ),
+    )
+    .set(|_, args| args.flag().map(drop)),
     Directive::refused("post_action", "a request ends with its response"),
 ];
 
@@ -712,6 +743,28 @@ fn keepalive_timeout(args: Args<'_>) -> Outcome<KeepaliveTimeout> {
         None => None,
     };
     Ok(KeepaliveTimeout { idle: args.time()?, header })
+}
+
+/// `off | max=N [inactive=time]`
+fn open_file_cache(args: Args<'_>) -> Outcome {
+    let mut has_max = false;
+    for text in args.all() {
+        let is_valid = match text.split_once('=') {
+            Some(("max", number)) => {
+                has_max = true;
+                value::number(number).is_some_and(|number| number > 0)
+            }
+            Some(("inactive", time)) => value::seconds(time).is_some(),
+            _ => {
+                has_max = true;
+                text == "off"
+            }
+        };
+        if !is_valid {
+            return fault!("invalid \"open_file_cache\" parameter \"{text}\"");
+        }
+    }
+    if has_max { Ok(()) } else { fault!("\"open_file_cache\" must have the \"max\" parameter") }
 }
 
 /// `off | on | if_not_owner [from=part]`
@@ -854,7 +907,13 @@ fn try_files(b: &mut Build, args: Args<'_>) -> Outcome<TryFiles> {
     };
     let candidates = candidates
         .iter()
-        .map(|candidate| b.http.names.template(candidate))
+        .map(|text| {
+            let (path, is_directory) = match text.strip_suffix('/') {
+                Some(path) => (path, true),
+                None => (text.as_str(), false),
+            };
+            Ok(Candidate { path: b.http.names.template(path)?, is_directory })
+        })
         .collect::<Outcome<_>>()?;
     let last = if let Some(code) = last.strip_prefix('=') {
         match value::number(code) {

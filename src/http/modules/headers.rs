@@ -2,7 +2,7 @@
 //! says in a response's head and behind its body (http-core, section 9; edge modules, section 7).
 
 mod expires;
-mod lines;
+pub mod lines;
 
 use std::borrow::Cow;
 

@@ -87,8 +87,10 @@ pub struct HeadPlan {
     /// Client headers that are not passed on: the hop-by-hop ones and every name that `set_header`
     /// mentions. Lower case and sorted.
     pub suppressed: Vec<Box<[u8]>>,
-    /// `set_header` names Content-Length (or Transfer-Encoding): the default line is not sent.
+    /// `set_header` names Content-Length: the default line is not sent.
     pub overrides_length: bool,
+    /// The same for Transfer-Encoding.
+    pub overrides_encoding: bool,
 }
 
 impl Settings {
@@ -116,15 +118,13 @@ pub const DIRECTIVES: &[Directive<Build>] = &[
         .set(|b, args| {
             let mut rules = rewrite::collect(&b.level().proxy.cookie_domain, args)?;
             if let [domain, to] = args.all() {
-                let (from, to) = match domain.strip_prefix('~') {
-                    Some(regex) => {
-                        (Pattern::Regex(Arc::new(b.http.names.regex(regex, true)?)), to.as_str())
-                    }
-                    None => {
-                        let domain = domain.strip_prefix('.').unwrap_or(domain);
-                        let to = to.strip_prefix('.').unwrap_or(to);
-                        (Pattern::Domain(b.http.names.template(domain)?), to)
-                    }
+                // A dot in front is neither here nor there: a cookie keeps its own.
+                let (from, to) = if let Some(regex) = domain.strip_prefix('~') {
+                    (Pattern::Regex(Arc::new(b.http.names.regex(regex, true)?)), to.as_str())
+                } else {
+                    let domain = domain.strip_prefix('.').unwrap_or(domain);
+                    let from = Pattern::Domain(b.http.names.template(domain)?);
+                    (from, to.strip_prefix('.').unwrap_or(to))
                 };
                 rules.push(Rule { from, to: b.http.names.template(to)? });
             }
@@ -220,7 +220,7 @@ pub const DIRECTIVES: &[Directive<Build>] = &[
         .doc("How little a send buffer may have to take, on systems other than Linux.")
         .differs("it is taken with a warning, as by nginx on Linux.")
         .set(|b, args| {
-            args.fill(&mut b.level().proxy.send_lowat, |args| args.size())?;
+            args.fill(&mut b.level().proxy.send_lowat, Args::size)?;
             if *b.level().proxy.send_lowat > 0 {
                 let text = "\"proxy_send_lowat\" is not supported, ignored";
                 b.warn(Some(args.place()), text.to_owned());
@@ -422,7 +422,8 @@ impl Settings {
         let mut plan = HeadPlan { suppressed, ..HeadPlan::default() };
         for header in self.set_header.iter() {
             let name = header.name.to_ascii_lowercase();
-            plan.overrides_length |= matches!(&*name, "content-length" | "transfer-encoding");
+            plan.overrides_length |= name == "content-length";
+            plan.overrides_encoding |= name == "transfer-encoding";
             // The last Host is the one that is sent, first of all lines.
             if name == "host" {
                 plan.host = Some(header.value.clone());

@@ -146,12 +146,14 @@ pub const DIRECTIVES: &[Directive<Build>] = &[
     Directive::new("set", STEPS, Count::Exactly(2))
         .syntax("$variable value")
         .doc("Gives a variable a value.")
-        .differs("of the built-in variables only `$args` and `$limit_rate` can be set.")
+        .differs(
+            "of the built-in variables with fixed names only `$args` and `$limit_rate` can be set.",
+        )
         .set(|b, args| {
             let Some(name) = args.at(0).strip_prefix('$').filter(|name| !name.is_empty()) else {
                 return fault!("invalid variable name \"{}\"", args.at(0));
             };
-            let variable = b.http.names.make(name)?;
+            let variable = b.http.names.set_variable(name)?;
             let value = b.http.names.template(args.at(1))?;
             let set = match variable {
                 Settable::Slot(slot) => Step::Set { slot, value },
@@ -185,6 +187,8 @@ fn return_(b: &mut Build, args: Args<'_>) -> Outcome<Return> {
         None if args.len() == 1 && is_absolute(first) => (302, args.all().first()),
         _ => return fault!("invalid return code \"{first}\""),
     };
+    // An empty text is none.
+    let text = text.filter(|text| !text.is_empty());
     let text = text.map(|text| b.http.names.template(text)).transpose()?;
     Ok(Return { code, text })
 }
@@ -217,7 +221,8 @@ fn open_if(b: &mut Build, args: Args<'_>) -> Outcome {
     let condition = condition(b, args)?;
     let location = b.http.next_id();
     step(b, Step::If { condition, location });
-    b.http.open(Kind::If, "", args.place());
+    let name = b.http.current().map(|level| level.name.clone()).unwrap_or_default();
+    b.http.open(Kind::If, &name, args.place());
     Ok(())
 }
 

@@ -43,6 +43,14 @@ pub async fn serve(c: &Connection, r: &mut Request) -> Result<Outcome, Close> {
     if !matches!(r.method, Method::Get | Method::Head | Method::Post) {
         return Ok(Outcome::Status(405));
     }
+    if r.rewritten_in_place && c.settings(r).core.root.is_alias {
+        let generation = Rc::clone(&r.generation);
+        let name = &generation.http().location(r.location).name;
+        let text =
+            format_args!("\"alias\" cannot be used in location \"{name}\" where URI was rewritten");
+        c.log(r, Level::Alert, text);
+        return Ok(Outcome::Status(500));
+    }
     let mut path = Vec::new();
     value::file_for(&r.uri, c, r, &mut path);
     if r.uri.ends_with(b"/") {
@@ -237,6 +245,7 @@ async fn send(
     file: &OpenFile,
     path: &[u8],
 ) -> Result<Outcome, Close> {
+    body::tell_continue(c, r).await?;
     c.action.set(Action::SendingResponse);
     let etag = c.settings(r).core.etag.then(|| etag(file));
     let current = Validators {
@@ -452,7 +461,7 @@ async fn send_not_satisfiable(
     };
     r.response.status_override = None;
     r.response.location = None;
-    r.response.kept.content_type = None;
+    r.response.kept.keep_for_page();
     let head = Head {
         status: STATUS,
         content_type: Some(special_response::CONTENT_TYPE.as_bytes()),

@@ -3,7 +3,6 @@
 
 use std::fmt;
 use std::os::fd::BorrowedFd;
-use std::rc::Rc;
 use std::time::Duration;
 
 use super::metrics::Metrics;
@@ -12,7 +11,7 @@ use crate::error_log::{Level, Log, Tail};
 use crate::http::action::Action;
 use crate::http::connection::Connection;
 use crate::http::modules::access_log::{
-    AccessLog, Escape, Frozen, Hold, LateValues, LogWriter, LogWriters,
+    AccessLog, Escape, Frozen, LateValues, LogWriters, Lost, Sink,
 };
 use crate::http::request::Request;
 use crate::http::value;
@@ -41,8 +40,7 @@ pub struct Record {
 /// A line of one access log.
 #[derive(Debug)]
 struct Line {
-    writer: Rc<LogWriter>,
-    hold: Hold,
+    sink: Sink,
     text: Frozen,
     /// `if=`, when it depends on what is not known yet.
     condition: Option<Box<Frozen>>,
@@ -114,7 +112,18 @@ impl Record {
         };
         for line in &self.lines {
             if line.is_wanted(&values) {
-                logs.add_line(&line.writer, line.hold, |out| line.text.put(&values, out));
+                match logs.add_late(&line.sink, &values, |out| line.text.put(&values, out)) {
+                    Ok(()) => {}
+                    Err(Lost::Path(error)) => {
+                        if error.is_told(now.as_secs() as i64) {
+                            let errno = error.source.raw_os_error();
+                            self.log(error.level(), format_args!("{error}"), errno);
+                        }
+                    }
+                    Err(Lost::Syslog(sender, error)) => {
+                        self.error_log.complain(sender, &error, now.as_secs() as i64);
+                    }
+                }
             }
         }
     }
@@ -123,15 +132,15 @@ impl Record {
 impl Line {
     /// `None`: there will be no line, whatever the tunnel does.
     fn new(log: &AccessLog, c: &Connection, r: &Request) -> Option<Self> {
-        let writer = Rc::clone(r.generation.access_logs.get(log.file)?);
         let condition = log.condition.as_ref().map(|it| Frozen::new(it, Escape::None, c, r));
         let condition = match condition.as_ref().map(Frozen::as_text) {
             Some(Some(known)) if value::is_true(known) => None,
             Some(Some(_)) => return None,
             _ => condition.map(Box::new),
         };
+        let sink = Sink::new(log, c, r)?;
         let text = Frozen::new(&log.format.line, log.format.escape, c, r);
-        Some(Line { writer, hold: log.hold, text, condition })
+        Some(Line { sink, text, condition })
     }
 
     fn is_wanted(&self, values: &LateValues<'_>) -> bool {

@@ -22,7 +22,6 @@ use crate::http::connection::{Connection, client_address};
 use crate::http::location::Location;
 use crate::http::modules::exchange::{IgnoreHeaders, NextUpstream, Pass, Settings};
 use crate::http::modules::proxy::HttpVersion;
-use crate::http::modules::static_files::range;
 use crate::http::modules::sticky::Sticky;
 use crate::http::modules::upstream::{Balance, Peer, PeerAddress, Upstream};
 use crate::http::phase::Outcome;
@@ -36,7 +35,7 @@ use crate::http1::refusal::ResponseRefusal;
 use crate::http1::request::Method;
 use crate::http1::response::{self, Form, NO_VALID_HEADER};
 use crate::http1::uri::unescape;
-use crate::http1::{Progress, chunked, encode};
+use crate::http1::{Progress, chunked};
 use crate::io::select::{Either, either};
 use crate::io::stream::{Address, Failure, NewSocket};
 use crate::io::timer::{self, Wait};
@@ -510,7 +509,6 @@ impl Exchange<'_> {
             SendEnd::Failed(Failure::Io(e)) => Some(e),
             SendEnd::Failed(_) | SendEnd::Answered => None,
         };
-        self.c.action.set(Action::ReadingUpstreamHead);
         self.read_head(r, &connection, send_error).await?;
         if let Some(attempt) = r.attempts.last_mut() {
             if attempt.status == 0 {
@@ -692,14 +690,14 @@ impl Exchange<'_> {
         loop {
             let left = Duration::from_millis(until_ms.saturating_sub(timer::now_ms()));
             let buffer = std::mem::take(&mut r.upstream_bytes);
-            let before = buffer.len();
             let ignore_abort = *self.settings.ignore_client_abort;
             let (received, buffer) =
                 receive_watching_client(self.c, r, &connection.stream, buffer, left, ignore_abort)
                     .await?;
             r.upstream_bytes = buffer;
+            self.c.action.set(Action::ReadingUpstreamHead);
             if let Some(attempt) = r.attempts.last_mut() {
-                attempt.bytes_received += (r.upstream_bytes.len() - before) as u64;
+                attempt.bytes_received += *received.as_ref().unwrap_or(&0) as u64;
             }
             match received {
                 Ok(0) => {
@@ -858,8 +856,7 @@ impl Exchange<'_> {
         if *self.settings.force_ranges
             && let Err(length) = head::select_range(r, self.location)
         {
-            let range = range::content_range_of_none(length);
-            encode::header(b"Content-Range", range.as_bytes(), &mut r.response.kept.lines);
+            head::keep_for_not_satisfiable(r, self.settings, length);
             set_response_time(r, started);
             return Ok(Outcome::Status(416));
         }

@@ -55,6 +55,9 @@ pub fn put_head(
     if content_type.is_some() {
         r.response.kept.content_type = None;
     }
+    if has(Known::Location) {
+        r.response.location = None;
+    }
     let redirected = match upstream.headers.find(Known::Location) {
         Some(field) if family == Family::Proxy && !hides(b"location") => {
             redirect(c, r, location, field.value.of(raw))
@@ -265,6 +268,31 @@ pub fn keep_for_page(r: &mut Request) {
     for field in r.upstream_head.headers.find_all(Known::WwwAuthenticate) {
         encode::header(field.name.of(raw), field.value.of(raw), &mut r.response.kept.lines);
     }
+}
+
+/// A range that is not in the body (416): the page tells how long it is, and goes with what else the
+/// upstream said.
+pub fn keep_for_not_satisfiable(r: &mut Request, settings: &Settings, length: u64) {
+    let raw = r.upstream_bytes.as_slice();
+    let lines = &mut r.response.kept.lines;
+    for field in &r.upstream_head.headers {
+        let name = field.name.of(raw);
+        let is_of_the_body = matches!(
+            field.known,
+            Known::ContentType
+                | Known::ContentLength
+                | Known::Connection
+                | Known::KeepAlive
+                | Known::TransferEncoding
+                | Known::AcceptRanges
+                | Known::Etag
+                | Known::LastModified
+        );
+        if !is_of_the_body && !contains(&settings.hidden, name) {
+            encode::header(name, field.value.of(raw), lines);
+        }
+    }
+    encode::header(b"Content-Range", range::content_range_of_none(length).as_bytes(), lines);
 }
 
 /// Whether `early_hints` lets a 103 through to this client.

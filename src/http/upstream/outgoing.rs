@@ -96,6 +96,11 @@ impl<'a> Outgoing<'a> {
         if self.buffering { buffers.number.saturating_mul(buffers.size) } else { 0 }
     }
 
+    /// Bytes that still may wait in memory.
+    pub fn room(&self) -> usize {
+        self.memory_max().saturating_sub(self.in_memory())
+    }
+
     /// Whether more may be read from the server now, even though it must then go to the file.
     pub fn has_room(&self) -> bool {
         self.is_empty() || self.in_memory() < self.memory_max() || self.can_spill()
@@ -104,13 +109,17 @@ impl<'a> Outgoing<'a> {
     /// Sends in order. What the client does not take at once waits here while that may be; otherwise
     /// this waits for the client.
     pub async fn send(&mut self, r: &mut Request, slices: &mut [IoSlice<'_>]) -> Result<(), Close> {
+        self.c.action.set(Action::SendingToClient);
         if self.is_empty() && r.response.pace.is_none() {
             if self.send_now(r, slices)? == Sent::All {
                 return Ok(());
             }
         } else {
+            // At a pace, what goes first is as much as its second allows: more is read before.
             self.enqueue(slices);
-            self.pump(r).await?;
+            if r.response.pace.is_none() {
+                self.pump(r).await?;
+            }
         }
         self.fit(r).await
     }

@@ -240,7 +240,12 @@ fn is_about_upgrade(name: &str) -> bool {
 /// The URI to send (proxy, section 1).
 fn put_uri(r: &Request, location: &Location, uri: DestinationUri<'_>, out: &mut Vec<u8>) {
     let replaced = match uri {
-        DestinationUri::Whole(uri) => return out.extend_from_slice(uri),
+        DestinationUri::Whole(uri) => {
+            if uri.starts_with(b"?") {
+                out.push(b'/');
+            }
+            return out.extend_from_slice(uri);
+        }
         DestinationUri::Request if r.uri_is_original && r.text(r.head.path).starts_with(b"/") => {
             return r.put_request_uri(out);
         }
@@ -343,11 +348,12 @@ fn put_length(
         BodyLength::Chunked if streams => (None, BodyForm::Chunked),
         BodyLength::Chunked => (Some(r.body.decoded), BodyForm::Plain),
     };
-    if says_length {
-        match length {
-            Some(n) => encode::header_number(b"Content-Length", n, out),
-            None => out.extend_from_slice(b"Transfer-Encoding: chunked\r\n"),
+    match length {
+        Some(n) if says_length => encode::header_number(b"Content-Length", n, out),
+        None if !settings.head.overrides_encoding => {
+            out.extend_from_slice(b"Transfer-Encoding: chunked\r\n");
         }
+        _ => {}
     }
     if passes { form } else { BodyForm::None }
 }

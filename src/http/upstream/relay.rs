@@ -204,10 +204,11 @@ impl Incoming {
     fn missing(&self) -> u64 {
         match self {
             Incoming::Length(left) => *left,
-            Incoming::Chunked(decoder) => decoder.remaining_at_least(),
             // Once there are but trailers to come, they are taken as they come.
             Incoming::ChunkedWithTrailers(decoder, _) if decoder.is_done() => 0,
-            Incoming::ChunkedWithTrailers(decoder, _) => decoder.remaining_at_least(),
+            Incoming::Chunked(decoder) | Incoming::ChunkedWithTrailers(decoder, _) => {
+                decoder.remaining_at_least()
+            }
             Incoming::UntilClose => u64::MAX,
         }
     }
@@ -344,6 +345,10 @@ impl<'a> Relay<'a, '_> {
         let buffer_size = *self.settings.buffer_size;
         let mut piece = Buffer::empty();
         let mut clean = true;
+        if r.response.is_bodiless && !self.body.is_complete() {
+            // What is read goes nowhere: the head waits for nothing.
+            self.send_head(r).await?;
+        }
         // Bytes that make the buffer under way a full one. The first is the head's.
         let mut full = buffer_size.saturating_sub(head_len);
         if self.is_due(first.as_slice().get(head_len..).unwrap_or_default(), full) {
@@ -355,9 +360,6 @@ impl<'a> Relay<'a, '_> {
             piece.extend(first.as_slice().get(head_len..).unwrap_or_default());
         }
         while !self.body.is_complete() {
-            if piece.capacity() == 0 {
-                piece = Buffer::with_capacity(self.piece_size());
-            }
             match self.receive(r, &mut piece).await? {
                 Received::Bytes => {
                     if !self.is_due(piece.as_slice(), full) {
@@ -368,7 +370,10 @@ impl<'a> Relay<'a, '_> {
                     full = self.piece_size();
                     // A response that fills its buffer is a long one.
                     let most = self.piece_max();
-                    if is_long && piece.capacity() < most {
+                    if !self.rest.is_empty() {
+                        // A slow client costs no more than what waits for it.
+                        piece = Buffer::empty();
+                    } else if is_long && piece.capacity() < most {
                         piece = Buffer::with_capacity(most);
                     } else {
                         piece.clear();
@@ -502,9 +507,10 @@ impl<'a> Relay<'a, '_> {
         found: &Found,
         complete: bool,
     ) -> Result<(), Close> {
-        let end = match complete && r.response.chunked {
-            true => headers::end_of_chunked(self.c, r),
-            false => Cow::Borrowed(b"".as_slice()),
+        let end = if complete && r.response.chunked {
+            headers::end_of_chunked(self.c, r)
+        } else {
+            Cow::Borrowed(b"".as_slice())
         };
         // The head is taken out for the time that it is borrowed by the call.
         let mut head = std::mem::take(&mut r.response.head);
@@ -554,7 +560,7 @@ impl<'a> Relay<'a, '_> {
     /// rest.
     async fn receive(&mut self, r: &mut Request, piece: &mut Buffer) -> Result<Received, Close> {
         let limit = *self.settings.read_timeout;
-        let mut most = u64::MAX;
+        let (mut most, mut size) = (u64::MAX, self.piece_size());
         if !self.rest.is_empty() || self.reading_pace.is_some() {
             match self.receive_slowly(r, limit).await? {
                 Ok(allowed) => most = allowed,
@@ -562,12 +568,16 @@ impl<'a> Relay<'a, '_> {
             }
             if !self.rest.is_empty() {
                 self.rest.make_room(r).await?;
-                most = most.min(self.piece_size() as u64);
+                size = self.rest.room().clamp(size, size.max(PIECE_MAX));
+                most = most.min(size as u64);
             }
         }
         self.c.action.set(Action::ReadingUpstream);
         let ignore_abort = *self.settings.ignore_client_abort;
         let mut buffer = std::mem::take(piece);
+        if buffer.capacity() == 0 {
+            buffer = Buffer::with_capacity(size);
+        }
         buffer.limit_receive(most);
         let (received, buffer) =
             receive_watching_client(self.c, r, self.upstream, buffer, limit, ignore_abort).await?;
@@ -612,6 +622,15 @@ impl<'a> Relay<'a, '_> {
                 return Ok(Ok(most));
             }
             let has_room = self.rest.has_room();
+            if r.response.pace.is_some() {
+                if let Ok(most) = allowed
+                    && has_room
+                    && !upstream.is_quiet()
+                {
+                    return Ok(Ok(most));
+                }
+                self.rest.pump(r).await?;
+            }
             let from_upstream = async {
                 match allowed {
                     Err(wait) => pace::hold(upstream, wait).await.map(|()| None),

@@ -73,7 +73,9 @@ mod tests {
                 let mut pieces = [Span::new(at, middle), Span::new(middle, next)];
                 let left = window.cut(&mut pieces);
                 let before = got.len();
-                pieces.iter().for_each(|piece| got.extend_from_slice(piece.of(&body)));
+                for piece in pieces {
+                    got.extend_from_slice(piece.of(&body));
+                }
                 prop_assert_eq!(got.len() - before, left);
                 at = next;
             }

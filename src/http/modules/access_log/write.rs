@@ -1,12 +1,18 @@
-//! Writing access logs: lines are gathered in memory and written when the shard has no other work,
-//! when a buffer is full, and always before a connection that they are about is closed.
+//! Writing access logs. Lines for files are gathered in memory and written when the shard has no
+//! other work, when a buffer is full, and always before a connection that they are about is closed;
+//! others go out at once.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
+use std::io::{self, Write as _};
 use std::path::PathBuf;
 use std::rc::{Rc, Weak};
 use std::time::Duration;
 
-use super::Hold;
+use flate2::Compression;
+use flate2::write::GzEncoder;
+
+use super::path::{PathError, PathFiles};
+use super::{AccessFile, AccessLog, Escape, FileCache, Frozen, Hold, LateValues, To};
 use crate::error_log::{FileHandle, Files, OpenError};
 use crate::http::connection::Connection;
 use crate::http::request::Request;
@@ -14,7 +20,9 @@ use crate::http::server::Http;
 use crate::http::value;
 use crate::io::select::{Either, Signal, either, yield_now};
 use crate::io::timer;
+use crate::local_time::LocalTime;
 use crate::shard::Shard;
+use crate::syslog::{SendError, Sender};
 
 /// Bytes of lines without `buffer=` that are written at the latest.
 const PENDING_MAX: usize = 32 << 10;
@@ -23,6 +31,8 @@ const PENDING_MAX: usize = 32 << 10;
 #[derive(Default)]
 pub struct LogWriters {
     open: RefCell<Vec<Weak<LogWriter>>>,
+    /// The logs with variables in their paths.
+    paths: RefCell<PathFiles>,
     /// Raised when lines wait to be written.
     pending: Signal,
 }
@@ -32,6 +42,8 @@ pub struct LogWriters {
 pub struct LogWriter {
     path: PathBuf,
     file: FileHandle,
+    /// As the newest configuration has it.
+    hold: Cell<Hold>,
     lines: RefCell<Lines>,
 }
 
@@ -44,32 +56,91 @@ struct Lines {
     flush_at_ms: Option<u64>,
 }
 
+/// What a configuration logs to, by the indexes of its settings.
+#[derive(Debug, Default)]
+pub struct AccessLogs {
+    files: Vec<Rc<LogWriter>>,
+    servers: Vec<Rc<Sender>>,
+}
+
+/// Where the line of a tunnel will go. Holds no configuration.
+#[derive(Debug)]
+pub enum Sink {
+    File(Rc<LogWriter>),
+    Path { path: Frozen, cache: Option<FileCache> },
+    Syslog(Rc<Sender>),
+}
+
+/// Why a line is lost.
+#[derive(Debug)]
+pub enum Lost<'a> {
+    Path(PathError),
+    Syslog(&'a Sender, SendError),
+}
+
 impl LogWriters {
     /// The writers for a configuration's log files, by their index there. A file that is open
     /// already is shared.
-    pub fn open(
-        &self,
-        http: Option<&Http>,
-        files: &Files,
-    ) -> Result<Vec<Rc<LogWriter>>, OpenError> {
+    pub fn open(&self, http: Option<&Http>, files: &Files) -> Result<AccessLogs, OpenError> {
         let mut open = self.open.borrow_mut();
         open.retain(|writer| writer.strong_count() > 0);
-        let paths = http.map(|http| http.log_files.as_slice()).unwrap_or_default();
-        let writers = paths.iter().map(|path| {
+        let wanted = http.map(|http| http.log_files.as_slice()).unwrap_or_default();
+        let writers = wanted.iter().map(|AccessFile { path, hold }| {
             if let Some(known) = open.iter().filter_map(Weak::upgrade).find(|w| w.path == *path) {
+                // What was held back is not left to what holds from now on.
+                known.flush();
+                known.hold.set(*hold);
                 return Ok(known);
             }
             let file = FileHandle::new(files.open(path)?);
             let lines = RefCell::default();
-            let writer = Rc::new(LogWriter { path: path.clone(), file, lines });
+            let hold = Cell::new(*hold);
+            let writer = Rc::new(LogWriter { path: path.clone(), file, hold, lines });
             open.push(Rc::downgrade(&writer));
             Ok(writer)
         });
-        writers.collect()
+        let files = writers.collect::<Result<_, _>>()?;
+        let servers = http.map(|http| http.log_servers.as_slice()).unwrap_or_default();
+        let servers = servers.iter().map(|server| Rc::new(Sender::new(server.clone()))).collect();
+        Ok(AccessLogs { files, servers })
     }
 
-    /// Adds a line to those of one log.
-    pub fn add_line(&self, writer: &LogWriter, hold: Hold, put: impl FnOnce(&mut Vec<u8>)) {
+    /// Adds the line of a tunnel that has ended.
+    pub fn add_late<'a>(
+        &self,
+        sink: &'a Sink,
+        values: &LateValues<'_>,
+        put: impl FnOnce(&mut Vec<u8>),
+    ) -> Result<(), Lost<'a>> {
+        match sink {
+            Sink::File(writer) => {
+                self.add_line(writer, put);
+                Ok(())
+            }
+            Sink::Path { path, cache } => {
+                let mut expanded = Vec::new();
+                path.put(values, &mut expanded);
+                self.write_to_path(&expanded, *cache, put).map_err(Lost::Path)
+            }
+            Sink::Syslog(sender) => send(sender, put),
+        }
+    }
+
+    fn write_to_path(
+        &self,
+        path: &[u8],
+        cache: Option<FileCache>,
+        put: impl FnOnce(&mut Vec<u8>),
+    ) -> Result<(), PathError> {
+        let mut line = Vec::new();
+        put(&mut line);
+        line.push(b'\n');
+        self.paths.borrow_mut().write(path, &line, cache, timer::now_ms())
+    }
+
+    /// Adds a line to those of one file.
+    fn add_line(&self, writer: &LogWriter, put: impl FnOnce(&mut Vec<u8>)) {
+        let hold = writer.hold.get();
         let lines = &mut *writer.lines.borrow_mut();
         let buffered = hold.buffer > 0;
         let out = if buffered { &mut lines.later } else { &mut lines.now };
@@ -80,8 +151,8 @@ impl LogWriters {
             if out.len() > hold.buffer {
                 // The lines before this one fill the buffer; this one begins the next.
                 let line = out.split_off(start);
-                writer.write_out(out);
-                *out = line;
+                writer.write_later(lines);
+                lines.later = line;
             }
             if let Some(flush) = hold.flush
                 && lines.flush_at_ms.is_none()
@@ -90,7 +161,7 @@ impl LogWriters {
                 self.pending.raise();
             }
         } else if out.len() >= PENDING_MAX {
-            writer.write_out(out);
+            writer.write_out(&mut lines.now);
         } else if start == 0 {
             self.pending.raise();
         }
@@ -104,6 +175,7 @@ impl LogWriters {
     /// Writes everything: reopening, quitting, a new configuration.
     pub fn flush_all(&self) {
         self.each(LogWriter::flush);
+        self.paths.borrow_mut().close_all();
     }
 
     fn each(&self, mut apply: impl FnMut(&LogWriter)) {
@@ -121,7 +193,7 @@ impl LogWriters {
             let lines = &mut *writer.lines.borrow_mut();
             match lines.flush_at_ms {
                 Some(at) if at <= now_ms => {
-                    writer.write_out(&mut lines.later);
+                    writer.write_later(lines);
                     lines.flush_at_ms = None;
                 }
                 Some(at) => next = Some(next.map_or(at, |next| next.min(at))),
@@ -165,8 +237,20 @@ impl LogWriter {
     fn flush(&self) {
         let lines = &mut *self.lines.borrow_mut();
         self.write_out(&mut lines.now);
-        self.write_out(&mut lines.later);
+        self.write_later(lines);
         lines.flush_at_ms = None;
+    }
+
+    fn write_later(&self, lines: &mut Lines) {
+        if let (Some(level), false) = (self.hold.get().gzip, lines.later.is_empty()) {
+            // A whole gzip file each time: one after the other they are one again (RFC 1952, 2.2).
+            match compress(&lines.later, level) {
+                Ok(compressed) => lines.later = compressed,
+                // Memory takes everything.
+                Err(_) => return,
+            }
+        }
+        self.write_out(&mut lines.later);
     }
 
     fn write_out(&self, lines: &mut Vec<u8>) {
@@ -175,6 +259,12 @@ impl LogWriter {
             lines.clear();
         }
     }
+}
+
+fn compress(text: &[u8], level: u8) -> io::Result<Vec<u8>> {
+    let mut encoder = GzEncoder::new(Vec::new(), Compression::new(level.into()));
+    encoder.write_all(text)?;
+    encoder.finish()
 }
 
 /// Logs a finished request as the location it reached last says.
@@ -187,9 +277,98 @@ pub fn write(c: &Connection, r: &Request) {
         {
             continue;
         }
-        let Some(writer) = generation.access_logs.get(log.file) else { continue };
-        c.shard.access_logs.add_line(writer, log.hold, |out| {
+        let logs = &c.shard.access_logs;
+        let put = |out: &mut Vec<u8>| {
             value::expand_log(&log.format.line, log.format.escape, c, r, out);
-        });
+        };
+        let written = match &log.to {
+            To::File(file) => match generation.access_logs.files.get(*file) {
+                Some(writer) => {
+                    logs.add_line(writer, put);
+                    Ok(())
+                }
+                None => Ok(()),
+            },
+            To::Path(path) => test_root(c, r)
+                .and_then(|()| {
+                    let path = value::expanded(path, c, r);
+                    logs.write_to_path(&path, *settings.open_log_file_cache, put)
+                })
+                .map_err(Lost::Path),
+            To::Syslog(server) => match generation.access_logs.servers.get(*server) {
+                Some(sender) => send(sender, put),
+                None => Ok(()),
+            },
+        };
+        match written {
+            Ok(()) => {}
+            Err(Lost::Path(error)) => tell(c, r, &error),
+            Err(Lost::Syslog(sender, error)) => {
+                generation.main_log().complain(sender, &error, unix_seconds());
+            }
+        }
+    }
+}
+
+impl Sink {
+    /// Where the lines of a log go for this request; `None`: nowhere.
+    pub fn new(log: &AccessLog, c: &Connection, r: &Request) -> Option<Self> {
+        let logs = &r.generation.access_logs;
+        Some(match &log.to {
+            To::File(file) => Sink::File(Rc::clone(logs.files.get(*file)?)),
+            To::Path(path) => {
+                if let Err(error) = test_root(c, r) {
+                    tell(c, r, &error);
+                    return None;
+                }
+                let settings = &r.generation.http().location(r.location).settings;
+                Sink::Path {
+                    path: Frozen::new(path, Escape::None, c, r),
+                    cache: *settings.access_log.open_log_file_cache,
+                }
+            }
+            To::Syslog(server) => Sink::Syslog(Rc::clone(logs.servers.get(*server)?)),
+        })
+    }
+}
+
+fn send(sender: &Sender, put: impl FnOnce(&mut Vec<u8>)) -> Result<(), Lost<'_>> {
+    let time = LocalTime::at(unix_seconds());
+    sender.send(sender.server().severity, &time, put).map_err(|error| Lost::Syslog(sender, error))
+}
+
+/// Values in a path are the client's: only where a directory stands that is known to be is anything
+/// made.
+fn test_root(c: &Connection, r: &Request) -> Result<(), PathError> {
+    let mut root = Vec::new();
+    value::document_root(c, r, &mut root);
+    PathError::test_root(&root)
+}
+
+fn tell(c: &Connection, r: &Request, error: &PathError) {
+    if error.is_told(unix_seconds()) {
+        c.log_errno(r, error.level(), format_args!("{error}"), &error.source);
+    }
+}
+
+fn unix_seconds() -> i64 {
+    crate::clock::now().as_secs() as i64
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read as _;
+
+    use flate2::read::MultiGzDecoder;
+
+    use super::*;
+
+    #[test]
+    fn compressed_pieces_are_one_text() {
+        let mut written = compress(b"one\n", 1).unwrap();
+        written.extend(compress(b"two\n", 9).unwrap());
+        let mut text = String::new();
+        MultiGzDecoder::new(written.as_slice()).read_to_string(&mut text).unwrap();
+        assert_eq!(text, "one\ntwo\n");
     }
 }

@@ -62,9 +62,8 @@ impl Expires {
         let (kind, is_negative, time) = match text {
             [b'@', ..] if is_modified => return Err(Invalid::ModifiedDaily),
             [b'@', time @ ..] => (Kind::Daily, false, time),
-            [b'+', time @ ..] => (own, false, time),
             [b'-', time @ ..] => (own, true, time),
-            time => (own, false, time),
+            [b'+', time @ ..] | time => (own, false, time),
         };
         let time = std::str::from_utf8(time).ok().and_then(value::seconds).ok_or(Invalid::Value)?;
         let seconds = i64::try_from(time.as_secs()).map_err(|_| Invalid::Value)?;

@@ -49,8 +49,11 @@ pub fn rewritten(
     let rule = settings.cookie_flags.iter().find(|rule| rule.is_for(c, r, &name));
     if let Some(rule) = rule {
         let flags = rule.flags.iter().map(|flag| value::expanded(flag, c, r));
-        cookie.set_flags(&Flags::of(flags));
-        is_changed = true;
+        let flags = Flags::of(flags);
+        if flags != Flags::default() {
+            cookie.set_flags(&flags);
+            is_changed = true;
+        }
     }
     is_changed.then(|| cookie.text())
 }
@@ -60,7 +63,7 @@ impl FlagsRule {
         match &self.name {
             Name::Is(name) => value::expanded(name, c, r).eq_ignore_ascii_case(cookie),
             Name::Regex(regex) => {
-                let matches = regex.matches(cookie, &mut r.captures);
+                let matches = regex.matches(cookie, r.captures.get_mut());
                 if matches {
                     r.set_named_captures(regex);
                 }
@@ -93,34 +96,31 @@ impl<'a> Cookie<'a> {
 
     /// Sets and removes attributes; new ones come last.
     fn set_flags(&mut self, flags: &Flags) {
-        let Flags { mut secure, mut http_only, mut same_site } = flags.clone();
+        let Flags { mut secure, mut http_only, mut same_site } = *flags;
         let mut is_first = true;
         self.attributes.retain_mut(|attribute| {
             if std::mem::take(&mut is_first) {
                 return true;
             }
             let name = attribute.name.as_ref();
-            let set = if name.eq_ignore_ascii_case(b"secure") {
+            let flag = if name.eq_ignore_ascii_case(b"secure") {
                 &mut secure
             } else if name.eq_ignore_ascii_case(b"httponly") {
                 &mut http_only
             } else if name.eq_ignore_ascii_case(b"samesite") {
-                if let Flag::On(value) = same_site {
+                if let Some(value) = same_site.on {
+                    attribute.name = b"SameSite".into();
                     attribute.value = Some(value.into());
                 }
                 &mut same_site
             } else {
                 return true;
             };
-            match set {
-                Flag::On(_) => *set = Flag::AsItIs,
-                Flag::Off => return false,
-                Flag::AsItIs => {}
-            }
-            true
+            // It is there already: nothing to add.
+            flag.on.take().is_some() || !flag.off
         });
         for (name, flag) in [("Secure", secure), ("HttpOnly", http_only), ("SameSite", same_site)] {
-            if let Flag::On(value) = flag {
+            if let Some(value) = flag.on {
                 let value = (!value.is_empty()).then(|| value.into());
                 self.attributes.push(Attribute { name: name.as_bytes().into(), value });
             }
@@ -162,7 +162,7 @@ fn trim_spaces(mut text: &[u8]) -> &[u8] {
 }
 
 /// What a cookie is to have.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct Flags {
     secure: Flag,
     http_only: Flag,
@@ -170,12 +170,11 @@ struct Flags {
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-enum Flag {
-    #[default]
-    AsItIs,
-    /// With this value; empty: none.
-    On(&'static [u8]),
-    Off,
+struct Flag {
+    /// To be there, with this value; empty: none.
+    on: Option<&'static [u8]>,
+    /// To be taken out, where it is not to be there.
+    off: bool,
 }
 
 impl Flags {
@@ -184,14 +183,14 @@ impl Flags {
         let mut flags = Flags::default();
         for word in words {
             match word.to_ascii_lowercase().as_slice() {
-                b"secure" => flags.secure = Flag::On(b""),
-                b"nosecure" => flags.secure = Flag::Off,
-                b"httponly" => flags.http_only = Flag::On(b""),
-                b"nohttponly" => flags.http_only = Flag::Off,
-                b"samesite=strict" => flags.same_site = Flag::On(b"Strict"),
-                b"samesite=lax" => flags.same_site = Flag::On(b"Lax"),
-                b"samesite=none" => flags.same_site = Flag::On(b"None"),
-                b"nosamesite" => flags.same_site = Flag::Off,
+                b"secure" => flags.secure.on = Some(b""),
+                b"nosecure" => flags.secure.off = true,
+                b"httponly" => flags.http_only.on = Some(b""),
+                b"nohttponly" => flags.http_only.off = true,
+                b"samesite=strict" => flags.same_site.on = Some(b"Strict"),
+                b"samesite=lax" => flags.same_site.on = Some(b"Lax"),
+                b"samesite=none" => flags.same_site.on = Some(b"None"),
+                b"nosamesite" => flags.same_site.off = true,
                 _ => {}
             }
         }
@@ -236,7 +235,9 @@ mod tests {
             ("a=1; secure", "secure", "a=1; secure"),
             ("a=1; secure; SECURE", "nosecure", "a=1"),
             ("a=1;httponly ;x", "nohttponly", "a=1; x"),
-            ("a=1; samesite=Lax", "samesite=strict", "a=1; samesite=Strict"),
+            ("a=1; samesite=Lax; x", "samesite=strict", "a=1; SameSite=Strict; x"),
+            ("a=1; secure", "nosecure secure", "a=1; secure"),
+            ("a=1", "samesite=none nosamesite samesite=lax", "a=1; SameSite=Lax"),
             ("a=1", "samesite=none", "a=1; SameSite=None"),
             ("a=1; SameSite=None", "nosamesite", "a=1"),
             ("secure=1; x", "nosecure", "secure=1; x"),

@@ -55,7 +55,7 @@ impl Rule {
                 (dot, b"")
             }
             Pattern::Regex(regex) => {
-                if !regex.matches(value, &mut r.captures) {
+                if !regex.matches(value, r.captures.get_mut()) {
                     return None;
                 }
                 r.set_named_captures(regex);

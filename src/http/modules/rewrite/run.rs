@@ -9,7 +9,7 @@ use crate::http::pace;
 use crate::http::request::Request;
 use crate::http::server::Http;
 use crate::http::value;
-use crate::http1::uri::{escape_args, escape_redirect};
+use crate::http1::uri::{escape_args, unescape_redirect};
 
 /// What the steps of a level amount to.
 #[derive(Debug)]
@@ -77,8 +77,11 @@ fn run_steps(
             }
             Step::SetLimitRate { value } => {
                 let value = value::expanded(value, c, r);
-                if let Some(rate) = pace::size_of(c, r, &value) {
+                if let Some(rate) = pace::parse_size(&value) {
                     r.response.limit_rate = Some(rate);
+                } else {
+                    let text = escape(&value);
+                    c.log(r, Level::Error, format_args!("invalid $limit_rate \"{text}\""));
                 }
                 Next::Step
             }
@@ -101,11 +104,16 @@ fn run_steps(
     Next::Step
 }
 
-fn answer_of(answer: &Return, c: &Connection, r: &Request) -> Answer {
+fn answer_of(answer: &Return, c: &Connection, r: &mut Request) -> Answer {
     let code = answer.code;
     match &answer.text {
+        None if matches!(code, 301 | 302 | 303 | 307 | 308) => {
+            Answer::Redirect { code, location: Vec::new() }
+        }
         None => Answer::Status(code),
         Some(text) => {
+            // The text may name the status.
+            r.response.status = code;
             let text = value::expanded(text, c, r);
             match code {
                 301 | 302 | 303 | 307 | 308 => Answer::Redirect { code, location: text },
@@ -118,7 +126,7 @@ fn answer_of(answer: &Return, c: &Connection, r: &Request) -> Answer {
 /// One `rewrite` step.
 fn apply(rewrite: &Rewrite, c: &Connection, r: &mut Request, changed: &mut bool) -> Next {
     let uri = std::mem::take(&mut r.uri);
-    let matched = rewrite.regex.matches(&uri, &mut r.captures);
+    let matched = rewrite.regex.matches(&uri, r.captures.get_mut());
     r.uri = uri;
     let generation = Rc::clone(&r.generation);
     let logs = *generation.http().location(r.location).settings.rewrite.log;
@@ -128,6 +136,8 @@ fn apply(rewrite: &Rewrite, c: &Connection, r: &mut Request, changed: &mut bool)
         c.log(r, Level::Notice, format_args!("\"{}\" {verb} \"{uri}\"", rewrite.regex.pattern));
     }
     if !matched {
+        // Whatever was captured before is gone, too.
+        r.captures.get_mut().groups.clear();
         return Next::Step;
     }
     r.set_named_captures(&rewrite.regex);
@@ -137,33 +147,31 @@ fn apply(rewrite: &Rewrite, c: &Connection, r: &mut Request, changed: &mut bool)
         RewriteFlag::Redirect => Some(302),
         _ => None,
     };
-    let (mut target, mut args_at) = expand_replacement(rewrite, redirect.is_some(), c, r);
-    if !rewrite.drop_args && !r.args.is_empty() {
-        target.push(if args_at.is_some() { b'&' } else { b'?' });
-        args_at = args_at.or(Some(target.len()));
-        target.extend_from_slice(&r.args);
-    }
-    let redirect = redirect.or_else(|| {
-        let is_url = target.starts_with(b"http://") || target.starts_with(b"https://");
-        is_url.then_some(302)
-    });
+    let Replaced { mut target, args_at } = expand_replacement(rewrite, redirect.is_some(), c, r);
     if let Some(code) = redirect {
+        target = unescape_redirect(&target);
+        if !rewrite.drop_args && !r.args.is_empty() {
+            target.push(if args_at.is_some() { b'&' } else { b'?' });
+            target.extend_from_slice(&r.args);
+        }
         if logs {
             c.log(r, Level::Notice, format_args!("rewritten redirect: \"{}\"", escape(&target)));
         }
         return Next::Respond(Answer::Redirect { code, location: target });
     }
 
-    match args_at {
-        Some(at) => {
-            r.args = target[at..].to_vec();
-            target.truncate(at - 1);
+    if let Some(at) = args_at {
+        let mut args = target.split_off(at);
+        if !rewrite.drop_args && !r.args.is_empty() {
+            args.push(b'&');
+            args.extend_from_slice(&r.args);
         }
-        None => r.args.clear(),
+        r.args = args;
+    } else if rewrite.drop_args {
+        r.args.clear();
     }
     r.uri = target;
     r.uri_is_original = false;
-    // Locations for internal redirects alone are open now, and an upstream gets it escaped.
     r.internal = true;
     *changed = true;
     if logs {
@@ -184,42 +192,51 @@ fn apply(rewrite: &Rewrite, c: &Connection, r: &mut Request, changed: &mut bool)
     }
 }
 
-/// The replacement's text, and where its args begin: behind the first `?` that it holds itself, for one
-/// out of a capture or another variable is part of the path. Captures are escaped where they stand in
-/// the args, or anywhere in a redirect, if the client's target held escapes (http-core, section 11).
-fn expand_replacement(
-    rewrite: &Rewrite,
-    redirects: bool,
-    c: &Connection,
-    r: &Request,
-) -> (Vec<u8>, Option<usize>) {
+struct Replaced {
+    target: Vec<u8>,
+    /// Where the args begin that the replacement itself has: behind its `?`, which is kept in a
+    /// redirect only. One that comes out of a capture or a variable is an ordinary character.
+    args_at: Option<usize>,
+}
+
+/// The replacement's text. Captures are escaped where they stand in the args, or anywhere in a
+/// redirect, if the client's path held escapes or `+` (http-core, section 11).
+fn expand_replacement(rewrite: &Rewrite, redirects: bool, c: &Connection, r: &Request) -> Replaced {
     use crate::http::variable::{Part, Variable};
-    let escape_captures = r.escape || memchr::memchr(b'+', r.text(r.head.path)).is_some();
-    let mut out = Vec::new();
-    let mut args_at = None;
+    let escape_captures = r.escape || has_plus(r.text(r.head.path));
+    let (mut target, mut args_at) = (Vec::new(), None);
     for part in &rewrite.replacement.parts {
         match part {
             Part::Literal(text) => {
-                let at = || memchr::memchr(b'?', text).map(|at| out.len() + at + 1);
-                args_at = args_at.or_else(at);
-                out.extend_from_slice(text);
+                for (n, piece) in text.split(|&byte| byte == b'?').enumerate() {
+                    if n > 0 {
+                        if redirects {
+                            target.push(b'?');
+                        }
+                        args_at = Some(target.len());
+                    }
+                    target.extend_from_slice(piece);
+                }
             }
             Part::Variable(Variable::Capture(n))
                 if escape_captures && (redirects || args_at.is_some()) =>
             {
-                let value = r.captures.group(usize::from(*n)).unwrap_or_default();
-                if redirects {
-                    escape_redirect(value, &mut out);
-                } else {
-                    escape_args(value, &mut out);
-                }
+                let captures = r.captures.borrow();
+                let value = captures.group(usize::from(*n)).unwrap_or_default();
+                escape_args(value, &mut target);
             }
             Part::Variable(variable) => {
-                value::append(variable, c, r, &mut out);
+                value::append(variable, c, r, &mut target);
             }
         }
     }
-    (out, args_at)
+    Replaced { target, args_at }
+}
+
+/// Whether the path of a target holds a `+`.
+fn has_plus(target: &[u8]) -> bool {
+    let path = target.iter().take_while(|&&byte| !matches!(byte, b'?' | b'#'));
+    path.into_iter().any(|&byte| byte == b'+')
 }
 
 fn holds(condition: &Condition, c: &Connection, r: &mut Request) -> bool {
@@ -230,9 +247,11 @@ fn holds(condition: &Condition, c: &Connection, r: &mut Request) -> bool {
         }
         Condition::Match { value, regex, negate } => {
             let value = value::expanded(value, c, r);
-            let matched = regex.matches(&value, &mut r.captures);
+            let matched = regex.matches(&value, r.captures.get_mut());
             if matched {
                 r.set_named_captures(regex);
+            } else {
+                r.captures.get_mut().groups.clear();
             }
             matched != *negate
         }
