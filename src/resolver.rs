@@ -433,26 +433,26 @@ impl<T> Drop for Waiting<'_, T> {
 mod tests {
     use super::*;
 
-    #[allow(clippy::unnecessary_wraps)]
-    fn records(addresses: &[&str], ttl: u32) -> Result<Records, Failure> {
+    fn records(addresses: &[&str], ttl: u32) -> Records {
         let addresses = addresses.iter().map(|ip| ip.parse().unwrap()).collect();
-        Ok(Records { addresses, ttl: Some(ttl), ..Records::default() })
+        Records { addresses, ttl: Some(ttl), ..Records::default() }
     }
 
     #[test]
     fn one_family_is_enough() {
+        let ok = |addresses, ttl| Ok(records(addresses, ttl));
         let merged = |answers: Vec<Result<Records, Failure>>| {
             merge(answers.iter())
                 .map(|(ips, ttl)| (ips.iter().map(ToString::to_string).collect::<Vec<_>>(), ttl))
         };
-        let (four, six) = (records(&["10.0.0.1"], 9), records(&["::1", "::1"], 5));
+        let (four, six) = (ok(&["10.0.0.1"], 9), ok(&["::1", "::1"], 5));
         let both: Vec<String> = vec!["10.0.0.1".into(), "::1".into()];
         let four_alone = || Ok((vec!["10.0.0.1".to_owned()], 9));
         assert_eq!(merged(vec![four, six]), Ok((both, 5)));
-        for other in [records(&[], 1), Err(Failure::NotFound), Err(Failure::ServerFailure)] {
-            assert_eq!(merged(vec![records(&["10.0.0.1"], 9), other]), four_alone());
+        for other in [ok(&[], 1), Err(Failure::NotFound), Err(Failure::ServerFailure)] {
+            assert_eq!(merged(vec![ok(&["10.0.0.1"], 9), other]), four_alone());
         }
-        assert_eq!(merged(vec![records(&[], 1), records(&[], 1)]), Err(Failure::NotFound));
+        assert_eq!(merged(vec![ok(&[], 1), ok(&[], 1)]), Err(Failure::NotFound));
         let failed = vec![Err(Failure::Refused), Err(Failure::NotFound)];
         assert_eq!(merged(failed), Err(Failure::Refused));
     }

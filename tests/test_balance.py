@@ -477,7 +477,6 @@ def tried(binary: Binary, tmp_path: Path):
         pytest.param("server 127.0.0.1; least_time body;", 'invalid parameter "body"', marks=ringx_only("younger")),
         pytest.param("server 127.0.0.1 route=;", "route is empty", marks=ringx_only("younger")),
         pytest.param(f"server 127.0.0.1 route={'x' * 33};", "route is longer than 32", marks=ringx_only("younger")),
-        pytest.param("server a.test resolve;", '"resolve" parameter of upstream servers is not supported', marks=ringx_only("")),
     ],
 )
 def test_what_is_wrong_with_a_group(tried, block, text):

@@ -186,3 +186,58 @@ pub fn take_over(new: (&Upstreams, Option<&Http>), old: (&Upstreams, Option<&Htt
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http::server::ResolverId;
+
+    fn inet(last: u8) -> SocketAddr {
+        ([10, 0, 0, last], 80).into()
+    }
+
+    fn name(like: Peer) -> ServerName {
+        ServerName {
+            host: "a".into(),
+            service: None,
+            port: 80,
+            like,
+            after: 0,
+            resolver: ResolverId(0),
+            timeout: Duration::ZERO,
+        }
+    }
+
+    #[test]
+    fn the_lowest_priority_is_primary_and_weights_are_the_records() {
+        let endpoint = |last, priority, weight| Endpoint { address: inet(last), priority, weight };
+        let endpoints = [endpoint(1, 20, 7), endpoint(2, 10, 0), endpoint(3, 10, 5)];
+        let shape = |like: Peer| {
+            let peers = of_services(&name(like), &endpoints);
+            peers.iter().map(|peer| (peer.weight, peer.backup)).collect::<Vec<_>>()
+        };
+        assert_eq!(shape(Peer::default()), [(7, true), (1, false), (5, false)]);
+        let heavy = Peer { weight: 3, ..Peer::default() };
+        assert_eq!(shape(heavy), [(3, true), (3, false), (3, false)]);
+        let backup = Peer { backup: true, ..Peer::default() };
+        assert_eq!(shape(backup), [(7, true), (1, true), (5, true)]);
+    }
+
+    #[test]
+    fn only_a_change_is_one_and_what_stays_stays_in_place() {
+        let lookup = Lookup::default();
+        let put = |all: &[u8]| {
+            lookup.put(all.iter().map(|last| peer(&Peer::default(), inet(*last))).collect())
+        };
+        let now = || -> Vec<String> {
+            lookup.found.borrow().iter().map(|peer| peer.name.to_string()).collect()
+        };
+        assert!(put(&[1, 2]) && !put(&[2, 1]));
+        assert_eq!(now(), ["10.0.0.1:80", "10.0.0.2:80"]);
+        assert!(put(&[3, 2]));
+        assert_eq!(now(), ["10.0.0.2:80", "10.0.0.3:80"]);
+        assert!(put(&[]) && !put(&[]));
+        let heavy = Peer { weight: 2, ..Peer::default() };
+        assert!(put(&[1]) && lookup.put(vec![peer(&heavy, inet(1))]));
+    }
+}
