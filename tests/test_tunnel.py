@@ -25,6 +25,7 @@ from websockets.exceptions import ConnectionClosed, ConnectionClosedOK
 from websockets.sync.client import connect as ws_connect_sync
 from websockets.sync.server import serve as ws_serve_sync
 
+from harness.browser import Browser
 from harness.ports import free_port
 from harness.proxy import Proxy, eventually
 from harness.servers import TESTS, Server
@@ -53,7 +54,6 @@ from harness.tunnel import (
     write_flood,
 )
 from harness.wire import Wire
-from test_demo import Browser
 
 differs = pytest.mark.differs_in_nginx
 ringx_only = pytest.mark.ringx_only
