@@ -18,7 +18,7 @@ from harness.differential import Case, Difference, Lane, Recorder
 from harness.proxy import Binary, Proxy
 
 FULL = bool(os.environ.get("RINGX_TEST_FULL"))
-CASES = int(os.environ.get("RINGX_TEST_CASES", 20_000 if FULL else 800))
+CASES = int(os.environ.get("RINGX_TEST_CASES", 20_000 if FULL else 4_000))
 SEED = os.environ.get("RINGX_TEST_SEED", "ringx")
 LANES = 8
 NGINX = shutil.which("nginx") or "/usr/sbin/nginx"
@@ -100,9 +100,25 @@ def asks(pattern: bytes) -> Callable[[Difference], bool]:
 
 
 def is_cut_short(difference: Difference) -> bool:
-    """nginx's answers are the first of ours, and then it reset the connection."""
+    """The answers of one are the first of the other's, and then it reset the connection: what comes behind
+    a last request, later than the close, is answered so by the kernel, and the answer may be lost."""
     ours, theirs = difference.ours, difference.theirs
-    return theirs.reset and theirs.answers == ours.answers[: len(theirs.answers)] and theirs.upstream == ours.upstream
+    shorter, longer = sorted([ours, theirs], key=lambda outcome: len(outcome.answers))
+    return (
+        shorter.reset
+        and shorter.answers == longer.answers[: len(shorter.answers)]
+        and shorter.upstream == longer.upstream
+    )
+
+
+def is_framed_otherwise(difference: Difference) -> bool:
+    def unframed(requests: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+        framing = rb"(?m)^(Content-Length: \d+|Transfer-Encoding: chunked)\r$"
+        return [(re.sub(framing, b"<framing>", head), body) for head, body in requests]
+
+    ours, theirs = difference.ours, difference.theirs
+    is_same = ours.answers == theirs.answers and unframed(ours.upstream) == unframed(theirs.upstream)
+    return is_same and len(difference.case.pieces) > 1
 
 
 def is_closed_after_412(difference: Difference) -> bool:
@@ -111,10 +127,12 @@ def is_closed_after_412(difference: Difference) -> bool:
 
 
 def is_stricter_about_chunks(difference: Difference) -> bool:
-    """Chunks that were made wrong: up to there all is the same, and the connection ends no later."""
+    """Chunks that were made wrong: up to there all is the same, and the connection ends no later. Of an
+    unbuffered body the upstream may have got a part."""
     ours, theirs = difference.ours, difference.theirs
     before = ours.statuses[:-1]
-    is_same_so_far = before == theirs.statuses[: len(before)] and ours.upstream == theirs.upstream[: len(ours.upstream)]
+    seen = ours.upstream[:-1] if b"/stream/" in difference.case.stream else ours.upstream
+    is_same_so_far = before == theirs.statuses[: len(before)] and seen == theirs.upstream[: len(seen)]
     return difference.case.chunks_are_broken and ours.closed and is_same_so_far
 
 
@@ -123,8 +141,11 @@ INTENDED: list[tuple[str, Callable[[Difference], bool]]] = [
     ("CONNECT with a target other than host:port is a 400 since 1.31, not a 405", asks(rb"CONNECT ")),
     ("Proxy-Connection is not passed on since 1.29", asks(rb"^Proxy-Connection:")),
     ("hosts that RFC 3986 does not allow are refused since 1.29", asks(ODD_HOST)),
-    ("nginx resets a connection with unread bytes, and its last answer is lost", is_cut_short),
+    ("a line's end out of `$uri` is escaped in URIs and Location, a space in other fields", asks(rb"%0a")),
+    ("a connection closed with bytes still to come is reset, and the last answer may be lost", is_cut_short),
     ("nginx closes after the 412 of a `return 200`, whatever it said", is_closed_after_412),
+    ("repeated lines are joined in `$http_x` since 1.23", asks(rb"(?s)X-A: \d.*X-A: \d")),
+    ("an unbuffered body has a length if it came whole with its head, as it may or may not", is_framed_otherwise),
     ("lines of chunks that end with LF alone are refused since 1.29.4", is_stricter_about_chunks),
 ]
 
@@ -166,7 +187,7 @@ async def differences(binary: Binary, start: Callable, cases: list[Case]) -> tup
     lanes: list[Lane] = list(zip(our_ports, ours, their_ports, theirs, strict=True))
     result = await differential.compare(cases, lanes, intended)
     strange = [head for each in ours for head in each.strange]
-    print(f"requests with more than one reading: {strange[:3]}")
+    assert not strange, f"requests with more than one reading were passed on: {strange[:3]}"
     return result
 
 

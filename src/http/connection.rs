@@ -25,7 +25,7 @@ use crate::http1::request::{Limits, Method, Version};
 use crate::http1::{Progress, request, uri};
 use crate::io::stream::Failure;
 use crate::io::timer::{self, Wait};
-use crate::io::{Buffer, Stream};
+use crate::io::{Buffer, Pooled, Stream};
 use crate::proxy_protocol::{self, Broken};
 use crate::shard::{ConnectionGuard, Generation, Shard, Stage};
 
@@ -163,7 +163,7 @@ impl Connection {
         use_it(&Context {
             action: action.phrase(),
             client: Some(&client_address(self, r).address),
-            server: Some(if line.is_empty() {
+            server: Some(if r.started.is_zero() {
                 self.listener.name()
             } else {
                 &r.generation.http().server(r.server).name
@@ -216,7 +216,7 @@ async fn answer_requests(c: &Connection, guard: &ConnectionGuard, r: &mut Reques
             Ok(()) => {
                 guard.enter(Stage::Writing);
                 // What a request needs while it is answered, an idle connection has no room for.
-                Box::pin(phase::answer(c, r)).await
+                Pooled::new(|| phase::answer(c, r)).await
             }
             Err(NoHead::Refused(refusal)) => Box::pin(refuse(c, r, &refusal)).await,
             Err(NoHead::Close(close)) => return close,

@@ -130,7 +130,9 @@ pub fn begin(c: &Connection, r: &mut Request, head: &Head<'_>) {
     };
     if let Some(location) = absolute {
         out.extend_from_slice(b"Location: ");
+        let start = out.len();
         put_absolute_location(c, r, location, &mut out);
+        encode::clean_uri(&mut out, start);
         out.extend_from_slice(b"\r\n");
     }
     if r.response.chunked {
@@ -152,7 +154,11 @@ pub fn begin(c: &Connection, r: &mut Request, head: &Head<'_>) {
     out.extend_from_slice(&r.response.set_cookie);
     out.extend_from_slice(&r.response.kept.lines);
     if let Some(location) = relative {
-        encode::header(b"Location", location, &mut out);
+        out.extend_from_slice(b"Location: ");
+        let start = out.len();
+        out.extend_from_slice(location);
+        encode::clean_uri(&mut out, start);
+        out.extend_from_slice(b"\r\n");
     }
     r.response.head = out;
     r.response.pace = pace::of_response(c, r);

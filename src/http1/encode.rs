@@ -65,6 +65,33 @@ pub fn header(name: &[u8], value: &[u8], out: &mut Vec<u8>) {
     out.extend_from_slice(b"\r\n");
 }
 
+/// Makes a field's value out of what a variable may have brought along: CR, LF and NUL, which would
+/// end the line or the field in the eyes of some, become spaces (RFC 9110 section 5.5).
+pub fn clean_value(value: &mut [u8]) {
+    let mut rest = value;
+    while let Some(at) = memchr::memchr3(b'\r', b'\n', 0, rest) {
+        rest[at] = b' ';
+        rest = &mut rest[at + 1..];
+    }
+}
+
+/// The same for a URI, from `from` on: control characters are escaped.
+pub fn clean_uri(out: &mut Vec<u8>, from: usize) {
+    let is_control = |byte: &u8| *byte < b' ' || *byte == 0x7f;
+    let Some(first) = out.get(from..).and_then(|uri| uri.iter().position(is_control)) else {
+        return;
+    };
+    let rest = out.split_off(from + first);
+    for byte in rest {
+        if is_control(&byte) {
+            out.push(b'%');
+            out.extend([byte >> 4, byte & 15].map(|digit| b"0123456789ABCDEF"[usize::from(digit)]));
+        } else {
+            out.push(byte);
+        }
+    }
+}
+
 pub fn header_number(name: &[u8], value: u64, out: &mut Vec<u8>) {
     header(name, itoa::Buffer::new().format(value).as_bytes(), out);
 }
@@ -118,6 +145,16 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn what_a_variable_brings_along_ends_no_line() {
+        let mut value = b"a\r\nb\0\tc".to_vec();
+        clean_value(&mut value);
+        assert_eq!(value, b"a  b \tc");
+        let mut uri = b"GET /a b\r\n\x7f\xc3".to_vec();
+        clean_uri(&mut uri, 4);
+        assert_eq!(uri, b"GET /a b%0D%0A%7F\xc3");
+    }
 
     #[test]
     fn status_lines() {

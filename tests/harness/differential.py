@@ -19,7 +19,7 @@ METHODS = ["GET"] * 14 + ["POST"] * 6 + ["HEAD"] * 3 + ["PUT", "DELETE", "OPTION
 ODD_METHODS = ["get", "G_T", "TRACE", "CONNECT", "GET1", "A" * 60, "", "G\x01T", "PO ST", "M\xc3"]
 PREFIXES = ["/", "/uri/", "/uri/deep/", "/re/", "/re/x.php", "/files/", "/files/a.txt", "/ret", "/rw/", "/rb/", "/named/"]
 PREFIXES += ["/small/", "/stream/", "/exact", "/exact/", "/CASE/", "/if/", "/try/", "/redir/", "/err/", "/args/", "/set/"]
-PREFIXES += ["/r/chunked", "/r/close", "/r/404", "/r/204", "/r/304", "/r/location", "/r/cookie", "/r/500"]
+PREFIXES += ["/r/chunked", "/r/close", "/r/404", "/r/204", "/r/304", "/r/location", "/r/cookie", "/r/accel", "/r/500"]
 SEGMENTS = ["a", "b.c", "..", ".", "", "x y", "%20", "%2f", "%2F", "%2e%2e", "%2E", "%41", "%zz", "%", "%4", "%00", "%0a"]
 SEGMENTS += ["é", "~", "a;b", "a+b", "(x)", "...", "..b", "%3f", "%23", "%25", "\\", "a\tb", "a\x7fb", '"', "<", "|", "{}", "^"]
 QUERIES = ["", "", "", "?", "?a=1", "?a=1&b=2", "?x%20y", "?a=b?c", "?%zz", "?é", "?a#b", "#frag", "?a=../x", "??", "?&", "?+ "]
@@ -243,7 +243,7 @@ def reply(line: bytes) -> tuple[bytes, bool]:
         body = b"" if bodiless else b"3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n"
         return b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nX-B: 1\r\n\r\n" + body, True
     if b"/r/close" in rest:
-        return b"HTTP/1.1 200 Fine\r\nContent-Type: text/x\r\nServer: up\r\n\r\n" + (b"" if bodiless else b"to the end"), False
+        return b"HTTP/1.1 200 Fine\r\nContent-Type: text/x\r\nServer: up\r\n\r\n" + (b"" if bodiless else b"to the end"), bodiless
     if b"/r/404" in rest:
         return plain(b"404 No", b"none", b"X-Accel-Buffering: no")
     if b"/r/204" in rest:

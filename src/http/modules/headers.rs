@@ -174,7 +174,8 @@ pub fn put(c: &Connection, r: &mut Request, settings: &Settings) {
     }
     for line in settings.add_header.iter().filter(|line| line.is_for(r.response.status)) {
         // The value may look at the head so far: it is built beside it.
-        let value = value::expanded(&line.value, c, r);
+        let mut value = value::expanded(&line.value, c, r);
+        encode::clean_value(&mut value);
         let name = line.name.as_bytes();
         let is_validator = |known: &[u8]| name.eq_ignore_ascii_case(known);
         let (head, list_at) = (&mut r.response.head, r.response.list_at);
@@ -227,7 +228,8 @@ pub fn end_of_chunked(c: &Connection, r: &mut Request) -> Cow<'static, [u8]> {
     let generation = std::rc::Rc::clone(&r.generation);
     let settings = &generation.http().location(r.location).settings.headers;
     for line in settings.add_trailer.iter().filter(|line| line.is_for(r.response.status)) {
-        let value = value::expanded(&line.value, c, r);
+        let mut value = value::expanded(&line.value, c, r);
+        encode::clean_value(&mut value);
         if !value.is_empty() {
             encode::header(line.name.as_bytes(), &value, &mut r.response.trailers);
         }

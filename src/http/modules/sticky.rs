@@ -15,6 +15,7 @@ use crate::http::connection::Connection;
 use crate::http::request::Request;
 use crate::http::value;
 use crate::http::variable::Template;
+use crate::http1::encode;
 use crate::modules::Build;
 
 /// `sticky` of an upstream block.
@@ -261,7 +262,8 @@ impl Cookie {
     /// `Set-Cookie: name=id; …`
     fn line(&self, id: &str, c: &Connection, r: &Request) -> Vec<u8> {
         let expanded = |template: &Option<Template>| {
-            let text = value::expanded(template.as_ref()?, c, r);
+            let mut text = value::expanded(template.as_ref()?, c, r);
+            encode::clean_value(&mut text);
             (!text.is_empty()).then_some(text)
         };
         let [domain, path] = [&self.domain, &self.path].map(expanded);

@@ -152,13 +152,18 @@ pub fn http(
 
     let out = &mut message.bytes;
     match &*settings.method {
-        Some(method) => value::expand(method, c, r, out),
+        Some(method) => {
+            value::expand(method, c, r, out);
+            encode::clean_value(out);
+        }
         None => out.extend_from_slice(value::method(r)),
     }
     message.is_head = out.eq_ignore_ascii_case(b"HEAD");
     out.push(b' ');
     let uri_start = out.len();
     put_uri(r, location, destination.uri, out);
+    // A path is decoded: `$uri` in the URI of a `proxy_pass` or in args may hold a line's end.
+    encode::clean_uri(out, uri_start);
     message.uri = Span::new(uri_start, out.len());
     out.extend_from_slice(match version {
         HttpVersion::Http10 => b" HTTP/1.0\r\n",
@@ -285,6 +290,7 @@ fn put_host(
         Some(host) => value::expand(host, c, r, out),
         None => out.extend_from_slice(proxy_host),
     }
+    encode::clean_value(&mut out[value_start..]);
     if out.len() == value_start {
         match version {
             HttpVersion::Http10 => return out.truncate(start),
@@ -301,6 +307,7 @@ fn put_line(c: &Connection, r: &Request, line: &proxy::SetHeader, out: &mut Vec<
     out.extend_from_slice(b": ");
     let value_start = out.len();
     value::expand(&line.value, c, r, out);
+    encode::clean_value(&mut out[value_start..]);
     let has_value = out.len() > value_start;
     if has_value {
         out.extend_from_slice(b"\r\n");
@@ -320,6 +327,7 @@ fn put_line_without_upgrade(
     if line.name.eq_ignore_ascii_case("connection") {
         let mut left = Vec::new();
         handshake::without_upgrade(&value::expanded(&line.value, c, r), &mut left);
+        encode::clean_value(&mut left);
         if !left.is_empty() {
             encode::header(line.name.as_bytes(), &left, out);
         }

@@ -10,6 +10,7 @@ use crate::http::connection::Connection;
 use crate::http::request::Request;
 use crate::http::value;
 use crate::http::variable::{Regex, Template};
+use crate::http1::encode;
 
 /// `off`, or rules in the order written.
 #[derive(Debug, Clone, Default)]
@@ -64,6 +65,7 @@ impl Rule {
         };
         let mut new = kept_before.to_vec();
         value::expand(&self.to, c, r, &mut new);
+        encode::clean_value(&mut new);
         new.extend_from_slice(kept_behind);
         Some(new)
     }
