@@ -6,6 +6,7 @@
 //! have moved bytes into it: where two things are awaited at once, readiness is polled instead.
 
 pub mod buffer;
+pub mod client;
 pub mod datagram;
 pub mod file;
 pub mod poller;

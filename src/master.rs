@@ -6,6 +6,7 @@ mod dry_run;
 mod failure;
 mod listening;
 mod pid_file;
+mod prober;
 mod report;
 mod setup;
 mod shards;
@@ -31,6 +32,7 @@ use failure::Failure;
 use listening::{Listening, Opened};
 use pid_file::PidFile;
 pub use pid_file::fuzz_pid;
+use prober::Prober;
 use report::Report;
 use shards::{Common, Shards, addresses};
 use signals::{Order, Received, Signal};
@@ -120,6 +122,7 @@ struct Master<'a> {
     pid_file: PidFile,
     common: Common,
     shards: Shards,
+    prober: Prober,
     events: Receiver<Event>,
     phase: Phase,
     /// A reload was asked for while the shards were still taking over the one before.
@@ -205,6 +208,7 @@ impl<'a> Master<'a> {
         let gives_up_capabilities = identity.is_some_and(|identity| !identity.is_root());
         let common = Common { ring, files, events: sender, gives_up_capabilities };
         let shards = start_shards(&common, &config, &listening, report)?;
+        let prober = Prober::start(&common, &config)?;
         report.leave_terminal();
         Ok(Master {
             load,
@@ -215,6 +219,7 @@ impl<'a> Master<'a> {
             pid_file,
             common,
             shards,
+            prober,
             events,
             phase: Phase::Serving,
             reloads_again: false,
@@ -328,6 +333,7 @@ impl<'a> Master<'a> {
             self.listening.close_leaving();
             return Err(failure);
         }
+        self.replace_prober(&config);
         // The logs are open, so this finds them.
         self.report.follow(&config.process.error_log, &self.common.files)?;
         redirect_stderr(&config, self.report);
@@ -352,6 +358,16 @@ impl<'a> Master<'a> {
         self.shards = start_shards(&self.common, config, &self.listening, self.report)?;
         self.phase = Phase::Serving;
         Ok(())
+    }
+
+    /// The shards have the new configuration: from here on nothing is to fail any more.
+    fn replace_prober(&mut self, config: &Arc<Config>) {
+        // The old one is to be gone before the new one begins.
+        self.prober = Prober::default();
+        match Prober::start(&self.common, config) {
+            Ok(prober) => self.prober = prober,
+            Err(failure) => self.report.say(Level::Alert, format_args!("{failure}")),
+        }
     }
 
     fn say_what_takes_a_restart(&self, next: &Config) {
@@ -412,6 +428,7 @@ impl<'a> Master<'a> {
             }
         };
         self.phase = Phase::Leaving { then, pressure, until };
+        self.prober = Prober::default();
         self.go_on_if_all_ended();
     }
 

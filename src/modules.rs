@@ -76,6 +76,7 @@ pub const MODULES: &[Module<Build>] = &[
         name: "HTTP upstream",
         tables: &[http::upstream::DIRECTIVES, http::sticky::DIRECTIVES],
     },
+    Module { name: "HTTP health checks", tables: &[http::health_check::DIRECTIVES] },
     Module { name: "HTTP log", tables: &[http::access_log::DIRECTIVES] },
     Module { name: "HTTP stub status", tables: &[http::stub_status::DIRECTIVES] },
     Module { name: "ringx status", tables: &[http::status::DIRECTIVES] },

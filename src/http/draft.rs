@@ -9,7 +9,7 @@ use super::modules::access_log::{self, AccessFile, LogFormat, To};
 use super::modules::core::Types;
 use super::modules::sticky::Sessions;
 use super::modules::upstream::{self, UpstreamDraft};
-use super::modules::{self, Settings, geo, map, proxy, split_clients, uwsgi};
+use super::modules::{self, Settings, geo, health_check, map, proxy, split_clients, uwsgi};
 use super::server::{AddressDraft, Http, LocationId, Server, ServerDraft, ServerId, UpstreamId};
 use super::variable::{Names, Regex, VariableSlot};
 use crate::config::address::Address;
@@ -50,6 +50,9 @@ pub struct Draft {
     pub map: Option<map::Draft>,
     pub geo: Option<geo::Draft>,
     pub split_clients: Option<split_clients::Draft>,
+    pub matches: Vec<Arc<health_check::Match>>,
+    /// The `match` block being read.
+    pub match_block: Option<health_check::Match>,
     /// By slot.
     computed: Vec<Option<Computed>>,
 }
@@ -301,6 +304,7 @@ impl Draft {
                 named: named.remove(&at).unwrap_or_default(),
             });
         }
+        let health_checks = health_check::freeze(&locations, &upstreams, &self.matches)?;
         let set_variables = self.names.set_slots();
         let variable_names = self.names.into_names();
         Ok(Http {
@@ -315,6 +319,7 @@ impl Draft {
             variable_names,
             set_variables,
             computed: self.computed,
+            health_checks,
         })
     }
 

@@ -7,6 +7,7 @@ pub mod core;
 pub mod exchange;
 pub mod geo;
 pub mod headers;
+pub mod health_check;
 pub mod map;
 pub mod proxy;
 pub mod realip;
@@ -34,6 +35,8 @@ pub struct Settings {
     pub websocket: websocket::Settings,
     pub realip: realip::Settings,
     pub resolver: resolver::Settings,
+    /// Not inherited.
+    pub health_check: health_check::Settings,
 }
 
 impl Settings {

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use super::computed::Computed;
 use super::location::{Location, LocationTree};
 use super::modules::access_log::AccessFile;
+use super::modules::health_check::Check;
 use super::modules::sticky::{Sessions, Sticky};
 use super::modules::upstream::Upstream;
 use super::variable::{Regex, VariableSlot};
@@ -52,6 +53,7 @@ pub struct Http {
     pub set_variables: Vec<bool>,
     /// By slot: how a variable is computed that nothing has set.
     pub computed: Vec<Option<Computed>>,
+    pub health_checks: Vec<Check>,
 }
 
 impl Http {
@@ -68,6 +70,9 @@ impl Http {
         for upstream in &self.upstreams {
             if let Some(before) = old.upstreams.iter().find(|old| old.name == upstream.name) {
                 upstream.zone.take_over(&before.zone);
+                if !upstream.names.is_empty() {
+                    upstream.zone.keep_found(&before.zone);
+                }
             }
         }
         for sessions in self.sessions() {

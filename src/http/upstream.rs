@@ -5,6 +5,7 @@ pub mod balance;
 pub mod dynamic;
 pub mod exchange;
 pub mod head;
+pub mod health;
 pub mod local;
 pub mod lookup;
 pub mod outgoing;

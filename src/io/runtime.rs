@@ -109,26 +109,27 @@ where
 {
     // On the heap before the task takes it: what an async block takes, and then pins, it has room for
     // twice.
-    let mut future = Box::pin(future);
-    let mut on_panic = Some(on_panic);
+    let future = Box::pin(future);
     monoio::spawn(async move {
-        std::future::poll_fn(|cx| {
-            // What the panicking task shared with others is counters and pools that are consistent
-            // between any two of its steps.
-            let step = std::panic::AssertUnwindSafe(|| future.as_mut().poll(cx));
-            match std::panic::catch_unwind(step) {
-                Ok(poll) => poll,
-                Err(panic) => {
-                    let text = panic_text(&*panic);
-                    if let Some(on_panic) = on_panic.take() {
-                        on_panic(text);
-                    }
-                    std::task::Poll::Ready(())
-                }
-            }
-        })
-        .await;
+        if let Err(text) = contain(future).await {
+            on_panic(&text);
+        }
     });
+}
+
+/// Waits for a future that may panic; the error is what the panic said.
+pub async fn contain<F: Future>(future: F) -> Result<F::Output, String> {
+    let mut future = std::pin::pin!(future);
+    std::future::poll_fn(|cx| {
+        // What the panicking task shared with others is counters and pools that are consistent
+        // between any two of its steps.
+        let step = std::panic::AssertUnwindSafe(|| future.as_mut().poll(cx));
+        match std::panic::catch_unwind(step) {
+            Ok(poll) => poll.map(Ok),
+            Err(panic) => std::task::Poll::Ready(Err(panic_text(&*panic).to_owned())),
+        }
+    })
+    .await
 }
 
 /// What a panic said.

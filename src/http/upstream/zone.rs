@@ -12,6 +12,8 @@ use crate::http::modules::upstream::Peer;
 pub struct Zone {
     /// Of the `zone` directive: then shards share failures too.
     name: Option<Arc<str>>,
+    /// A server that is new here gets no requests before a health check has found it well.
+    begins_unhealthy: AtomicBool,
     /// Locked when a set of peers is made, never for a request.
     peers: Mutex<Vec<Known>>,
 }
@@ -38,7 +40,7 @@ pub struct SharedPeer {
 
 impl Zone {
     pub fn new(name: Option<Arc<str>>, peers: &[Peer]) -> Self {
-        let zone = Zone { name, peers: Mutex::default() };
+        let zone = Zone { name, ..Zone::default() };
         zone.shared(peers);
         zone
     }
@@ -58,13 +60,32 @@ impl Zone {
             let at = before.iter().position(|known| known.address == peer.name);
             let entry = match at {
                 Some(at) => before.remove(at),
-                None => Known { address: Arc::clone(&peer.name), peer: Arc::default() },
+                None => self.begin(&peer.name),
             };
             shared.push(Arc::clone(&entry.peer));
             known.push(entry);
         }
         known.extend(before.into_iter().filter(|known| Arc::strong_count(&known.peer) > 1));
         shared
+    }
+
+    fn begin(&self, address: &Arc<str>) -> Known {
+        let peer = SharedPeer::default();
+        peer.set_unhealthy(self.begins_unhealthy.load(Ordering::Relaxed));
+        Known { address: Arc::clone(address), peer: Arc::new(peer) }
+    }
+
+    /// Servers get no requests before a health check has found them well (`mandatory`): those of now,
+    /// and those that are found later.
+    pub fn begin_unhealthy(&self) {
+        self.begins_unhealthy.store(true, Ordering::Relaxed);
+        self.set_all_unhealthy(true);
+    }
+
+    pub fn set_all_unhealthy(&self, unhealthy: bool) {
+        for known in self.lock().iter() {
+            known.peer.set_unhealthy(unhealthy);
+        }
     }
 
     /// Every server that is known now, by address, for who looks at all of them.
@@ -84,6 +105,19 @@ impl Zone {
                 *known = before.remove(at);
             }
         }
+    }
+
+    /// Keeps what an earlier configuration's zone knows of addresses that were found while running:
+    /// they are found again as soon as a shard has the new one.
+    pub fn keep_found(&self, old: &Zone) {
+        if self.name != old.name {
+            return;
+        }
+        let mut known = self.lock();
+        let before = old.lock().clone();
+        let is_new = |old: &Known| !known.iter().any(|known| known.address == old.address);
+        let found: Vec<Known> = before.into_iter().filter(is_new).collect();
+        known.extend(found);
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<Known>> {
@@ -171,6 +205,26 @@ mod tests {
             new.take_over(&old);
             assert_eq!(new.peers()[1].1.failures().fails, fails);
         }
+    }
+
+    #[test]
+    fn what_was_found_is_known_when_it_is_found_again() {
+        let old = Zone::new(None, &[peer("a")]);
+        let found = old.shared(&[peer("a"), peer("b")]);
+        let new = Zone::new(None, &[peer("a")]);
+        new.take_over(&old);
+        new.keep_found(&old);
+        let again = new.shared(&[peer("b"), peer("a")]);
+        assert!(Arc::ptr_eq(&found[0], &again[1]) && Arc::ptr_eq(&found[1], &again[0]));
+    }
+
+    #[test]
+    fn a_server_that_must_be_checked_begins_unhealthy() {
+        let zone = Zone::new(None, &[peer("a")]);
+        zone.begin_unhealthy();
+        assert!(zone.shared(&[peer("a"), peer("b")]).iter().all(|peer| peer.is_unhealthy()));
+        zone.set_all_unhealthy(false);
+        assert!(zone.peers().iter().all(|(_, peer)| !peer.is_unhealthy()));
     }
 
     #[test]
