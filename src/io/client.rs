@@ -86,10 +86,10 @@ impl Client {
     pub async fn send(&mut self, request: &Request) -> io::Result<()> {
         let body: Payload = Payload::None;
         let request = request.clone().map(|()| body);
-        let sent = self.encoder.send(request).await.map_err(sending)?;
+        self.encoder.send(request).await.map_err(sending)?;
         // Which kind of item was sent plays no part in flushing it.
         Sink::<http::Request<Payload>>::flush(&mut self.encoder).await.map_err(sending)?;
-        Ok(sent)
+        Ok(())
     }
 
     /// The final head; informational ones before it are passed over.
@@ -181,7 +181,8 @@ fn sending(error: HttpError) -> io::Error {
 fn reading(error: HttpError) -> ClientError {
     match error {
         HttpError::IOError(error) | HttpError::H1DecodeError(DecodeError::Io(error)) => {
-            if error.get_ref().is_some_and(|inner| inner.is::<AtLimit>()) {
+            let is_at_limit = matches!(error.get_ref(), Some(inner) if inner.is::<AtLimit>());
+            if is_at_limit {
                 ClientError::HeadTooBig
             } else if error.raw_os_error().is_none() {
                 // The system did not say it: the decoder misses the rest of a head.

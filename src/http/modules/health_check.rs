@@ -262,6 +262,7 @@ fn test(b: &mut Build, args: Args<'_>) -> Outcome {
     block.add(args.name(), args.all())
 }
 
+#[allow(clippy::unnecessary_wraps)]
 fn close_match(b: &mut Build, _: &Place) -> Outcome {
     let block = b.http.match_block.take();
     b.http.matches.extend(block.map(Arc::new));
