@@ -12,6 +12,8 @@ use std::time::Duration;
 
 use hickory_proto::rr::Name;
 
+use slab::Slab;
+
 use crate::error_log::Level;
 use crate::io::runtime;
 use crate::io::select::{Either, Signal, both, either};
@@ -137,7 +139,7 @@ struct Names<T> {
 /// A question under way, and who waits for its answer.
 struct Pending<T> {
     answer: RefCell<Option<Result<Found<T>, Failure>>>,
-    wakers: RefCell<Vec<Waker>>,
+    wakers: RefCell<Slab<Waker>>,
     waiting: Cell<usize>,
     /// Nobody waits any more.
     abandoned: Signal,
@@ -376,7 +378,7 @@ impl<T: 'static> Names<T> {
             self.cache.borrow_mut().put(name.clone(), found, now_ms, until_ms);
         }
         *pending.answer.borrow_mut() = Some(answer);
-        for waker in pending.wakers.take() {
+        for (_, waker) in pending.wakers.take() {
             waker.wake();
         }
     }
@@ -394,12 +396,14 @@ struct Waiting<'a, T: 'static> {
     names: &'a Names<T>,
     name: &'a Name,
     pending: Rc<Pending<T>>,
+    /// Of its waker.
+    key: Cell<Option<usize>>,
 }
 
 impl<'a, T: 'static> Waiting<'a, T> {
     fn new(names: &'a Names<T>, name: &'a Name, pending: Rc<Pending<T>>) -> Self {
         pending.waiting.set(pending.waiting.get() + 1);
-        Waiting { names, name, pending }
+        Waiting { names, name, pending, key: Cell::new(None) }
     }
 
     async fn answer(&self) -> Result<Found<T>, Failure> {
@@ -408,8 +412,9 @@ impl<'a, T: 'static> Waiting<'a, T> {
                 return Poll::Ready(answer.clone());
             }
             let mut wakers = self.pending.wakers.borrow_mut();
-            if !wakers.iter().any(|waker| waker.will_wake(cx.waker())) {
-                wakers.push(cx.waker().clone());
+            match self.key.get().and_then(|key| wakers.get_mut(key)) {
+                Some(waker) => waker.clone_from(cx.waker()),
+                None => self.key.set(Some(wakers.insert(cx.waker().clone()))),
             }
             Poll::Pending
         })
@@ -419,6 +424,9 @@ impl<'a, T: 'static> Waiting<'a, T> {
 
 impl<T> Drop for Waiting<'_, T> {
     fn drop(&mut self) {
+        if let Some(key) = self.key.get() {
+            let _ = self.pending.wakers.borrow_mut().try_remove(key);
+        }
         let left = self.pending.waiting.get() - 1;
         self.pending.waiting.set(left);
         if left == 0 {

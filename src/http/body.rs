@@ -278,11 +278,15 @@ pub async fn read_all(c: &Connection, r: &mut Request) -> Result<(), BodyError> 
     let memory_max = if only_file { 0 } else { *core.client_body_buffer_size };
     while let Some(span) = next(c, r).await? {
         check_size(c, r, span)?;
+        let mut kept = Ok(());
         if r.body.file.is_none() && r.body.memory.len() + span.len() > memory_max {
-            move_to_file(c, r, core)?;
+            kept = move_to_file(c, r, core);
         }
-        store(r, span, memory_max).or_else(|e| file_failed(c, r, core, &e))?;
+        let kept =
+            kept.and_then(|()| store(r, span, memory_max).or_else(|e| file_failed(c, r, core, &e)));
+        // Kept or not, it has been taken: whoever reads on begins behind it.
         consume(r, span);
+        kept?;
     }
     if only_file && r.body.file.is_none() {
         // Of an empty body there is an empty file.

@@ -66,6 +66,11 @@ async fn read_body_early(c: &Connection, r: &mut Request) -> Result<Option<u16>,
     if !predicates.iter().any(|wish| value::is_true(&value::expanded(wish, c, r))) {
         return Ok(None);
     }
+    // What the server takes is all that is read before its location is known.
+    let max = *c.settings(r).core.client_max_body_size;
+    if matches!(r.head.body, BodyLength::Length(length) if max > 0 && length > max) {
+        return Ok(None);
+    }
     match body::read_all(c, r).await {
         Ok(()) => Ok(None),
         Err(body::BodyError::Status(status)) => Ok(Some(status)),
@@ -144,9 +149,14 @@ fn enter_location(c: &Connection, r: &mut Request, http: &Http) -> Option<Outcom
     let mut captures = std::mem::take(r.captures.get_mut());
     let search = find(&server.locations, http, &r.uri, &mut captures);
     *r.captures.get_mut() = captures;
+    if std::mem::take(&mut r.captures.get_mut().gave_up) {
+        // What was not found out may have been a refusal.
+        c.log(r, Level::Error, format_args!("matching the locations took too many steps"));
+        return Some(Outcome::Status(500));
+    }
     match search {
         Search::None => r.location = server.level,
-        Search::Prefix(location) => r.location = location,
+        Search::Prefix(location) | Search::Exact(location) => r.location = location,
         Search::Regex(location, regex) => {
             r.location = location;
             r.set_named_captures(&regex);
@@ -212,6 +222,8 @@ async fn control_access(c: &Connection, r: &mut Request, http: &Http) -> Option<
 enum Search {
     None,
     Prefix(LocationId),
+    /// By `=`: no regex of an outer level has a say.
+    Exact(LocationId),
     Regex(LocationId, Arc<super::variable::Regex>),
     AutoRedirect(LocationId),
 }
@@ -221,7 +233,7 @@ fn find(tree: &LocationTree, http: &Http, uri: &[u8], captures: &mut Captures) -
     let mut best = Search::None;
     let mut regexes_allowed = true;
     match tree.find_prefix(uri) {
-        Found::Exact(location) => return Search::Prefix(location),
+        Found::Exact(location) => return Search::Exact(location),
         Found::AutoRedirect(location) => return Search::AutoRedirect(location),
         Found::Prefix { location, no_regex } => {
             regexes_allowed = !no_regex;
@@ -246,6 +258,7 @@ fn find(tree: &LocationTree, http: &Http, uri: &[u8], captures: &mut Captures) -
                 } else {
                     let mut inner_captures = captures.clone();
                     let inner = find(nested, http, uri, &mut inner_captures);
+                    captures.gave_up |= inner_captures.gave_up;
                     if let Search::Regex(..) = inner {
                         *captures = inner_captures;
                     }

@@ -301,6 +301,8 @@ pub const FIXED: &[(&str, Variable)] = &[
 pub struct Captures {
     pub subject: Vec<u8>,
     pub groups: smallvec::SmallVec<[Option<(u32, u32)>; 10]>,
+    /// A match was given up for its cost: nobody knows what it would have come to.
+    pub gave_up: bool,
 }
 
 impl Captures {
@@ -347,9 +349,16 @@ impl Regex {
     }
 
     /// Whether the subject matches; if so, `captures` holds the subject and its groups. A match
-    /// that is given up for its cost counts as none.
+    /// that is given up for its cost counts as none, and is noted there.
     pub fn matches(&self, subject: &[u8], captures: &mut Captures) -> bool {
-        let Ok(Some(found)) = self.compiled.captures(subject) else { return false };
+        let found = match self.compiled.captures(subject) {
+            Ok(Some(found)) => found,
+            Ok(None) => return false,
+            Err(_) => {
+                captures.gave_up = true;
+                return false;
+            }
+        };
         captures.subject.clear();
         captures.subject.extend_from_slice(subject);
         captures.groups.clear();

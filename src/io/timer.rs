@@ -287,6 +287,12 @@ pub async fn run_clock() {
     }
 }
 
+/// [`sleep`] that the end of busy waits does not cut short: for who is ended by other means.
+pub async fn sleep_through(duration: Duration) {
+    let timer = Timer::new();
+    let _ = timer.within(duration, Wait::Service, std::future::pending::<()>()).await;
+}
+
 /// Waits for `duration` without a connection.
 pub async fn sleep(duration: Duration) {
     let timer = Timer::new();

@@ -61,7 +61,7 @@ impl Asking {
                     if failed_in_a_row >= self.servers.len() {
                         failed_in_a_row = 0;
                         let spent = Duration::from_millis(timer::now_ms().saturating_sub(began_ms));
-                        timer::sleep(PATIENCE.saturating_sub(spent)).await;
+                        timer::sleep_through(PATIENCE.saturating_sub(spent)).await;
                     }
                 }
             }

@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 
 use crate::config::directive::{Contexts, Count, Directive};
 use crate::counters::Counters;
+use crate::http::body::{self, BodyError};
 use crate::http::close::Close;
 use crate::http::connection::Connection;
 use crate::http::location::Handler;
@@ -29,6 +30,11 @@ pub const DIRECTIVES: &[Directive<Build>] = &[Directive::new(
 pub async fn serve(c: &Connection, r: &mut Request) -> Result<Outcome, Close> {
     if !matches!(r.method, Method::Get | Method::Head) {
         return Ok(Outcome::Status(405));
+    }
+    match body::begin_discard(c, r).await {
+        Ok(()) => {}
+        Err(BodyError::Status(status)) => return Ok(Outcome::Status(status)),
+        Err(BodyError::Close(close)) => return Err(close),
     }
     let page = page(c.shard.counters.all());
     let head = Head {

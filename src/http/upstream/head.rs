@@ -77,10 +77,15 @@ pub fn put_head(
             _ if upstream.code == 101 => Length::None,
             // `proxy_method HEAD`: of what is announced nothing will come.
             (BodyLength::None, Some(_)) if r.message.is_head() && !r.is_head() => Length::Known(0),
+            // The page for another status: there is none, whatever the 304 says of what it stands for.
+            (BodyLength::None, Some(_)) if r.response.status_override.is_some() && !r.is_head() => {
+                Length::Known(0)
+            }
             (BodyLength::Length(n), _) | (BodyLength::None, Some(n)) => {
                 Length::Known(window.map_or(n, |window| window.take))
             }
-            (BodyLength::None, None) => Length::None,
+            // Of a client's response that has no body either, this says nothing.
+            (BodyLength::None, None) => Length::Unknown,
             (BodyLength::Chunked | BodyLength::UntilClose, _) => Length::Unknown,
         },
         last_modified: None,
@@ -89,6 +94,8 @@ pub fn put_head(
         date: hides(b"date") || (family == Family::Uwsgi && !has(Known::Date)),
         upgrade: upstream.code == 101,
     };
+    // Before the head begins: it begins with how fast the response goes.
+    put_limit_rate(r, settings, &upstream.headers, raw);
     response::begin(c, r, &head);
     for field in &upstream.headers {
         let skipped = match field.known {
@@ -119,14 +126,13 @@ pub fn put_head(
         let value = rewritten.as_deref().unwrap_or(value);
         encode::header(name, value, &mut r.response.head);
     }
-    put_limit_rate(r, settings, &upstream.headers, raw);
     // A server that sends trailers does so behind chunks.
     r.response.has_trailers |=
         r.response.chunked && passes_trailers(family, location) && length == BodyLength::Chunked;
     let content_range = window.map(|window| window.content_range());
     let range_line: Option<(&[u8], &[u8])> = match &content_range {
         Some(range) => Some((b"Content-Range", range.as_bytes())),
-        None if *settings.force_ranges && is_cut(&upstream, r.version(), *core.max_ranges) => {
+        None if *settings.force_ranges && is_cut(r, &upstream, *core.max_ranges) => {
             Some((b"Accept-Ranges", b"bytes"))
         }
         None => None,
@@ -198,14 +204,12 @@ fn refreshed(
 }
 
 /// Whether a range could be cut out of this response.
-fn is_cut(
-    upstream: &crate::http1::response::ResponseHead,
-    version: Version,
-    ranges_max: u64,
-) -> bool {
+fn is_cut(r: &Request, upstream: &crate::http1::response::ResponseHead, ranges_max: u64) -> bool {
     upstream.code == 200
+        // The page for another status is sent whole.
+        && r.response.status_override.is_none_or(|status| status == 200)
         && upstream.content_length.is_some()
-        && version > Version::Http09
+        && r.version() > Version::Http09
         && ranges_max > 0
 }
 
@@ -213,7 +217,7 @@ fn is_cut(
 /// error is the length of a body that has nothing of it: 416.
 pub fn select_range(r: &mut Request, location: &Location) -> Result<(), u64> {
     let Some(length) = r.upstream_head.content_length else { return Ok(()) };
-    if !is_cut(&r.upstream_head, r.version(), *location.settings.core.max_ranges) {
+    if !is_cut(r, &r.upstream_head, *location.settings.core.max_ranges) {
         return Ok(());
     }
     let header = |known| r.head.headers.find(known).map(|field| r.text(field.value));

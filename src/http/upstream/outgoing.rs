@@ -166,6 +166,9 @@ impl<'a> Outgoing<'a> {
             self.spill(r).await?;
         }
         let most = self.memory_max();
+        if r.response.pace.is_some() && self.in_memory() > most {
+            self.pump(r).await?;
+        }
         while self.in_memory() > most {
             self.ready(r).await?;
             self.pump(r).await?;

@@ -624,7 +624,7 @@ impl<'a> Relay<'a, '_> {
             let has_room = self.rest.has_room();
             if r.response.pace.is_some() {
                 if let Ok(most) = allowed
-                    && has_room
+                    && self.rest.room() > 0
                     && !upstream.is_quiet()
                 {
                     return Ok(Ok(most));

@@ -9,6 +9,7 @@ use crate::http::pace;
 use crate::http::request::Request;
 use crate::http::server::Http;
 use crate::http::value;
+use crate::http::variable::Regex;
 use crate::http1::uri::{escape_args, unescape_redirect};
 
 /// What the steps of a level amount to.
@@ -87,7 +88,12 @@ fn run_steps(
             }
             Step::Rewrite(rewrite) => apply(rewrite, c, r, changed),
             Step::If { condition, location } => {
-                if holds(condition, c, r) {
+                let holds = holds(condition, c, r);
+                if let Condition::Match { regex, .. } = condition
+                    && gave_up(c, r, regex)
+                {
+                    Next::Respond(Answer::Status(500))
+                } else if holds {
                     // The block's settings are in force from here on.
                     r.location = *location;
                     let steps = &http.location(*location).settings.rewrite.steps;
@@ -134,6 +140,9 @@ fn apply(rewrite: &Rewrite, c: &Connection, r: &mut Request, changed: &mut bool)
         let verb = if matched { "matches" } else { "does not match" };
         let uri = escape(&r.uri);
         c.log(r, Level::Notice, format_args!("\"{}\" {verb} \"{uri}\"", rewrite.regex.pattern));
+    }
+    if gave_up(c, r, &rewrite.regex) {
+        return Next::Respond(Answer::Status(500));
     }
     if !matched {
         // Whatever was captured before is gone, too.
@@ -237,6 +246,16 @@ fn expand_replacement(rewrite: &Rewrite, redirects: bool, c: &Connection, r: &Re
 fn has_plus(target: &[u8]) -> bool {
     let path = target.iter().take_while(|&&byte| !matches!(byte, b'?' | b'#'));
     path.into_iter().any(|&byte| byte == b'+')
+}
+
+/// A match that takes too many steps is neither one nor none: the request is not for guessing.
+fn gave_up(c: &Connection, r: &mut Request, regex: &Regex) -> bool {
+    let gave_up = std::mem::take(&mut r.captures.get_mut().gave_up);
+    if gave_up {
+        let pattern = &regex.pattern;
+        c.log(r, Level::Error, format_args!("matching \"{pattern}\" took too many steps"));
+    }
+    gave_up
 }
 
 fn holds(condition: &Condition, c: &Connection, r: &mut Request) -> bool {

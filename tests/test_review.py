@@ -1,0 +1,115 @@
+"""What an independent reading of the code found, each with the request that showed it."""
+
+import shutil
+
+import pytest
+
+from harness.upstream import answering, response
+
+ringx_only = pytest.mark.ringx_only
+
+
+@pytest.fixture
+def through(serve, upstream):
+    def start(handler, text: str, http: str = ""):
+        server = f"{http}\nserver {{\nlisten 127.0.0.1:@port@;\n{text}\n}}"
+        return serve(server, upstream=upstream(handler).address)
+
+    return start
+
+
+@pytest.mark.parametrize("fields", [["Transfer-Encoding: chunked"], []], ids=["chunked", "no length"])
+def test_a_get_sent_on_as_head_has_an_end(through, fields):
+    head = "\r\n".join(["HTTP/1.1 200 OK", *fields]).encode() + b"\r\n\r\n"
+    proxy = through(answering(head), "location / { proxy_method HEAD; proxy_pass http://@upstream@; }")
+    with proxy.connect() as wire:
+        for _ in range(2):
+            wire.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+            assert wire.read_response().body == b""
+
+
+@pytest.mark.parametrize("status", ["204 No Content", "304 Not Modified"])
+def test_a_page_without_a_body_has_an_end(through, status):
+    proxy = through(
+        answering(f"HTTP/1.1 {status}\r\n\r\n".encode()),
+        "error_page 404 /e; location / { return 404; } location = /e { proxy_pass http://@upstream@; }",
+    )
+    with proxy.connect() as wire:
+        for _ in range(2):
+            wire.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+            answer = wire.read_response()
+            assert (answer.status, answer.body) == (404, b"")
+
+
+def test_x_accel_limit_rate_holds_the_response_up(through):
+    proxy = through(
+        answering(response(b"x" * 6144, "X-Accel-Limit-Rate: 2048")), "location / { proxy_pass http://@upstream@; }"
+    )
+    with proxy.connect() as wire:
+        wire.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+        wire.read_until(b"\r\n\r\n")
+        first = wire.read_some()
+        assert len(first) <= 2048
+        rest = wire.read_exactly(6144 - len(first))
+        assert first + rest == b"x" * 6144
+
+
+def test_an_error_page_is_not_cut_to_a_range(through):
+    proxy = through(
+        answering(response(b"0123456789")),
+        "error_page 404 /e; location / { return 404; } location = /e { proxy_force_ranges on; proxy_pass http://@upstream@; }",
+    )
+    answer = proxy.get("/", "Range: bytes=2-3")
+    assert (answer.status, answer.body, answer.get("Content-Range")) == (404, b"0123456789", None)
+
+
+def test_a_nested_exact_location_wins_over_outer_regexes(serve):
+    proxy = serve(
+        "server { listen 127.0.0.1:@port@; location /n { location = /n/x.php { return 200 exact; } }"
+        " location ~ \\.php$ { return 200 regex; } }"
+    )
+    assert [proxy.get(path).body for path in ("/n/x.php", "/n/y.php")] == [b"exact", b"regex"]
+
+
+@ringx_only("its expressions are PCRE's, with other limits")
+@pytest.mark.parametrize(
+    "text",
+    [
+        r'location ~ "(?:(?!tmp)[a-z]+)+\.(?:bak|sql)$" { return 403; } location / { return 200; }',
+        r'location / { if ($uri ~ "(?:(?!tmp)[a-z]+)+\.(?:bak|sql)$") { return 403; } return 200; }',
+        r'location / { rewrite "(?:(?!tmp)[a-z]+)+\.(?:bak|sql)$" /x break; return 200; }',
+    ],
+    ids=["location", "if", "rewrite"],
+)
+def test_a_match_that_is_given_up_lets_nobody_through(serve, text):
+    proxy = serve("server { listen 127.0.0.1:@port@; " + text + " }")
+    assert proxy.get(f"/{'a' * 35}!/x.bak").status == 500
+    proxy.logged("took too many steps")
+    assert proxy.get("/x").status == 200
+
+
+def test_a_body_that_finds_no_room_is_a_500(through):
+    proxy = through(
+        answering(response(b"ok")),
+        "client_body_temp_path bodies; location / { proxy_pass http://@upstream@; }",
+    )
+    shutil.rmtree(proxy.prefix / "bodies")
+    (proxy.prefix / "bodies").write_text("no folder")
+    assert proxy.get("/", method="POST", body=b"x" * 8500).status == 500
+
+
+@ringx_only("older ones do not have it")
+def test_early_reading_takes_no_more_than_the_server_allows(through):
+    proxy = through(
+        answering(response(b"ok")),
+        "client_body_early_read 1; client_max_body_size 10; location / { proxy_pass http://@upstream@; }",
+    )
+    assert proxy.get("/", method="POST", body=b"x" * 100_000).status == 413
+    assert "temporary file" not in proxy.error_log()
+
+
+def test_stub_status_says_continue(serve):
+    proxy = serve("server { listen 127.0.0.1:@port@; location / { stub_status; } }")
+    with proxy.connect() as wire:
+        wire.send("GET / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 3\r\n\r\n")
+        assert wire.read_head().start == "HTTP/1.1 100 Continue"
