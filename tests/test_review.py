@@ -91,7 +91,7 @@ def test_a_match_that_is_given_up_lets_nobody_through(serve, text):
 def test_a_body_that_finds_no_room_is_a_500(through):
     proxy = through(
         answering(response(b"ok")),
-        "client_body_temp_path bodies; location / { proxy_pass http://@upstream@; }",
+        "client_body_buffer_size 8k; client_body_temp_path bodies; location / { proxy_pass http://@upstream@; }",
     )
     shutil.rmtree(proxy.prefix / "bodies")
     (proxy.prefix / "bodies").write_text("no folder")

@@ -84,9 +84,10 @@ pub fn put_head(
             (BodyLength::Length(n), _) | (BodyLength::None, Some(n)) => {
                 Length::Known(window.map_or(n, |window| window.take))
             }
-            // Of a client's response that has no body either, this says nothing.
-            (BodyLength::None, None) => Length::Unknown,
-            (BodyLength::Chunked | BodyLength::UntilClose, _) => Length::Unknown,
+            // The first says nothing of whether the client's response has no body either.
+            (BodyLength::None, None) | (BodyLength::Chunked | BodyLength::UntilClose, _) => {
+                Length::Unknown
+            }
         },
         last_modified: None,
         location: absolute,
