@@ -16,6 +16,8 @@ use crate::error_log::{Level, WRITE_FAILURES, escape};
 #[derive(Debug, Default)]
 pub struct PathFiles {
     open: HashMap<Box<[u8]>, Kept>,
+    /// Lines so far: within one millisecond only their number tells which file was used last.
+    lines: u64,
 }
 
 /// A file with what the cache goes by. Times are milliseconds of one clock.
@@ -25,6 +27,8 @@ struct Kept {
     file: Option<File>,
     uses: usize,
     used_ms: u64,
+    /// Number of its last line.
+    last_line: u64,
     checked_ms: u64,
 }
 
@@ -95,14 +99,17 @@ impl PathFiles {
             return append(&file).map_err(|e| failed(Step::Write, e));
         };
         self.expire(path, cache, now_ms);
+        self.lines += 1;
         let kept = self.open.entry(path.into()).or_insert(Kept {
             file: None,
             uses: 0,
             used_ms: now_ms,
+            last_line: self.lines,
             checked_ms: now_ms,
         });
         kept.uses = kept.uses.saturating_add(1);
         kept.used_ms = now_ms;
+        kept.last_line = self.lines;
         if now_ms.saturating_sub(kept.checked_ms) >= cache.valid.as_millis() as u64 {
             kept.checked_ms = now_ms;
             kept.file = kept.file.take().filter(|file| is_at(file, path));
@@ -142,7 +149,7 @@ impl PathFiles {
         }
         self.open.retain(|_, kept| now_ms.saturating_sub(kept.used_ms) <= inactive);
         while self.open.len() >= cache.max {
-            let oldest = self.open.iter().min_by_key(|(_, kept)| kept.used_ms);
+            let oldest = self.open.iter().min_by_key(|(_, kept)| kept.last_line);
             let Some(path) = oldest.map(|(path, _)| path.clone()) else { return };
             self.open.remove(&path);
         }
