@@ -43,16 +43,11 @@ pub async fn serve(c: &Connection, r: &mut Request) -> Result<Outcome, Close> {
     if !matches!(r.method, Method::Get | Method::Head | Method::Post) {
         return Ok(Outcome::Status(405));
     }
-    if r.rewritten_in_place && c.settings(r).core.root.is_alias {
-        let generation = Rc::clone(&r.generation);
-        let name = &generation.http().location(r.location).name;
-        let text =
-            format_args!("\"alias\" cannot be used in location \"{name}\" where URI was rewritten");
-        c.log(r, Level::Alert, text);
-        return Ok(Outcome::Status(500));
+    if let Some(status) = misplaced_alias(c, r) {
+        return Ok(Outcome::Status(status));
     }
     let mut path = Vec::new();
-    value::file_for(&r.uri, c, r, &mut path);
+    value::request_filename(c, r, &mut path);
     if r.uri.ends_with(b"/") {
         return Ok(index(c, r, &path));
     }
@@ -78,6 +73,18 @@ pub async fn serve(c: &Connection, r: &mut Request) -> Result<Outcome, Close> {
         Err(BodyError::Close(close)) => return Err(close),
     }
     send(c, r, &file, &path).await
+}
+
+/// The status where an alias would stand for a name that the URI no longer begins with.
+pub fn misplaced_alias(c: &Connection, r: &Request) -> Option<u16> {
+    if !r.rewritten_in_place || !c.settings(r).core.root.is_alias() {
+        return None;
+    }
+    let name = &r.generation.http().location(r.location).name;
+    let text =
+        format_args!("\"alias\" cannot be used in location \"{name}\" where URI was rewritten");
+    c.log(r, Level::Alert, text);
+    Some(500)
 }
 
 /// The first index file of a directory, by an internal redirect. `directory` ends in `/`, but for
