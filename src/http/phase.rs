@@ -479,7 +479,8 @@ async fn special(c: &Connection, r: &mut Request, code: u16) -> Result<Outcome, 
         if let Some(page) = page {
             r.in_error_page = true;
             r.response.status_override = match page.answer {
-                ErrorPageStatus::Original => Some(code),
+                // Of 494 to 497 the client never hears.
+                ErrorPageStatus::Original => Some(special_response::status(code)),
                 ErrorPageStatus::Code(code) => Some(code),
                 ErrorPageStatus::OfTarget => None,
             };

@@ -603,13 +603,14 @@ mod tests {
         let mut r = Request::new(Rc::clone(&generation), AddressId(0));
         r.buffer.extend(format!("GET /a.html HTTP/1.1\r\nHost: h\r\n{head}\r\n").as_bytes());
         let limits = Limits {
+            first: 1 << 10,
             line_max: 8 << 10,
             total_max: 32 << 10,
             count_max: 100,
             ignore_invalid_headers: true,
             underscores_in_headers: false,
         };
-        let parsed = request::parse(r.buffer.as_slice(), &limits, &mut r.head);
+        let parsed = request::parse(r.buffer.as_slice(), &limits.into(), &mut r.head);
         assert!(matches!(parsed, Ok(Progress::Complete { .. })));
         r.uri.extend_from_slice(b"/a.html");
         r.response.status_override = status_override;
