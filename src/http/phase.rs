@@ -4,7 +4,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use super::action::Action;
-use super::body::{self, BodyError};
+use super::body;
 use super::close::Close;
 use super::connection::{self, Connection};
 use super::location::{Found, Handler, LocationTree};
@@ -20,6 +20,7 @@ use super::upstream::exchange;
 use super::variable::{Captures, Template};
 use super::{special_response, value};
 use crate::error_log::Level;
+use crate::http1::encode;
 use crate::http1::framing::BodyLength;
 use crate::http1::header::Known;
 use crate::http1::request::{Method, Version};
@@ -71,11 +72,7 @@ async fn read_body_early(c: &Connection, r: &mut Request) -> Result<Option<u16>,
     if matches!(r.head.body, BodyLength::Length(length) if max > 0 && length > max) {
         return Ok(None);
     }
-    match body::read_all(c, r).await {
-        Ok(()) => Ok(None),
-        Err(body::BodyError::Status(status)) => Ok(Some(status)),
-        Err(body::BodyError::Close(close)) => Err(close),
-    }
+    body::refusal(body::read_all(c, r).await)
 }
 
 /// Answers with a status that was decided before any phase.
@@ -402,12 +399,10 @@ async fn respond(
     r: &mut Request,
     answer: rewrite::Answer,
 ) -> Result<Outcome, Close> {
-    if !matches!(answer, rewrite::Answer::Status(400..)) {
-        match body::begin_discard(c, r).await {
-            Ok(()) => {}
-            Err(BodyError::Status(status)) => return Ok(Outcome::Status(status)),
-            Err(BodyError::Close(close)) => return Err(close),
-        }
+    if !matches!(answer, rewrite::Answer::Status(400..))
+        && let Some(status) = body::begin_discard(c, r).await?
+    {
+        return Ok(Outcome::Status(status));
     }
     match answer {
         // An error gets its page, the rest is sent as it is.
@@ -450,6 +445,35 @@ async fn send_text(
         }
     }
     response::send(c, r, &head, &[text]).await?;
+    Ok(Outcome::Done)
+}
+
+/// GET and HEAD of a text made on the spot: the whole of a content handler that shows something.
+/// `line`, if any, comes before what the configuration adds.
+pub async fn send_made(
+    c: &Connection,
+    r: &mut Request,
+    content_type: &str,
+    line: Option<(&[u8], &[u8])>,
+    make: impl FnOnce() -> String,
+) -> Result<Outcome, Close> {
+    if !matches!(r.method, Method::Get | Method::Head) {
+        return Ok(Outcome::Status(405));
+    }
+    if let Some(status) = body::begin_discard(c, r).await? {
+        return Ok(Outcome::Status(status));
+    }
+    let text = make();
+    let head = Head {
+        content_type: Some(content_type.as_bytes()),
+        length: Length::Known(text.len() as u64),
+        ..Head::default()
+    };
+    response::begin(c, r, &head);
+    if let Some((name, value)) = line {
+        encode::header(name, value, &mut r.response.head);
+    }
+    response::send_begun(c, r, &[text.as_bytes()]).await?;
     Ok(Outcome::Done)
 }
 
@@ -549,10 +573,8 @@ async fn built_in(c: &Connection, r: &mut Request, code: u16) -> Result<Outcome,
         location: location.as_deref(),
         ..Head::default()
     };
-    match body::begin_discard(c, r).await {
-        Ok(()) => {}
-        Err(BodyError::Status(_)) => r.keepalive = false,
-        Err(BodyError::Close(close)) => return Err(close),
+    if body::begin_discard(c, r).await?.is_some() {
+        r.keepalive = false;
     }
     c.action.set(Action::SendingResponse);
     match page {

@@ -22,7 +22,7 @@ use self::symlinks::{OpenError, Symlinks};
 use super::core::{self, SymlinkMode};
 use crate::error_log::{Level, escape};
 use crate::http::action::Action;
-use crate::http::body::{self, BodyError};
+use crate::http::body;
 use crate::http::close::Close;
 use crate::http::connection::Connection;
 use crate::http::phase::Outcome;
@@ -67,10 +67,8 @@ pub async fn serve(c: &Connection, r: &mut Request) -> Result<Outcome, Close> {
     if r.method == Method::Post {
         return Ok(Outcome::Status(405));
     }
-    match body::begin_discard(c, r).await {
-        Ok(()) => {}
-        Err(BodyError::Status(status)) => return Ok(Outcome::Status(status)),
-        Err(BodyError::Close(close)) => return Err(close),
+    if let Some(status) = body::begin_discard(c, r).await? {
+        return Ok(Outcome::Status(status));
     }
     send(c, r, &file, &path).await
 }
