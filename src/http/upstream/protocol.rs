@@ -9,15 +9,12 @@ use std::io::IoSlice;
 use smallvec::SmallVec;
 
 pub use self::http::http;
-pub use self::uwsgi::uwsgi;
+pub use self::uwsgi::{Hint, Refused, fuzz_client_headers, uwsgi};
 use crate::http::modules::proxy::ProxyPass;
 use crate::http::request::Request;
 use crate::http::tunnel::handshake::Asked;
 use crate::http1::Span;
 use crate::http1::header::Known;
-
-/// A value at least this long is sent from where it was received instead of being copied.
-const BY_REFERENCE: usize = 1024;
 
 /// A request head for an upstream: bytes made here, with long values of the client's head between
 /// them. Reused from request to request.
@@ -34,6 +31,20 @@ pub struct Message {
     upgrade: Vec<u8>,
     /// What that value asks for.
     asked: Asked,
+    /// The bytes are a uwsgi packet.
+    is_packet: bool,
+    /// What had to be left out of that packet.
+    oversized: Option<Oversized>,
+}
+
+/// Variables too big for a packet's 16 bits of length: such a packet is measured, but never sent.
+#[derive(Debug, Clone, Copy)]
+struct Oversized {
+    /// Bytes of the block that are not there.
+    missing: usize,
+    /// The largest of the variables: its key in `bytes`, and the length that its value has.
+    key: Span,
+    value_length: usize,
 }
 
 impl Message {
@@ -44,6 +55,8 @@ impl Message {
         self.is_head = false;
         self.upgrade.clear();
         self.asked = Asked::Nothing;
+        self.is_packet = false;
+        self.oversized = None;
     }
 
     /// Whether what was asked for is a head alone.
@@ -85,10 +98,6 @@ impl Message {
         }
         slices.push(IoSlice::new(&self.bytes[from..]));
         slices
-    }
-
-    fn len(&self) -> usize {
-        self.bytes.len() + self.inserts.iter().map(|(_, span)| span.len()).sum::<usize>()
     }
 }
 
@@ -159,7 +168,6 @@ mod tests {
         };
         let joined: Vec<u8> = message.slices(b"XYZ").iter().flat_map(|s| s.to_vec()).collect();
         assert_eq!(joined, b"aXYbcdZ");
-        assert_eq!(message.len(), 7);
     }
 
     #[test]

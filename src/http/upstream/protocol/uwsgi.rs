@@ -1,198 +1,158 @@
 //! The packet of uwsgi without its body: header and block of variables (uwsgi, section 3).
 
-use smallvec::SmallVec;
+mod block;
+mod headers;
 
-use super::{BY_REFERENCE, BodyForm, Message, put_client_upgrade};
+use std::fmt;
+
+use self::headers::Left;
+pub use self::headers::fuzz_client_headers;
+use super::{BodyForm, Message, put_client_upgrade};
+use crate::error_log::Level;
 use crate::http::body;
 use crate::http::connection::Connection;
 use crate::http::location::Location;
-use crate::http::modules::uwsgi::{self, Piece};
+use crate::http::modules::uwsgi::{self, About, Piece, VarsLimit};
 use crate::http::request::Request;
-use crate::http::tunnel::handshake::{self, Asked, HTTP2_SETTINGS};
+use crate::http::tunnel::handshake::{self, Asked};
 use crate::http::value;
 use crate::http1::framing::BodyLength;
-use crate::http1::header::{Field, Known};
-use crate::uwsgi as packet;
+use crate::http1::header::Known;
+use crate::uwsgi::{self as packet, BlockSize};
 
-/// A uwsgi packet without its body.
+/// A uwsgi packet without its body. `streams` tells that the body has not been read yet.
 pub fn uwsgi(
     c: &Connection,
     r: &Request,
     location: &Location,
+    streams: bool,
     message: &mut Message,
-) -> Result<BodyForm, usize> {
+) -> Result<BodyForm, Refused> {
     let settings = &location.settings.uwsgi;
     message.is_head = r.is_head();
-    put_uwsgi_upgrade(c, r, settings, &mut message.upgrade);
+    message.is_packet = true;
+    put_upgrade(c, r, settings, &mut message.upgrade);
     let allowed = &location.settings.websocket.upgrade_allow;
     message.asked = handshake::asked(&message.upgrade, allowed);
     let is_refused = message.asked == Asked::Refused;
+    let was_chunked = r.head.body == BodyLength::Chunked;
+    let in_chunks = was_chunked && streams;
 
     // The header is written last, when the length is known.
     message.bytes.extend_from_slice(&[0; packet::HEADER_LENGTH]);
     for piece in &settings.plan.pieces {
-        if is_refused && is_upgrade_piece(piece) {
-            continue;
+        match piece {
+            Piece::Constant(pairs) => message.bytes.extend_from_slice(pairs),
+            Piece::Dynamic { about: About::Upgrade, .. } if is_refused => {}
+            Piece::Dynamic { about: About::Length, .. } if in_chunks => {}
+            Piece::Dynamic { encoded_key, value, if_not_empty, .. } => {
+                message.put_made(encoded_key, *if_not_empty, |out| value::expand(value, c, r, out));
+            }
         }
-        put_piece(c, r, piece, &mut message.bytes).map_err(|()| too_big(message))?;
     }
     if settings.plan.default_host {
-        put_default_host(r, &mut message.bytes).map_err(|()| too_big(message))?;
+        message.put_made(DEFAULT_HOST, false, |out| put_host(r, out));
     }
-    if *settings.exchange.pass_request_headers {
-        put_client_headers(r, settings, message).map_err(|()| too_big(message))?;
+    let passes_headers = *settings.exchange.pass_request_headers;
+    if passes_headers {
+        let left = Left {
+            suppressed: &settings.plan.suppressed,
+            coding: was_chunked && !in_chunks,
+            upgrade: is_refused,
+        };
+        headers::put(r.buffer.as_slice(), r.head.headers.as_slice(), &left, message);
+    } else if in_chunks && !settings.plan.suppressed.contains(TRANSFER_ENCODING) {
+        message.put_made(CODING, false, |out| out.extend_from_slice(b"chunked"));
     }
     message.bytes.extend_from_slice(settings.string.as_bytes());
 
-    let length = message.len() - packet::HEADER_LENGTH;
-    let Ok(length) = packet::block_length(length) else { return Err(length) };
+    check_limit(r, settings, message)?;
+    let Ok(length) = packet::block_length(message.block_length()) else {
+        return Err(too_big(r, message));
+    };
     let header = packet::header(*settings.modifier1, length, *settings.modifier2);
     message.bytes[..packet::HEADER_LENGTH].copy_from_slice(&header);
 
-    let sends_body = *settings.exchange.pass_request_body && body::is_announced(r);
-    Ok(if sends_body { BodyForm::Plain } else { BodyForm::None })
+    Ok(match *settings.exchange.pass_request_body && body::is_announced(r) {
+        true if in_chunks => BodyForm::Chunked,
+        true => BodyForm::Plain,
+        false => BodyForm::None,
+    })
 }
 
+const DEFAULT_HOST: &[u8] = b"\x09\x00HTTP_HOST";
+const TRANSFER_ENCODING: &[u8] = b"TRANSFER_ENCODING";
+const CODING: &[u8] = b"\x16\x00HTTP_TRANSFER_ENCODING";
+
 /// The value of `HTTP_UPGRADE`: that of its `uwsgi_param`, or the client's.
-fn put_uwsgi_upgrade(c: &Connection, r: &Request, settings: &uwsgi::Settings, out: &mut Vec<u8>) {
-    let key = |param: &&uwsgi::Param| param.key.eq_ignore_ascii_case("HTTP_UPGRADE");
-    if let Some(param) = settings.param.iter().find(key) {
-        value::expand(&param.value, c, r, out);
-    } else if *settings.exchange.pass_request_headers {
+fn put_upgrade(c: &Connection, r: &Request, settings: &uwsgi::Settings, out: &mut Vec<u8>) {
+    if let Some(value) = &settings.plan.upgrade {
+        value::expand(value, c, r, out);
+    } else if r.head.headers.contains(Known::Upgrade) && *settings.exchange.pass_request_headers {
         put_client_upgrade(r, out);
     }
 }
 
-/// A parameter that passes on the client's wish. One that is constant is the configuration's own.
-fn is_upgrade_piece(piece: &Piece) -> bool {
-    let Piece::Dynamic { encoded_key, .. } = piece else { return false };
-    let key = encoded_key.get(2..).and_then(|key| key.strip_prefix(b"HTTP_"));
-    key.is_some_and(is_upgrade_variable)
-}
-
-/// `UPGRADE` and `HTTP2_SETTINGS`, or a header that becomes one of them.
-fn is_upgrade_variable(name: &[u8]) -> bool {
-    same_variable(name, b"UPGRADE") || same_variable(name, HTTP2_SETTINGS)
-}
-
-/// A single key or value does not fit: the block cannot either.
-fn too_big(message: &Message) -> usize {
-    message.len().max(packet::LENGTH_MAX + 1)
-}
-
-fn put_piece(c: &Connection, r: &Request, piece: &Piece, out: &mut Vec<u8>) -> Result<(), ()> {
-    match piece {
-        Piece::Constant(pairs) => out.extend_from_slice(pairs),
-        Piece::Dynamic { encoded_key, value, if_not_empty } => {
-            let start = out.len();
-            out.extend_from_slice(encoded_key);
-            let length_at = out.len();
-            out.extend_from_slice(&[0; 2]);
-            value::expand(value, c, r, out);
-            let length = out.len() - length_at - 2;
-            if length == 0 && *if_not_empty {
-                out.truncate(start);
-                return Ok(());
-            }
-            let length = u16::try_from(length).map_err(|_| ())?;
-            out[length_at..length_at + 2].copy_from_slice(&length.to_le_bytes());
-        }
-    }
-    Ok(())
-}
-
-/// `HTTP_HOST`: `$host`, and the port if the request named one.
-fn put_default_host(r: &Request, out: &mut Vec<u8>) -> Result<(), ()> {
-    let mut host = if r.host.is_empty() {
-        r.generation.http().server(r.server).name.as_bytes().to_vec()
+/// `$host`, and the port if the request named one.
+fn put_host(r: &Request, out: &mut Vec<u8>) {
+    if r.host.is_empty() {
+        out.extend_from_slice(r.generation.http().server(r.server).name.as_bytes());
     } else {
-        r.host.clone()
-    };
+        out.extend_from_slice(&r.host);
+    }
     if let Some(port) = &r.host_port
         && !port.is_empty()
     {
-        host.push(b':');
-        host.extend_from_slice(port);
+        out.push(b':');
+        out.extend_from_slice(port);
     }
-    packet::put_pair(out, b"HTTP_HOST", &host).map_err(|_| ())
 }
 
-/// Every client header as `HTTP_NAME`: repeated ones are one variable, at the first one's place.
-fn put_client_headers(
-    r: &Request,
-    settings: &uwsgi::Settings,
-    message: &mut Message,
-) -> Result<(), ()> {
-    let fields = || r.head.headers.iter();
-    let was_chunked = r.head.body == BodyLength::Chunked;
-    for (at, field) in fields().enumerate() {
-        let name = r.text(field.name);
-        // The body has been decoded: its coding is no longer true of it. An upgrade may be kept back.
-        let untrue = (was_chunked && field.known == Known::TransferEncoding)
-            || (message.asked == Asked::Refused && is_upgrade_variable(name));
-        if field.known == Known::Host || untrue || is_suppressed(settings, name) {
-            continue;
-        }
-        let same = |other: &Field| same_variable(r.text(other.name), name);
-        if fields().take(at).any(same) {
-            continue;
-        }
-        let more: SmallVec<[&Field; 4]> = fields().skip(at + 1).filter(|f| same(f)).collect();
-        put_variable(r, field, &more, message)?;
-    }
-    Ok(())
+/// Why there is no packet to send.
+#[derive(Debug)]
+pub struct Refused {
+    pub status: u16,
+    pub level: Level,
+    text: String,
+    /// For the end of the log line.
+    pub hint: Option<Hint>,
 }
 
-fn put_variable(
-    r: &Request,
-    field: &Field,
-    more: &[&Field],
-    message: &mut Message,
-) -> Result<(), ()> {
-    let name = r.text(field.name);
-    let out = &mut message.bytes;
-    let key_length = u16::try_from(name.len() + b"HTTP_".len()).map_err(|_| ())?;
-    out.extend_from_slice(&key_length.to_le_bytes());
-    packet::put_header_key(name, out);
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
 
-    let separator: &[u8] = if field.known == Known::Cookie { b"; " } else { b", " };
-    let length =
-        field.value.len() + more.iter().map(|f| separator.len() + f.value.len()).sum::<usize>();
-    let length = u16::try_from(length).map_err(|_| ())?;
-    out.extend_from_slice(&length.to_le_bytes());
-    if more.is_empty() && field.value.len() >= BY_REFERENCE {
-        message.inserts.push((out.len(), field.value));
+/// `uwsgi_vars_limit`. Variables are counted when there can be too many of them.
+fn check_limit(r: &Request, settings: &uwsgi::Settings, message: &Message) -> Result<(), Refused> {
+    let Some(VarsLimit { size, count }) = *settings.vars_limit else { return Ok(()) };
+    let variables_max = settings.plan.variables_max + r.head.headers.len();
+    let is_too_big = size > 0 && message.block_length() > size;
+    if !is_too_big && (count == 0 || variables_max <= count) {
         return Ok(());
     }
-    out.extend_from_slice(r.text(field.value));
-    for field in more {
-        out.extend_from_slice(separator);
-        out.extend_from_slice(r.text(field.value));
+    let found = message.block_size(r.buffer.as_slice());
+    if !is_too_big && found.variables <= count {
+        return Ok(());
     }
-    Ok(())
+    let text = format!("{found}: more than \"uwsgi_vars_limit {size} {count}\" lets pass");
+    Err(Refused { status: 431, level: Level::Error, text, hint: None })
 }
 
-fn is_suppressed(settings: &uwsgi::Settings, name: &[u8]) -> bool {
-    settings
-        .plan
-        .suppressed
-        .iter()
-        .any(|key| key.strip_prefix(b"HTTP_").is_some_and(|key| same_variable(key, name)))
+/// More than a packet can carry.
+fn too_big(r: &Request, message: &Message) -> Refused {
+    let text = format!("uwsgi request is too big: {}", message.block_length());
+    let hint = message.hint(r.buffer.as_slice());
+    Refused { status: 500, level: Level::Alert, text, hint }
 }
 
-/// Whether two header names become the same variable.
-fn same_variable(a: &[u8], b: &[u8]) -> bool {
-    let fold = |byte: &u8| if *byte == b'-' { b'_' } else { byte.to_ascii_uppercase() };
-    a.len() == b.len() && a.iter().map(fold).eq(b.iter().map(fold))
-}
+/// What may explain a server that hangs up without an answer (uwsgi, section 9.5).
+#[derive(Debug)]
+pub struct Hint(BlockSize);
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_that_become_one_variable() {
-        assert!(same_variable(b"X-Name", b"x_name"));
-        assert!(!same_variable(b"X-Name", b"X-Nam"));
+impl fmt::Display for Hint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, ", {}: check the server's buffer-size", self.0)
     }
 }
