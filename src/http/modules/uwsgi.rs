@@ -342,8 +342,12 @@ mod tests {
             ("HTTP_PROXY", literal(""), false),
             ("C", literal(""), false),
             ("D", literal(""), true),
-            ("PATH_INFO", uri, false),
+            ("PATH_INFO", uri.clone(), false),
             ("HTTP_HOST", literal("h"), false),
+            ("CONTENT_LENGTH", uri.clone(), true),
+            ("HTTP_UPGRADE", uri.clone(), false),
+            ("HTTP_HTTP2_SETTINGS", uri.clone(), false),
+            ("UPGRADE", uri, false),
         ] {
             settings.param.push(Param { key: key.into(), value, if_not_empty });
         }
@@ -351,13 +355,15 @@ mod tests {
         assert!(!plan.default_host);
         assert!(plan.suppressed.contains(b"Host") && plan.suppressed.contains(b"proxy"));
         assert!(!plan.suppressed.contains(b"Path-Info"));
+        assert!(plan.upgrade.is_some());
+        assert_eq!(plan.variables_max, 11);
         let shown: Vec<String> = plan
             .pieces
             .iter()
             .map(|piece| match piece {
                 Piece::Constant(bytes) => bytes.escape_ascii().to_string(),
-                Piece::Dynamic { encoded_key, .. } => {
-                    format!("{}=?", encoded_key.escape_ascii())
+                Piece::Dynamic { encoded_key, about, .. } => {
+                    format!("{}=? {about:?}", encoded_key.escape_ascii())
                 }
             })
             .collect();
@@ -365,8 +371,12 @@ mod tests {
             shown,
             [
                 "\\x01\\x00A\\x01\\x00b\\x01\\x00C\\x00\\x00",
-                "\\t\\x00PATH_INFO=?",
-                "\\t\\x00HTTP_HOST\\x01\\x00h"
+                "\\t\\x00PATH_INFO=? Anything",
+                "\\t\\x00HTTP_HOST\\x01\\x00h",
+                "\\x0e\\x00CONTENT_LENGTH=? Length",
+                "\\x0c\\x00HTTP_UPGRADE=? Upgrade",
+                "\\x13\\x00HTTP_HTTP2_SETTINGS=? Upgrade",
+                "\\x07\\x00UPGRADE=? Anything",
             ]
         );
     }
