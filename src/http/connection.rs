@@ -117,7 +117,7 @@ impl Connection {
 
     /// A line in the error log, with everything nginx says about the connection and the request.
     pub fn log(&self, r: &Request, level: Level, text: fmt::Arguments<'_>) {
-        self.write_log(r, level, text, None);
+        self.write_log(r, level, text, None, None);
     }
 
     /// The same after a failed system call.
@@ -128,10 +128,33 @@ impl Connection {
         text: fmt::Arguments<'_>,
         error: &std::io::Error,
     ) {
-        self.write_log(r, level, text, error.raw_os_error());
+        self.write_log(r, level, text, error.raw_os_error(), None);
     }
 
-    fn write_log(&self, r: &Request, level: Level, text: fmt::Arguments<'_>, errno: Option<i32>) {
+    /// The same, with or without an error, and with more at the end of the line.
+    pub fn log_explained(
+        &self,
+        r: &Request,
+        level: Level,
+        text: fmt::Arguments<'_>,
+        error: Option<&std::io::Error>,
+        note: Option<impl fmt::Display>,
+    ) {
+        let errno = error.and_then(std::io::Error::raw_os_error);
+        match note {
+            Some(note) => self.write_log(r, level, text, errno, Some(format_args!("{note}"))),
+            None => self.write_log(r, level, text, errno, None),
+        }
+    }
+
+    fn write_log(
+        &self,
+        r: &Request,
+        level: Level,
+        text: fmt::Arguments<'_>,
+        errno: Option<i32>,
+        note: Option<fmt::Arguments<'_>>,
+    ) {
         let log = r.generation.log(r.location);
         if !log.enabled(level) {
             return;
@@ -141,7 +164,8 @@ impl Connection {
             return log.write(level, Some(self.serial), text, errno, &Context::default());
         }
         self.with_log_context(r, self.action.get(), |context| {
-            log.write(level, Some(self.serial), text, errno, context);
+            let context = Context { note, ..*context };
+            log.write(level, Some(self.serial), text, errno, &context);
         });
     }
 
@@ -172,6 +196,7 @@ impl Connection {
             upstream: upstream.as_deref(),
             host: header(Known::Host),
             referrer: header(Known::Referer),
+            note: None,
         })
     }
 }

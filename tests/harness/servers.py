@@ -66,13 +66,13 @@ def node_echo(folder: Path) -> Server:
     return Server(folder, ["node", TESTS / "servers/ws_echo.cjs", port], port)
 
 
-def uwsgi(folder: Path, app: str, processes: int) -> Server:
+def uwsgi(folder: Path, app: str, processes: int, *options: str) -> Server:
     """pyuwsgi on a TCP and a unix socket; `app` is module:callable in tests/apps."""
     port, path = free_port(), folder / "u.sock"
     command = [Path(sys.executable).parent / "pyuwsgi"]
     command += ["--socket", f"127.0.0.1:{port}", "--socket", path, "--chmod-socket=666"]
     command += ["--chdir", TESTS / "apps", "--module", app, "--need-app", "--master"]
-    command += ["--processes", processes, "--disable-logging", "--die-on-term"]
+    command += ["--processes", processes, "--disable-logging", "--die-on-term", *options]
     return Server(folder, command, port, path)
 
 

@@ -365,10 +365,9 @@ impl Exchange<'_> {
                 Ok(0) => {
                     if let Some(e) = &send_error {
                         self.c.action.set(Action::SendingRequestToUpstream);
-                        self.c.log_errno(r, Level::Error, format_args!("writev() failed"), e);
+                        self.log_hang_up(r, "writev() failed", Some(e));
                     } else {
-                        let text = format_args!("upstream prematurely closed connection");
-                        self.c.log(r, Level::Error, text);
+                        self.log_hang_up(r, "upstream prematurely closed connection", None);
                     }
                     return Err(Failed::broken(connection.reused).into());
                 }
@@ -376,7 +375,7 @@ impl Exchange<'_> {
                     self.read_on(r, answer).await?;
                 }
                 Err(Failure::Io(e)) => {
-                    self.c.log_errno(r, Level::Error, format_args!("recv() failed"), &e);
+                    self.log_hang_up(r, "recv() failed", Some(&e));
                     return Err(Failed::broken(connection.reused).into());
                 }
                 Err(failure) => return Err(self.timed_out(r, &failure, false)),
@@ -480,6 +479,13 @@ impl Exchange<'_> {
         r.upstream_bytes.compact();
         r.upstream_head.clear();
         Ok(())
+    }
+
+    /// A uwsgi server that refuses a request for its size hangs up, and says so in its own log alone.
+    fn log_hang_up(&self, r: &Request, text: &str, error: Option<&io::Error>) {
+        let is_silent = r.upstream_bytes.is_empty();
+        let hint = if is_silent { r.message.hint(r.buffer.as_slice()) } else { None };
+        self.c.log_explained(r, Level::Error, format_args!("{text}"), error, hint);
     }
 
     fn log_refusal(&self, r: &Request, refusal: &ResponseRefusal) {

@@ -23,6 +23,7 @@ use crate::http::modules::exchange::{IgnoreHeaders, NextUpstream, Pass, Settings
 use crate::http::modules::proxy::HttpVersion;
 use crate::http::modules::sticky::Sticky;
 use crate::http::modules::upstream::{Balance, Peer, PeerAddress, Upstream};
+use crate::http::modules::uwsgi::ChunkedBody;
 use crate::http::phase::Outcome;
 use crate::http::request::Request;
 use crate::http::tunnel;
@@ -189,18 +190,18 @@ async fn run(c: &Connection, r: &mut Request, family: Family) -> Result<Outcome,
 
 /// Whether the body goes out as it comes in. A chunked one needs a protocol that can say so.
 fn streams_body(exchange: &Exchange<'_>, r: &Request) -> bool {
-    if *exchange.settings.request_buffering
-        || !body::is_announced(r)
-        || r.body.is_started()
-        || body::is_here(r)
-    {
+    if *exchange.settings.request_buffering || !body::is_announced(r) || r.body.is_started() {
         return false;
     }
-    let proxy = &exchange.location.settings.proxy;
+    let (proxy, uwsgi) = (&exchange.location.settings.proxy, &exchange.location.settings.uwsgi);
     match (exchange.family, r.head.body) {
+        // Also when it is here already: the application reads chunks.
+        (Family::Uwsgi, BodyLength::Chunked) => {
+            *uwsgi.chunked_body == ChunkedBody::Raw && *exchange.settings.pass_request_body
+        }
+        _ if body::is_here(r) => false,
         (Family::Proxy, _) if proxy.set_body.is_some() => false,
         (Family::Proxy, BodyLength::Chunked) => *proxy.http_version == HttpVersion::Http11,
-        (Family::Uwsgi, BodyLength::Chunked) => false,
         _ => true,
     }
 }
@@ -221,12 +222,13 @@ impl Exchange<'_> {
                     &mut message,
                 ))
             }
-            Family::Uwsgi => protocol::uwsgi(self.c, r, self.location, &mut message),
+            Family::Uwsgi => protocol::uwsgi(self.c, r, self.location, self.streams, &mut message),
         };
         r.message = message;
-        form.map_err(|length| {
-            self.c.log(r, Level::Alert, format_args!("uwsgi request is too big: {length}"));
-            500
+        form.map_err(|refused| {
+            let text = format_args!("{refused}");
+            self.c.log_explained(r, refused.level, text, None, refused.hint.as_ref());
+            refused.status
         })
     }
 

@@ -83,7 +83,10 @@ pub async fn run<'a>(
         Family::Proxy => &location.settings.proxy.exchange,
         Family::Uwsgi => &location.settings.uwsgi.exchange,
     };
-    let length = r.upstream_head.body_for(r.message.is_head());
+    let length = match r.upstream_head.body_for(r.message.is_head()) {
+        BodyLength::Chunked if !head::decodes_chunked(family, location) => BodyLength::UntilClose,
+        length => length,
+    };
     head::put_head(c, r, family, location, length);
 
     let ahead = r.upstream_bytes.len() - r.upstream_head_len;
