@@ -213,12 +213,18 @@ def cues() -> Iterator[Cues]:
 
 # Real servers, one of each for the whole session.
 
+running: list[servers.Server] = []
+
 
 def real(start: Callable, *arguments):
     @pytest.fixture(scope="session")
     def fixture(tmp_path_factory: pytest.TempPathFactory) -> Iterator[servers.Server]:
         server = start(tmp_path_factory.mktemp("server"), *arguments)
+        running.append(server)
         yield server
+        # The session ends: each takes its time, but all at the same time.
+        for each in running:
+            each.interrupt()
         server.stop()
 
     return fixture
@@ -236,6 +242,7 @@ bare_gevent = real(servers.uwsgi, "bare:application", 1, "--gevent", "100", "--g
 bare_harakiri = real(servers.uwsgi, "bare:application", 1, "--harakiri", "1")
 bare_small = real(servers.uwsgi, "bare:application", 1, "--listen", "4")
 bare_roomy = real(servers.uwsgi, "bare:application", 1, "--buffer-size", "32768")
+bare_counted = real(servers.uwsgi, "counted:application", 8, "--listen", "16")
 bare_sync = real(servers.gunicorn, "bare:application", "sync")
 bare_gthread = real(servers.gunicorn, "bare:application", "gthread", "--threads", "4")
 bare_green = real(servers.gunicorn, "bare:application", "gevent")

@@ -162,8 +162,8 @@ def test_harakiri_is_a_502_and_the_next_request_is_fine(front, bare_harakiri, vi
     assert wire.read_response().body == b"hello\n"
 
 
-def test_harakiri_in_the_middle_of_an_answer_cuts_the_client_off(front, bare_harakiri, via, cues):
-    proxy = front(via(bare_harakiri), "uwsgi_buffering off;")
+def test_harakiri_in_the_middle_of_an_answer_cuts_the_client_off(front, bare_harakiri, cues):
+    proxy = front(bare_harakiri.address, "uwsgi_buffering off;")
     wire = proxy.connect()
     wire.send(f"GET /half?cue={cues.port} HTTP/1.1\r\nHost: a\r\n\r\n")
     cues.actor()
@@ -172,8 +172,8 @@ def test_harakiri_in_the_middle_of_an_answer_cuts_the_client_off(front, bare_har
     assert proxy.get("/").body == b"hello\n"
 
 
-def test_harakiri_of_one_does_not_fail_who_waits_behind_it(front, bare_harakiri, via, cues):
-    proxy = front(via(bare_harakiri))
+def test_harakiri_of_one_does_not_fail_who_waits_behind_it(front, bare_harakiri, cues):
+    proxy = front(f"unix:{bare_harakiri.path}")
     first = proxy.connect()
     first.send(f"GET /held?cue={cues.port} HTTP/1.1\r\nHost: a\r\n\r\n")
     cues.actor()

@@ -183,7 +183,7 @@ def hear_the_end(actor) -> None:
 @both
 def test_an_early_413_for_3_mb(front, two, via):
     proxy = front(via(two), "uwsgi_request_buffering off;")
-    answers = [proxy.get("/refuse", method="POST", body=MIB * 3) for _ in range(10)]
+    answers = [proxy.get("/refuse", method="POST", body=MIB * 3) for _ in range(40)]
     assert {(answer.status, answer.body) for answer in answers} == {(413, b"this is too large\n")}
 
 

@@ -24,6 +24,7 @@ class Server:
         self.port, self.path = port, path
         self.address = f"127.0.0.1:{port}"
         self.log = folder / "server.log"
+        self.interrupted = False
         environment = {key: value for key, value in os.environ.items() if not key.lower().endswith("_proxy")}
         environment |= {"NODE_PATH": str(NODE_MODULES), "PYTHONDONTWRITEBYTECODE": "1"}
         with self.log.open("wb") as log:
@@ -47,15 +48,19 @@ class Server:
         socket.create_connection(("127.0.0.1", self.port), 1).close()
         return self.path is None or self.path.exists()
 
-    def stop(self) -> None:
-        if self.process.poll() is None:
-            # uWSGI takes TERM for a reload; INT ends it, and all others here.
+    def interrupt(self) -> None:
+        """Tells it to end. uWSGI takes TERM for a reload; INT ends it, and all others here."""
+        if not self.interrupted and self.process.poll() is None:
             self.process.send_signal(signal.SIGINT)
-            try:
-                self.process.wait(10)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-                self.process.wait(10)
+            self.interrupted = True
+
+    def stop(self) -> None:
+        self.interrupt()
+        try:
+            self.process.wait(10)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait(10)
 
 
 def python_echo(folder: Path) -> Server:
