@@ -1,6 +1,7 @@
 //! One exchange with an upstream server: pick a peer, connect or reuse, send, read the head, go on
 //! to the next peer or relay the response.
 
+pub mod ask;
 pub mod balance;
 pub mod dynamic;
 pub mod exchange;
@@ -13,6 +14,7 @@ pub mod peer;
 pub mod pool;
 pub mod protocol;
 pub mod relay;
+pub mod watch;
 pub mod window;
 pub mod zone;
 

@@ -6,6 +6,7 @@ use std::mem::ManuallyDrop;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::time::Duration;
 
+use monoio::buf::IoBufMut;
 use monoio::io::AsyncReadRent;
 use monoio::net::TcpStream;
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown};
@@ -206,6 +207,18 @@ impl Stream {
     /// Receives what is there, without waiting.
     pub fn try_recv(&self, buffer: &mut [u8]) -> io::Result<usize> {
         Ok(rustix::net::recv(self.fd(), buffer, RecvFlags::DONTWAIT)?.0)
+    }
+
+    /// Receives behind the buffer's content what is there, without waiting. Zero: end of stream.
+    pub fn try_recv_into(&self, buffer: &mut Buffer) -> io::Result<usize> {
+        debug_assert!(buffer.spare() > 0, "a receive without room reads as an end");
+        let (_, n) = rustix::net::recv(self.fd(), buffer.room(), RecvFlags::DONTWAIT)?;
+        #[allow(unsafe_code)]
+        // SAFETY: so many bytes of the room have just been written by the kernel.
+        unsafe {
+            buffer.set_init(n);
+        }
+        Ok(n)
     }
 
     /// Whether the peer has sent nothing and is still there: what an idle connection must be before
