@@ -232,8 +232,8 @@ pub const DIRECTIVES: &[Directive<Build>] = &[
     Directive::new("zone", UPSTREAM, Count::Between(1, 2))
         .syntax("name [size]")
         .doc(
-            "Shards share the group's state: what fails for one has failed for all. Requests under \
-             way are counted for all of them with and without one.",
+            "The group's state is kept over a reload: what has failed stays out. Shards share it \
+             with and without one.",
         )
         .differs("The size is checked and then not used: the state takes what it needs.")
         .set(zone),

@@ -12,7 +12,7 @@ use std::net::IpAddr;
 
 use smallvec::SmallVec;
 
-use super::peer::{Member, PeerSet};
+use super::peer::{Active, Member, PeerSet};
 use crate::http::modules::upstream::{Balance, Draws, Rank};
 use consistent::Ring;
 use random::Chance;
@@ -100,6 +100,26 @@ impl Picker {
             Balancer::RoundRobin | Balancer::Least(_) | Balancer::Random(..) => Way::Any,
         };
         Picker { tried: Tried::default(), tries: 0, way }
+    }
+
+    /// The next server with a place at it, marked as tried. When another shard takes the last place
+    /// after a server was chosen, that server is full and the choice is made again.
+    pub fn take(
+        &mut self,
+        set: &PeerSet,
+        bound: Option<usize>,
+        now_ms: u64,
+    ) -> Option<(usize, Active)> {
+        loop {
+            let at = match bound {
+                Some(at) if self.pick_bound(set, at, now_ms) => at,
+                _ => self.pick(set, now_ms)?,
+            };
+            match Active::take(&set.members[at], now_ms) {
+                Some(active) => return Some((at, active)),
+                None => self.tried.remove(at),
+            }
+        }
     }
 
     /// The next server, marked as tried.
@@ -193,6 +213,12 @@ impl Shares {
 impl Tried {
     pub fn contains(&self, peer: usize) -> bool {
         self.0.get(peer / 64).is_some_and(|word| word & (1 << (peer % 64)) != 0)
+    }
+
+    pub fn remove(&mut self, peer: usize) {
+        if let Some(word) = self.0.get_mut(peer / 64) {
+            *word &= !(1 << (peer % 64));
+        }
     }
 
     pub fn insert(&mut self, peer: usize) {

@@ -289,11 +289,7 @@ impl Exchange<'_> {
         let mut starts_group = true;
         let mut now_ms = began_ms;
         loop {
-            let picked = match bound {
-                Some(at) if picker.pick_bound(&set, at, now_ms) => Some(at),
-                _ => picker.pick(&set, now_ms),
-            };
-            let Some(at) = picked else {
+            let Some((at, active)) = picker.take(&set, bound, now_ms) else {
                 return Ok(Outcome::Status(self.no_live(r, starts_group)));
             };
             let member = &set.members[at];
@@ -311,7 +307,6 @@ impl Exchange<'_> {
                 bytes_received: 0,
                 starts_group: std::mem::take(&mut starts_group),
             });
-            let active = Active::new(&member.state, now_ms);
             tries_left = if is_single { 0 } else { tries_left.saturating_sub(1) };
             let started = clock::now();
             let failed = match self.ask(r, &member.peer, started).await {

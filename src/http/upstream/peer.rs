@@ -38,10 +38,7 @@ pub struct PeerState {
     /// Averages for `least_time`: until the head, until the last byte. Milliseconds.
     header_ms: Cell<f64>,
     last_byte_ms: Cell<f64>,
-    failures: Cell<Failures>,
     shared: Arc<SharedPeer>,
-    /// Failures are the process's: there is a `zone`.
-    shares_failures: bool,
     /// Requests under way count for all shards: something compares or limits them.
     shares_active: bool,
 }
@@ -115,14 +112,14 @@ impl Member {
     pub fn picked(&self, now_ms: u64) {
         let checked_ms = self.state.failures().checked_ms;
         if now_ms.saturating_sub(checked_ms) > self.timeout_ms() {
-            self.state.set_checked(now_ms);
+            self.state.shared.checked(now_ms);
         }
     }
 
     /// True when this failure takes it out.
     pub fn failed(&self, now_ms: u64) -> bool {
         let (peer, state) = (&self.peer, &self.state);
-        let fails = state.add_failure(now_ms);
+        let fails = state.shared.failed(now_ms);
         if peer.max_fails == 0 {
             return false;
         }
@@ -153,9 +150,7 @@ impl PeerState {
             began_ms: Cell::new(0),
             header_ms: Cell::new(0.0),
             last_byte_ms: Cell::new(0.0),
-            failures: Cell::default(),
             shared,
-            shares_failures: zone.name().is_some(),
             shares_active: peer.max_conns > 0 || zone.name().is_some() || balance.compares_active(),
         }
     }
@@ -196,25 +191,9 @@ impl PeerState {
         waited.checked_div(active).unwrap_or(0)
     }
 
+    /// Those of all shards: a server that is dead is found dead once.
     pub fn failures(&self) -> Failures {
-        if self.shares_failures { self.shared.failures() } else { self.failures.get() }
-    }
-
-    fn set_checked(&self, now_ms: u64) {
-        if self.shares_failures {
-            self.shared.checked(now_ms);
-        } else {
-            self.failures.set(Failures { checked_ms: now_ms, ..self.failures.get() });
-        }
-    }
-
-    fn add_failure(&self, now_ms: u64) -> u32 {
-        if self.shares_failures {
-            return self.shared.failed(now_ms);
-        }
-        let fails = self.failures.get().fails.saturating_add(1);
-        self.failures.set(Failures { fails, accessed_ms: now_ms, checked_ms: now_ms });
-        fails
+        self.shared.failures()
     }
 
     /// A success forgives only what came before the last trial.
@@ -223,11 +202,16 @@ impl PeerState {
         if failures.fails == 0 || failures.accessed_ms >= failures.checked_ms {
             return;
         }
-        if self.shares_failures {
-            self.shared.forgive();
-        } else {
-            self.failures.set(Failures { fails: 0, ..failures });
+        self.shared.forgive();
+    }
+
+    /// Counts one more request, unless so many are under way (zero: any number). The last place goes
+    /// to one request only, whatever other shards do at the same time.
+    fn begin(&self, most: usize) -> bool {
+        if self.shares_active {
+            return self.shared.begin(most);
         }
+        most == 0 || self.active.get() < most
     }
 }
 
@@ -239,13 +223,15 @@ pub struct Active {
 }
 
 impl Active {
-    pub fn new(state: &Rc<PeerState>, now_ms: u64) -> Self {
-        if state.shares_active {
-            state.shared.begin();
+    /// The permission to ask a server; none while it has all the requests that it may have.
+    pub fn take(member: &Member, now_ms: u64) -> Option<Self> {
+        let state = &member.state;
+        if !state.begin(member.peer.max_conns) {
+            return None;
         }
         state.active.set(state.active.get() + 1);
         state.began_ms.set(state.began_ms.get().wrapping_add(now_ms));
-        Active { state: Rc::clone(state), began_ms: now_ms }
+        Some(Active { state: Rc::clone(state), began_ms: now_ms })
     }
 }
 
@@ -262,6 +248,8 @@ impl Drop for Active {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+
     use super::*;
 
     fn peer(name: &str) -> Peer {
@@ -277,7 +265,7 @@ mod tests {
         let zone = Zone::default();
         let old = set(vec![peer("a"), peer("b")], &zone, None);
         old.members[1].failed(5);
-        let active = Active::new(&old.members[1].state, 0);
+        let active = Active::take(&old.members[1], 0);
         let new = set(vec![peer("b"), peer("c")], &zone, Some(&old));
         assert!(Rc::ptr_eq(&new.members[0].state, &old.members[1].state));
         assert_eq!(new.members[0].state.failures().fails, 1);
@@ -288,12 +276,32 @@ mod tests {
     }
 
     #[test]
-    fn with_a_zone_one_shards_failures_are_the_others() {
-        for (zone, seen) in [(Zone::new(Some("z".into()), &[]), 1), (Zone::default(), 0)] {
-            let [one, other] = [(); 2].map(|()| set(vec![peer("a")], &zone, None));
-            one.members[0].failed(5);
-            assert_eq!(other.members[0].state.failures().fails, seen);
-        }
+    fn one_shards_failures_are_the_others() {
+        let zone = Zone::default();
+        let [one, other] = [(); 2].map(|()| set(vec![peer("a")], &zone, None));
+        one.members[0].failed(5);
+        assert!(other.members[0].is_out(6) && !other.members[0].is_out(10_006));
+    }
+
+    #[test]
+    fn the_last_place_is_taken_once() {
+        let zone = Zone::default();
+        let most = AtomicUsize::new(0);
+        let under_way = AtomicUsize::new(0);
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    let set = set(vec![Peer { max_conns: 2, ..peer("a") }], &zone, None);
+                    for _ in 0..2000 {
+                        let Some(active) = Active::take(&set.members[0], 0) else { continue };
+                        most.fetch_max(under_way.fetch_add(1, SeqCst) + 1, SeqCst);
+                        under_way.fetch_sub(1, SeqCst);
+                        drop(active);
+                    }
+                });
+            }
+        });
+        assert!((1..=2).contains(&most.load(SeqCst)), "{most:?}");
     }
 
     #[test]
@@ -301,8 +309,9 @@ mod tests {
         let zone = Zone::default();
         let limited = || vec![Peer { max_conns: 1, ..peer("a") }];
         let [one, other] = [(); 2].map(|()| set(limited(), &zone, None));
-        let active = Active::new(&one.members[0].state, 0);
-        assert!(!other.members[0].is_usable(0));
+        let active = Active::take(&one.members[0], 0);
+        assert!(active.is_some() && !other.members[0].is_usable(0));
+        assert!(Active::take(&other.members[0], 0).is_none());
         drop(active);
         assert!(other.members[0].is_usable(0));
     }

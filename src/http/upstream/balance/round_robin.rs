@@ -105,7 +105,7 @@ mod tests {
     #[test]
     fn max_conns_is_a_limit() {
         let members = members(vec![Peer { max_conns: 2, ..peer(1) }]);
-        let active = [(); 2].map(|()| Active::new(&members[0].state, 0));
+        let active = [(); 2].map(|()| Active::take(&members[0], 0));
         assert_eq!(pick(&members, &mut Tried::default(), 0), None);
         drop(active);
         assert_eq!(pick(&members, &mut Tried::default(), 0), Some(0));
