@@ -6,6 +6,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use super::balance::Balancer;
+use super::queue::Queue;
 use super::zone::{SharedPeer, Zone};
 use crate::http::modules::sticky;
 use crate::http::modules::upstream::{Balance, Peer, Until};
@@ -38,10 +39,23 @@ pub struct PeerState {
     /// Averages for `least_time`: until the head, until the last byte. Milliseconds.
     header_ms: Cell<f64>,
     last_byte_ms: Cell<f64>,
+    backlog: Cell<Backlog>,
     shared: Arc<SharedPeer>,
     /// Requests under way count for all shards: something compares or limits them.
     shares_active: bool,
 }
+
+/// Of a unix socket: connections that its server has not accepted yet are as many as may be.
+#[derive(Debug, Clone, Copy, Default)]
+struct Backlog {
+    /// It is full as far as is known; zero: it is not.
+    full_until_ms: u64,
+    /// How long it was taken to be full the last time.
+    pause_ms: u64,
+}
+
+/// The longest time after which a full backlog is tried again.
+const BACKLOG_PAUSE_MAX_MS: u64 = 50;
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Failures {
@@ -82,21 +96,49 @@ impl PeerSet {
         let balancer = Balancer::new(balance, &members, seed);
         PeerSet { members, balancer }
     }
+
+    /// Whether a new request would find a server.
+    pub fn has_room(&self, now_ms: u64) -> bool {
+        self.any_well(now_ms, |_, member| member.has_room(now_ms))
+    }
+
+    /// Whether one of the servers that would be asked if they had room is one of these.
+    pub fn any_well(&self, now_ms: u64, is_one: impl Fn(usize, &Member) -> bool) -> bool {
+        let is_single = self.members.len() == 1;
+        self.members.iter().enumerate().any(|(at, member)| {
+            let is_out = !is_single && member.is_out(now_ms);
+            !member.peer.drain && member.is_well() && !is_out && is_one(at, member)
+        })
+    }
+
+    /// How long until a backlog that is full may be tried again.
+    pub fn backlog_ms(&self, now_ms: u64) -> Option<u64> {
+        let full_until = |member: &Member| member.state.backlog.get().full_until_ms;
+        let left = |member: &Member| full_until(member).checked_sub(now_ms).filter(|ms| *ms > 0);
+        self.members.iter().filter_map(left).min()
+    }
 }
 
 impl Member {
     /// Not down, not ill, not in its time-out, not full.
     pub fn is_usable(&self, now_ms: u64) -> bool {
-        self.can_be_asked() && !self.peer.drain && !self.is_out(now_ms)
+        self.can_be_asked(now_ms) && !self.peer.drain && !self.is_out(now_ms)
     }
 
     /// What holds for a server without alternative too: not down, not ill, not full.
-    pub fn can_be_asked(&self) -> bool {
-        !self.peer.down && !self.state.shared.is_unhealthy() && self.has_room()
+    pub fn can_be_asked(&self, now_ms: u64) -> bool {
+        self.is_well() && self.has_room(now_ms)
     }
 
-    fn has_room(&self) -> bool {
-        self.peer.max_conns == 0 || self.state.active() < self.peer.max_conns
+    /// Neither down nor ill.
+    pub fn is_well(&self) -> bool {
+        !self.peer.down && !self.state.shared.is_unhealthy()
+    }
+
+    fn has_room(&self, now_ms: u64) -> bool {
+        let state = &self.state;
+        (self.peer.max_conns == 0 || state.active() < self.peer.max_conns)
+            && state.backlog.get().full_until_ms <= now_ms
     }
 
     pub fn is_out(&self, now_ms: u64) -> bool {
@@ -150,6 +192,7 @@ impl PeerState {
             began_ms: Cell::new(0),
             header_ms: Cell::new(0.0),
             last_byte_ms: Cell::new(0.0),
+            backlog: Cell::default(),
             shared,
             shares_active: peer.max_conns > 0 || zone.name().is_some() || balance.compares_active(),
         }
@@ -191,6 +234,17 @@ impl PeerState {
         waited.checked_div(active).unwrap_or(0)
     }
 
+    /// Its socket takes no more connections: it is left alone for a moment, twice as long each time.
+    pub fn backlog_is_full(&self, now_ms: u64) {
+        let pause_ms = (self.backlog.get().pause_ms * 2).clamp(1, BACKLOG_PAUSE_MAX_MS);
+        self.backlog.set(Backlog { full_until_ms: now_ms + pause_ms, pause_ms });
+    }
+
+    /// It has taken one, or has one less.
+    pub fn backlog_has_room(&self) {
+        self.backlog.set(Backlog::default());
+    }
+
     /// Those of all shards: a server that is dead is found dead once.
     pub fn failures(&self) -> Failures {
         self.shared.failures()
@@ -220,18 +274,25 @@ impl PeerState {
 pub struct Active {
     state: Rc<PeerState>,
     began_ms: u64,
+    /// Who waits for its place.
+    queue: Option<Rc<Queue>>,
 }
 
 impl Active {
     /// The permission to ask a server; none while it has all the requests that it may have.
-    pub fn take(member: &Member, now_ms: u64) -> Option<Self> {
+    pub fn take(member: &Member, queue: Option<&Rc<Queue>>, now_ms: u64) -> Option<Self> {
         let state = &member.state;
         if !state.begin(member.peer.max_conns) {
             return None;
         }
         state.active.set(state.active.get() + 1);
         state.began_ms.set(state.began_ms.get().wrapping_add(now_ms));
-        Some(Active { state: Rc::clone(state), began_ms: now_ms })
+        Some(Active { state: Rc::clone(state), began_ms: now_ms, queue: queue.cloned() })
+    }
+
+    /// Gives the place back without calling anybody: the server was full all the same.
+    pub fn withdraw(mut self) {
+        self.queue = None;
     }
 }
 
@@ -243,6 +304,10 @@ impl Drop for Active {
         }
         state.active.set(state.active.get().saturating_sub(1));
         state.began_ms.set(state.began_ms.get().wrapping_sub(self.began_ms));
+        if let Some(queue) = &self.queue {
+            state.backlog_has_room();
+            queue.freed();
+        }
     }
 }
 
@@ -265,7 +330,7 @@ mod tests {
         let zone = Zone::default();
         let old = set(vec![peer("a"), peer("b")], &zone, None);
         old.members[1].failed(5);
-        let active = Active::take(&old.members[1], 0);
+        let active = Active::take(&old.members[1], None, 0);
         let new = set(vec![peer("b"), peer("c")], &zone, Some(&old));
         assert!(Rc::ptr_eq(&new.members[0].state, &old.members[1].state));
         assert_eq!(new.members[0].state.failures().fails, 1);
@@ -293,7 +358,7 @@ mod tests {
                 scope.spawn(|| {
                     let set = set(vec![Peer { max_conns: 2, ..peer("a") }], &zone, None);
                     for _ in 0..2000 {
-                        let Some(active) = Active::take(&set.members[0], 0) else { continue };
+                        let Some(active) = Active::take(&set.members[0], None, 0) else { continue };
                         most.fetch_max(under_way.fetch_add(1, SeqCst) + 1, SeqCst);
                         under_way.fetch_sub(1, SeqCst);
                         drop(active);
@@ -309,11 +374,32 @@ mod tests {
         let zone = Zone::default();
         let limited = || vec![Peer { max_conns: 1, ..peer("a") }];
         let [one, other] = [(); 2].map(|()| set(limited(), &zone, None));
-        let active = Active::take(&one.members[0], 0);
+        let active = Active::take(&one.members[0], None, 0);
         assert!(active.is_some() && !other.members[0].is_usable(0));
-        assert!(Active::take(&other.members[0], 0).is_none());
+        assert!(Active::take(&other.members[0], None, 0).is_none());
         drop(active);
         assert!(other.members[0].is_usable(0));
+    }
+
+    #[test]
+    fn a_full_backlog_is_left_alone_for_longer_and_longer() {
+        let set = set(vec![peer("a")], &Zone::default(), None);
+        let (member, mut now_ms, mut pauses) = (&set.members[0], 7, Vec::new());
+        for _ in 0..8 {
+            member.state.backlog_is_full(now_ms);
+            assert!(!member.is_usable(now_ms) && !set.has_room(now_ms));
+            assert!(set.any_well(now_ms, |_, _| true));
+            let pause_ms = set.backlog_ms(now_ms).unwrap();
+            pauses.push(pause_ms);
+            now_ms += pause_ms;
+            assert!(member.is_usable(now_ms) && set.backlog_ms(now_ms).is_none());
+        }
+        assert_eq!(pauses, [1, 2, 4, 8, 16, 32, 50, 50]);
+        member.state.backlog_is_full(now_ms);
+        member.state.backlog_has_room();
+        assert!(set.has_room(now_ms));
+        member.state.backlog_is_full(now_ms);
+        assert_eq!(set.backlog_ms(now_ms), Some(1));
     }
 
     #[test]
@@ -323,6 +409,6 @@ mod tests {
         assert!(set.members[0].is_usable(0));
         zone.peers()[0].1.set_unhealthy(true);
         assert!(!set.members[0].is_usable(0));
-        assert!(set.members[1].can_be_asked() && !set.members[1].is_usable(0));
+        assert!(set.members[1].can_be_asked(0) && !set.members[1].is_usable(0));
     }
 }

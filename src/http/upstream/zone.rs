@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering}
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::peer::Failures;
+use super::queue::Line;
 use crate::http::modules::upstream::Peer;
 
 /// What is known of one upstream.
@@ -16,6 +17,8 @@ pub struct Zone {
     begins_unhealthy: AtomicBool,
     /// Locked when a set of peers is made, never for a request.
     peers: Mutex<Vec<Known>>,
+    /// Of the requests that wait, where there is a `queue`.
+    line: Mutex<Option<Arc<Line>>>,
 }
 
 #[derive(Debug, Clone)]
@@ -48,6 +51,15 @@ impl Zone {
     /// `zone name`
     pub fn name(&self) -> Option<&Arc<str>> {
         self.name.as_ref()
+    }
+
+    /// What the shards' queues have in common.
+    pub fn line(&self) -> Arc<Line> {
+        Arc::clone(self.lock_line().get_or_insert_default())
+    }
+
+    fn lock_line(&self) -> MutexGuard<'_, Option<Arc<Line>>> {
+        self.line.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What is known of these servers, in their order. The ones that neither this set nor any other
@@ -97,6 +109,10 @@ impl Zone {
     /// Takes over what an earlier configuration's zone knows of the same addresses. Without `zone`
     /// these get another chance.
     pub fn take_over(&self, old: &Zone) {
+        // Who still waits under the earlier one came first.
+        if let Some(line) = &*old.lock_line() {
+            *self.lock_line() = Some(Arc::clone(line));
+        }
         if self.name != old.name {
             return;
         }
