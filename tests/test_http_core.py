@@ -606,7 +606,7 @@ def test_max_headers_of_the_server_that_the_host_names(serve):
 
 
 @pytest.mark.parametrize(
-    "form, start", [("494", "HTTP/1.1 400 Bad Request"), ("494 =", "HTTP/1.1 200 OK"), ("494 =431", "HTTP/1.1 431 ")]
+    "form, start", [("494", "HTTP/1.1 400 Bad Request"), ("494 =", "HTTP/1.1 200 OK"), ("494 =419", "HTTP/1.1 419 ")]
 )
 def test_the_status_of_a_page_for_494(server, form, start):
     proxy = server(f"error_page {form} @big; location / {{ return 200 x; }} location @big {{ return 200 big; }}")

@@ -95,7 +95,7 @@ def test_a_body_that_breaks_off(through, data, location, body, end):
     """The head is passed on, with what was due, and the close says that it is not all."""
     sent, proceed = threading.Event(), threading.Event()
     last = (lambda wire: sent.set(), until(proceed), reset) if end == "reset" else (to_end,)
-    proxy, server = through(script(request, send(data), *last), location=location + "proxy_read_timeout 400ms;")
+    proxy, server = through(script(request, send(data), *last), location=location + ("proxy_read_timeout 400ms;" if end == "timeout" else ""))
     wire = proxy.connect()
     wire.send(GET)
     if end == "reset":
