@@ -264,6 +264,8 @@ pub struct Context<'a> {
     pub host: Option<&'a [u8]>,
     /// The `Referer` header.
     pub referrer: Option<&'a [u8]>,
+    /// What explains the message, at the end of the line: it stays when the rest is too long.
+    pub note: Option<fmt::Arguments<'a>>,
 }
 
 fn unix_seconds() -> i64 {
@@ -291,6 +293,7 @@ mod tests {
         upstream: Some(b"http://127.0.0.1:81/x"),
         host: Some(b"h"),
         referrer: Some(b"http://r/"),
+        note: None,
     };
 
     fn log_to(files: &Files, targets: &[(&PathBuf, Level)]) -> Log {

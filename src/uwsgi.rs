@@ -11,7 +11,15 @@
 //!
 //! Source: <https://uwsgi-docs.readthedocs.io/en/latest/Protocol.html>.
 
+mod names;
+mod size;
+
 use thiserror::Error;
+
+pub use self::names::{
+    HEADER_PREFIX_LENGTH, NameSet, Occurrence, Repeated, put_header_key, same_variable,
+};
+pub use self::size::{BlockSize, fuzz_block_size};
 
 /// Bytes before the block.
 pub const HEADER_LENGTH: usize = 4;
@@ -56,44 +64,6 @@ pub fn put_pair(out: &mut Vec<u8>, key: &[u8], value: &[u8]) -> Result<(), TooBi
     out.extend_from_slice(value);
     Ok(())
 }
-
-/// Appends a key alone: for a pair whose value is made later and put with [`put_value`].
-pub fn put_key(out: &mut Vec<u8>, key: &[u8]) -> Result<(), TooBig> {
-    out.extend_from_slice(&length_of_key(key.len())?);
-    out.extend_from_slice(key);
-    Ok(())
-}
-
-/// Appends the value that belongs to the key just put.
-pub fn put_value(out: &mut Vec<u8>, value: &[u8]) -> Result<(), TooBig> {
-    out.extend_from_slice(&length_of_value(value.len())?);
-    out.extend_from_slice(value);
-    Ok(())
-}
-
-/// Appends a request header as the variable that stands for it: `X-Name: v` is `HTTP_X_NAME`, `v`.
-pub fn put_header_pair(out: &mut Vec<u8>, name: &[u8], value: &[u8]) -> Result<(), TooBig> {
-    let key_length = length_of_key(HEADER_PREFIX.len() + name.len())?;
-    let value_length = length_of_value(value.len())?;
-
-    out.reserve(4 + HEADER_PREFIX.len() + name.len() + value.len());
-    out.extend_from_slice(&key_length);
-    put_header_key(name, out);
-    out.extend_from_slice(&value_length);
-    out.extend_from_slice(value);
-    Ok(())
-}
-
-/// Appends the name of the variable that stands for a request header, without a length: `HTTP_`,
-/// then the name in upper case with `_` for `-` (RFC 3875 §4.1.18).
-pub fn put_header_key(name: &[u8], out: &mut Vec<u8>) {
-    out.extend_from_slice(HEADER_PREFIX);
-    out.extend(
-        name.iter().map(|&byte| if byte == b'-' { b'_' } else { byte.to_ascii_uppercase() }),
-    );
-}
-
-const HEADER_PREFIX: &[u8] = b"HTTP_";
 
 fn length_of_key(length: usize) -> Result<[u8; 2], TooBig> {
     u16::try_from(length).map(u16::to_le_bytes).map_err(|_| TooBig::Key(length))
@@ -252,21 +222,12 @@ mod tests {
     fn a_packet_on_the_wire() {
         let mut block = Vec::new();
         put_pair(&mut block, b"REQUEST_METHOD", b"GET").unwrap();
-        put_header_pair(&mut block, b"x-Name", b"").unwrap();
+        put_pair(&mut block, b"HTTP_X_NAME", b"").unwrap();
         let header = header(0, block_length(block.len()).unwrap(), 7);
         assert_eq!(
             [&header, &*block].concat(),
             b"\x00\x24\x00\x07\x0e\x00REQUEST_METHOD\x03\x00GET\x0b\x00HTTP_X_NAME\x00\x00"
         );
-    }
-
-    #[test]
-    fn a_pair_in_two_steps_is_the_same_pair() {
-        let (mut at_once, mut in_steps) = (Vec::new(), Vec::new());
-        put_pair(&mut at_once, b"KEY", b"value").unwrap();
-        put_key(&mut in_steps, b"KEY").unwrap();
-        put_value(&mut in_steps, b"value").unwrap();
-        assert_eq!(at_once, in_steps);
     }
 
     #[test]
@@ -278,8 +239,6 @@ mod tests {
         out.clear();
         assert_eq!(put_pair(&mut out, &too_big, b""), Err(TooBig::Key(65536)));
         assert_eq!(put_pair(&mut out, b"", &too_big), Err(TooBig::Value(65536)));
-        assert_eq!(put_header_pair(&mut out, &fits, b""), Err(TooBig::Key(65540)));
-        assert_eq!(put_header_pair(&mut out, b"a", &too_big), Err(TooBig::Value(65536)));
         assert!(out.is_empty(), "a refused pair leaves nothing behind");
         assert_eq!(block_length(65535), Ok(65535));
         assert_eq!(block_length(65536).unwrap_err().to_string(), "uwsgi request is too big: 65536");
@@ -343,14 +302,6 @@ mod tests {
         fn any_block(block in vec(0_u8..4, 0..60)) {
             let header = header(0, block_length(block.len()).unwrap(), 0);
             fuzz_packet(&[&header, &*block].concat());
-        }
-
-        #[test]
-        fn header_keys_are_cgi_names(name in "[A-Za-z0-9-]{1,30}") {
-            let mut key = Vec::new();
-            put_header_key(name.as_bytes(), &mut key);
-            let expected = format!("HTTP_{}", name.to_uppercase().replace('-', "_"));
-            prop_assert_eq!(key, expected.into_bytes());
         }
     }
 }

@@ -68,7 +68,7 @@ impl Line {
     }
 
     fn put_context(&mut self, context: &Context<'_>) {
-        let Context { action, client, server, request, upstream, host, referrer } = *context;
+        let Context { action, client, server, request, upstream, host, referrer, note } = *context;
 
         if let Some(action) = action {
             self.put(format_args!(" while {action}"));
@@ -85,6 +85,17 @@ impl Line {
                 self.put(format_args!(", {name}: \"{}\"", escape(value)));
             }
         }
+        if let Some(note) = note {
+            self.put_last(note);
+        }
+    }
+
+    /// Puts this at the end, in place of what leaves no room for it.
+    fn put_last(&mut self, text: fmt::Arguments<'_>) {
+        let mut last = Line::new();
+        last.put(text);
+        self.length = self.length.min(LINE_LENGTH_MAX - 1 - last.length);
+        self.put_bytes(last.bytes.get(..last.length).unwrap_or_default());
     }
 
     /// The line with its line feed. More may still be put afterwards.
@@ -256,6 +267,21 @@ mod tests {
         let line = message("text", &context);
         assert_eq!(line.len(), LINE_LENGTH_MAX);
         assert!(line.ends_with("a\n"));
+    }
+
+    #[test]
+    fn a_note_is_there_however_long_the_line_is() {
+        for length in [1, LINE_LENGTH_MAX - 30, LINE_LENGTH_MAX, 5000] {
+            let request = vec![b'a'; length];
+            let note = Some(format_args!(", note"));
+            let context = Context { request: Some(&request), note, ..<_>::default() };
+            let line = message("text", &context);
+            assert!(line.len() <= LINE_LENGTH_MAX && line.ends_with(", note\n"), "{line}");
+            assert_eq!(line.matches("note").count(), 1);
+        }
+        let long = "n".repeat(5000);
+        let context = Context { note: Some(format_args!("{long}")), ..<_>::default() };
+        assert_eq!(message("text", &context).len(), LINE_LENGTH_MAX);
     }
 
     #[test]

@@ -17,6 +17,7 @@ use crate::http1::chunked::Decoder;
 use crate::http1::framing::BodyLength;
 use crate::http1::request::Method;
 use crate::io::Buffer;
+use crate::io::stream::Failure;
 use crate::io::timer::Wait;
 
 /// Most that is received at once while a body is streamed, buffered or thrown away.
@@ -178,7 +179,8 @@ fn remove_ahead(r: &mut Request, n: usize) {
     r.buffer.extend(&rest);
 }
 
-/// The next piece of the decoded body: a span of [`piece`]. `None`: the body is complete.
+/// The next piece of the decoded body: a span of [`piece`]. `None`: the body is complete. It waits
+/// for readiness only: dropped, it has lost nothing.
 pub async fn next(c: &Connection, r: &mut Request) -> Result<Option<Span>, BodyError> {
     if r.body.state == State::Unread {
         begin(c, r).await?;
@@ -259,8 +261,18 @@ async fn receive(c: &Connection, r: &mut Request) -> Result<(), BodyError> {
     }
     buffer.clear();
     buffer.limit_receive(r.body.remaining);
-    let (received, buffer) = c.stream.recv(buffer, limit, Wait::Busy).await;
     r.body.raw = buffer;
+    let received = loop {
+        match c.stream.try_recv_into(&mut r.body.raw) {
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                if let Err(failure) = c.stream.readable(limit, Wait::Busy).await {
+                    break Err(failure);
+                }
+            }
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            received => break received.map_err(Failure::Io),
+        }
+    };
     let close = match received {
         Ok(0) => Close::ClientAborted,
         Ok(_) => return Ok(()),
@@ -384,8 +396,8 @@ pub fn forget_streamed(r: &mut Request) -> bool {
     matches!(r.method, Method::Get | Method::Head)
 }
 
-/// Gives up the rest of a body that nobody wants any more, while a receive for it may be under way:
-/// what that takes is lost, so the connection cannot go on, and no other upstream gets the body.
+/// Gives up the rest of a body that nobody wants any more. The client may send it all the same, so
+/// the connection does not go on, and no other upstream gets the body.
 pub fn abandon(r: &mut Request) {
     r.body.state = State::Done;
     r.body.is_abandoned = true;

@@ -131,6 +131,7 @@ const fn head(code: u16) -> Option<&'static str> {
         416 => head!("416 Requested Range Not Satisfiable"),
         421 => head!("421 Misdirected Request"),
         429 => head!("429 Too Many Requests"),
+        431 => head!("431 Request Header Fields Too Large"),
         494 => head!(
             "400 Request Header Or Cookie Too Large",
             explained "Request Header Or Cookie Too Large"

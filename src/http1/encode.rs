@@ -36,6 +36,7 @@ pub fn reason(code: u16) -> Option<&'static str> {
         416 => "Requested Range Not Satisfiable",
         421 => "Misdirected Request",
         429 => "Too Many Requests",
+        431 => "Request Header Fields Too Large",
         500 => "Internal Server Error",
         501 => "Not Implemented",
         502 => "Bad Gateway",

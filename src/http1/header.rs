@@ -151,6 +151,10 @@ impl Headers {
         self.fields.iter()
     }
 
+    pub fn as_slice(&self) -> &[Field] {
+        &self.fields
+    }
+
     pub fn len(&self) -> usize {
         self.fields.len()
     }

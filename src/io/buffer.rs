@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::fmt;
+use std::mem::MaybeUninit;
 
 use monoio::buf::{IoBuf, IoBufMut};
 
@@ -65,6 +66,13 @@ impl Buffer {
     /// Bytes that a receive can still append.
     pub fn spare(&self) -> usize {
         self.data.capacity() - self.data.len()
+    }
+
+    /// Where a receive appends: no more than it may.
+    pub fn room(&mut self) -> &mut [MaybeUninit<u8>] {
+        let room = self.data.spare_capacity_mut();
+        let len = room.len().min(self.receive_max);
+        &mut room[..len]
     }
 
     pub fn capacity(&self) -> usize {

@@ -12,7 +12,7 @@ use super::message::{self, Kind, Records, Reply};
 use super::{Failure, Logging};
 use crate::error_log::{Errno, Level};
 use crate::io::select::yield_now;
-use crate::io::stream::Address;
+use crate::io::stream::{Address, NewSocket};
 use crate::io::timer::{self, Expired, Timer, Wait};
 use crate::io::{Datagram, Stream};
 
@@ -139,7 +139,10 @@ async fn over_tcp(
     question: &[u8],
     read: impl Fn(&[u8]) -> Reply,
 ) -> Result<Result<Records, Failure>, NoAnswer> {
-    let connected = Stream::connect(&Address::Inet(server), PATIENCE).await;
+    let connected = match NewSocket::to(&Address::Inet(server)) {
+        Ok(socket) => socket.connect(PATIENCE).await,
+        Err(e) => Err(e.into()),
+    };
     let stream = connected.map_err(|failure| no_answer("connect()", failure))?;
     let length = (question.len() as u16).to_be_bytes();
     let mut slices = [IoSlice::new(&length), IoSlice::new(question)];

@@ -11,7 +11,7 @@ use std::time::Duration;
 use crate::config::diagnostic::{Outcome, Place, fault};
 use crate::config::setting::{List, Own, Setting};
 use crate::config::value::{self, Args};
-use crate::http::draft::Kind;
+use crate::http::draft::{Kind, Level};
 use crate::http::pace::Size;
 use crate::http::server;
 use crate::http::variable::{Part, Template, Variable};
@@ -176,7 +176,25 @@ pub struct TempPath {
 #[derive(Debug, Clone)]
 pub struct Root {
     pub path: Template,
-    pub is_alias: bool,
+    pub maps: Maps,
+}
+
+/// What of the URI names a file behind a [`Root::path`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Maps {
+    /// `root`: all of it.
+    Whole,
+    /// `alias`: what follows the name of the location that has it, which is so many bytes long.
+    Behind(usize),
+    /// `alias` of a regex location, whose path names the file by itself: nothing, unless `try_files`
+    /// has found something behind it.
+    Nothing,
+}
+
+impl Root {
+    pub fn is_alias(&self) -> bool {
+        self.maps != Maps::Whole
+    }
 }
 
 /// Extension to MIME type. Keys are lower case.
@@ -184,7 +202,7 @@ pub type Types = std::collections::HashMap<Box<[u8]>, Arc<str>>;
 
 #[derive(Debug, Clone)]
 pub struct TryFiles {
-    /// Each is tested with root or alias.
+    /// Each is tested behind root or alias.
     pub candidates: Vec<Candidate>,
     pub last: TryFilesLast,
 }
@@ -345,15 +363,20 @@ fn disable_symlinks(b: &mut Build, args: Args<'_>) -> Outcome<DisableSymlinks> {
 fn root(b: &mut Build, args: Args<'_>, is_alias: bool) -> Outcome {
     let (name, other) = if is_alias { ("alias", "root") } else { ("root", "alias") };
     if let Some(earlier) = b.level().core.root.get() {
-        return if earlier.is_alias == is_alias {
+        return if earlier.is_alias() == is_alias {
             Err(args.duplicate())
         } else {
             fault!("\"{name}\" directive is duplicate, \"{other}\" directive was specified earlier")
         };
     }
-    if is_alias && matches!(b.http.current().map(|level| &level.kind), Some(Kind::Named)) {
-        return fault!("the \"alias\" directive cannot be used inside the named location");
-    }
+    let maps = match b.http.current() {
+        Some(Level { kind: Kind::Named, .. }) if is_alias => {
+            return fault!("the \"alias\" directive cannot be used inside the named location");
+        }
+        Some(Level { kind: Kind::Regex(_), .. }) if is_alias => Maps::Nothing,
+        Some(level) if is_alias => Maps::Behind(level.name.len()),
+        _ => Maps::Whole,
+    };
     let mut path = args.at(0);
     if !is_alias {
         path = path.strip_suffix('/').unwrap_or(path);
@@ -384,7 +407,7 @@ fn root(b: &mut Build, args: Args<'_>, is_alias: bool) -> Outcome {
         }
         Some(_) | None => {}
     }
-    b.level().core.root.set(Root { path: template, is_alias });
+    b.level().core.root.set(Root { path: template, maps });
     Ok(())
 }
 

@@ -7,10 +7,12 @@ use crate::config::address::{Address, Form, Host};
 use crate::config::diagnostic::{Fault, Outcome, fault};
 use crate::config::directive::{Contexts, Count, Directive};
 use crate::config::setting::{List, Own, Setting, inherit};
-use crate::config::value::Args;
+use crate::config::value::{self, Args};
 use crate::http::location::Handler;
+use crate::http::tunnel::handshake::HTTP2_SETTINGS;
 use crate::http::variable::Template;
 use crate::modules::Build;
+use crate::uwsgi::{NameSet, same_variable};
 
 #[derive(Debug, Clone, Default)]
 pub struct Settings {
@@ -20,6 +22,10 @@ pub struct Settings {
     pub modifier1: Setting<u8>,
     pub modifier2: Setting<u8>,
     pub string: Setting<Arc<str>>,
+    pub decode_chunked: Setting<bool>,
+    pub chunked_body: Setting<ChunkedBody>,
+    /// `None`: `off`.
+    pub vars_limit: Setting<Option<VarsLimit>>,
 
     /// The variables block of this level, worked out once from `param`.
     pub plan: Arc<BlockPlan>,
@@ -41,15 +47,36 @@ pub struct Param {
     pub if_not_empty: bool,
 }
 
+/// `uwsgi_chunked_body buffered | raw;`
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ChunkedBody {
+    /// Read whole, decoded and sent with its length.
+    Buffered,
+    /// Sent in chunks as it comes, where requests are not buffered.
+    Raw,
+}
+
+/// `uwsgi_vars_limit size [count];`: what a block may have. 0: no limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct VarsLimit {
+    /// Bytes.
+    pub size: usize,
+    /// Variables.
+    pub count: usize,
+}
+
 /// The block in pieces: constant runs are encoded at load, only the rest is made for each request.
 #[derive(Debug, Clone, Default)]
 pub struct BlockPlan {
     pub pieces: Vec<Piece>,
-    /// Client headers that are not sent because a `HTTP_*` key stands for them: their names in the
-    /// form `HTTP_X_NAME`, sorted.
-    pub suppressed: Vec<Box<[u8]>>,
+    /// The most variables that there can be, but for those out of the client's headers.
+    pub variables_max: usize,
+    /// Client headers that are not sent because a `HTTP_*` key stands for them.
+    pub suppressed: NameSet,
     /// Whether the default `HTTP_HOST` is sent (no param names it).
     pub default_host: bool,
+    /// The value of the `HTTP_UPGRADE` that stands for the client's.
+    pub upgrade: Option<Template>,
 }
 
 #[derive(Debug, Clone)]
@@ -61,13 +88,39 @@ pub enum Piece {
         encoded_key: Box<[u8]>,
         value: Template,
         if_not_empty: bool,
+        about: About,
     },
+}
+
+/// What a variable that passes something on is about, where that may be left out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum About {
+    Anything,
+    /// `CONTENT_LENGTH`
+    Length,
+    /// `HTTP_UPGRADE`, `HTTP_HTTP2_SETTINGS`: the client's wish, that may be kept back.
+    Upgrade,
+}
+
+impl About {
+    fn of(key: &str) -> Self {
+        let is_header =
+            |name| key.strip_prefix("HTTP_").is_some_and(|key| same_variable(key.as_bytes(), name));
+        if key == "CONTENT_LENGTH" {
+            About::Length
+        } else if is_header(b"Upgrade") || is_header(HTTP2_SETTINGS) {
+            About::Upgrade
+        } else {
+            About::Anything
+        }
+    }
 }
 
 impl Settings {
     pub fn inherit(&mut self, outer: &Self) {
         self.exchange.inherit(&outer.exchange);
-        inherit!(self, outer: param, modifier1, modifier2, string);
+        inherit!(self, outer: param, modifier1, modifier2, string, decode_chunked, chunked_body,
+            vars_limit);
     }
 }
 
@@ -77,6 +130,30 @@ const ONE: Count = Count::Exactly(1);
 pub const EXCHANGE: &[Directive<Build>] = exchange::rows!(uwsgi, "uwsgi_", "uwsgi_temp 1 2");
 
 pub const DIRECTIVES: &[Directive<Build>] = &[
+    Directive::new("uwsgi_chunked_body", LEVELS, ONE)
+        .syntax("buffered | raw")
+        .default("buffered")
+        .doc(
+            "How a request's chunked body is sent. `buffered`: whole, with `CONTENT_LENGTH` and without \
+             `HTTP_TRANSFER_ENCODING`. `raw`, with `uwsgi_request_buffering off`: in chunks as it comes, with \
+             `HTTP_TRANSFER_ENCODING` and without `CONTENT_LENGTH`, for applications that use uWSGI's \
+             `chunked_read`; no other server is tried then.",
+        )
+        .differs("Not in nginx, which sends both variables, and the body decoded.")
+        .set(|b, args| {
+            args.fill(&mut b.level().uwsgi.chunked_body, |args| {
+                args.choice(&[("buffered", ChunkedBody::Buffered), ("raw", ChunkedBody::Raw)])
+            })
+        }),
+    Directive::new("uwsgi_decode_chunked", LEVELS, ONE)
+        .syntax("on | off")
+        .default("on")
+        .doc(
+            "Whether a response with `Transfer-Encoding: chunked` is decoded and framed anew. `off`: the \
+             chunks are passed on as they are, within the framing of the client's response.",
+        )
+        .differs("Not in nginx, which does as with `off`.")
+        .set(|b, args| args.fill(&mut b.level().uwsgi.decode_chunked, Args::flag)),
     Directive::new("uwsgi_modifier1", LEVELS, ONE)
         .syntax("number")
         .default("0")
@@ -89,7 +166,15 @@ pub const DIRECTIVES: &[Directive<Build>] = &[
         .set(|b, args| args.fill(&mut b.level().uwsgi.modifier2, modifier)),
     Directive::new("uwsgi_param", LEVELS, Count::Between(2, 3))
         .syntax("key value [if_not_empty]")
-        .doc("A variable of the packet; `HTTP_X` stands for the client's header X.")
+        .doc(
+            "A variable of the packet; `HTTP_X` stands for the client's header X. A client can set no other \
+             variable than `HTTP_X`; headers of one variable (`X-A` and, where `underscores_in_headers` lets \
+             it pass, `X_A`) are joined.",
+        )
+        .differs(
+            "The value of a key `UWSGI_...` must be constant: uWSGI takes it for code to load, or for a setting \
+             of the application. nginx does not join `X-A` and `X_A`.",
+        )
         .set(uwsgi_param),
     Directive::new("uwsgi_pass", Contexts::LOCATION.or(Contexts::IF_IN_LOCATION), ONE)
         .syntax("address")
@@ -101,6 +186,16 @@ pub const DIRECTIVES: &[Directive<Build>] = &[
         .default("\"\"")
         .doc("Bytes appended to the variables of the packet.")
         .set(|b, args| args.fill(&mut b.level().uwsgi.string, |args| Ok(args.at(0).into()))),
+    Directive::new("uwsgi_vars_limit", LEVELS, Count::Between(1, 2))
+        .syntax("size [count] | off")
+        .default("off")
+        .doc(
+            "What the server takes: the bytes of all variables (uWSGI's `buffer-size`, 4096 as it comes), and \
+             how many there may be (`max-vars`, 128). A request with more is answered with 431 and not sent. \
+             0: no limit.",
+        )
+        .differs("Not in nginx.")
+        .set(|b, args| args.fill(&mut b.level().uwsgi.vars_limit, vars_limit)),
 ];
 
 /// Response headers not passed on unless `uwsgi_pass_header` says so.
@@ -116,14 +211,33 @@ fn modifier(args: Args<'_>) -> Outcome<u8> {
     args.number_between(0, 255).map(|number| number as u8)
 }
 
+fn vars_limit(args: Args<'_>) -> Outcome<Option<VarsLimit>> {
+    if args.at(0) == "off" && args.len() == 1 {
+        return Ok(None);
+    }
+    let count = match args.all().get(1) {
+        Some(text) => value::number(text).ok_or_else(|| args.invalid_number())?,
+        None => 0,
+    };
+    Ok(Some(VarsLimit { size: args.size_at(0)?, count }))
+}
+
 fn uwsgi_param(b: &mut Build, args: Args<'_>) -> Outcome {
     let if_not_empty = match args.all().get(2).map(String::as_str) {
         None => false,
         Some("if_not_empty") => true,
         Some(other) => return fault!("invalid parameter \"{other}\""),
     };
+    let key = args.at(0);
     let value = b.http.names.template(args.at(1))?;
-    b.level().uwsgi.param.add(Param { key: args.at(0).into(), value, if_not_empty })
+    if key.starts_with("UWSGI_") && value.has_variables() {
+        // Whoever could bring something into it would run code in the application.
+        return fault!(
+            "the value of \"uwsgi_param {key}\" must be constant: uWSGI loads code or changes settings by it, \
+             and variables may hold what a client has sent"
+        );
+    }
+    b.level().uwsgi.param.add(Param { key: key.into(), value, if_not_empty })
 }
 
 fn uwsgi_pass(b: &mut Build, args: Args<'_>) -> Outcome {
@@ -162,13 +276,17 @@ impl Settings {
     /// The variables of this level with all that is constant encoded (uwsgi, sections 1 and 3).
     pub fn block_plan(&self) -> BlockPlan {
         let mut plan = BlockPlan { default_host: true, ..BlockPlan::default() };
+        // What is appended may be pairs: one is 4 bytes at least.
+        plan.variables_max = self.param.len() + 1 + self.string.get().map_or(0, |s| s.len() / 4);
         let mut constant: Vec<u8> = Vec::new();
         for Param { key, value, if_not_empty } in self.param.iter() {
             let literal = value.as_literal();
-            if key.starts_with("HTTP_") {
-                plan.default_host &= &**key != "HTTP_HOST";
-                plan.suppressed
-                    .push(key.to_ascii_uppercase().replace('-', "_").into_bytes().into());
+            if let Some(name) = key.strip_prefix("HTTP_") {
+                plan.default_host &= name != "HOST";
+                plan.suppressed.add(name.as_bytes());
+                if plan.upgrade.is_none() && same_variable(name.as_bytes(), b"Upgrade") {
+                    plan.upgrade = Some(value.clone());
+                }
                 // A header that is given no value is not sent.
                 if literal == Some(b"") {
                     continue;
@@ -190,6 +308,7 @@ impl Settings {
                         encoded_key: encoded_key.into(),
                         value: value.clone(),
                         if_not_empty: *if_not_empty,
+                        about: About::of(key),
                     });
                 }
             }
@@ -197,8 +316,6 @@ impl Settings {
         if !constant.is_empty() {
             plan.pieces.push(Piece::Constant(constant.into()));
         }
-        plan.suppressed.sort();
-        plan.suppressed.dedup();
         plan
     }
 }
@@ -225,24 +342,28 @@ mod tests {
             ("HTTP_PROXY", literal(""), false),
             ("C", literal(""), false),
             ("D", literal(""), true),
-            ("PATH_INFO", uri, false),
+            ("PATH_INFO", uri.clone(), false),
             ("HTTP_HOST", literal("h"), false),
+            ("CONTENT_LENGTH", uri.clone(), true),
+            ("HTTP_UPGRADE", uri.clone(), false),
+            ("HTTP_HTTP2_SETTINGS", uri.clone(), false),
+            ("UPGRADE", uri, false),
         ] {
             settings.param.push(Param { key: key.into(), value, if_not_empty });
         }
         let plan = settings.block_plan();
         assert!(!plan.default_host);
-        assert_eq!(
-            *plan.suppressed,
-            [b"HTTP_HOST".as_slice().into(), b"HTTP_PROXY".as_slice().into()]
-        );
+        assert!(plan.suppressed.contains(b"Host") && plan.suppressed.contains(b"proxy"));
+        assert!(!plan.suppressed.contains(b"Path-Info"));
+        assert!(plan.upgrade.is_some());
+        assert_eq!(plan.variables_max, 11);
         let shown: Vec<String> = plan
             .pieces
             .iter()
             .map(|piece| match piece {
                 Piece::Constant(bytes) => bytes.escape_ascii().to_string(),
-                Piece::Dynamic { encoded_key, .. } => {
-                    format!("{}=?", encoded_key.escape_ascii())
+                Piece::Dynamic { encoded_key, about, .. } => {
+                    format!("{}=? {about:?}", encoded_key.escape_ascii())
                 }
             })
             .collect();
@@ -250,8 +371,12 @@ mod tests {
             shown,
             [
                 "\\x01\\x00A\\x01\\x00b\\x01\\x00C\\x00\\x00",
-                "\\t\\x00PATH_INFO=?",
-                "\\t\\x00HTTP_HOST\\x01\\x00h"
+                "\\t\\x00PATH_INFO=? Anything",
+                "\\t\\x00HTTP_HOST\\x01\\x00h",
+                "\\x0e\\x00CONTENT_LENGTH=? Length",
+                "\\x0c\\x00HTTP_UPGRADE=? Upgrade",
+                "\\x13\\x00HTTP_HTTP2_SETTINGS=? Upgrade",
+                "\\x07\\x00UPGRADE=? Anything",
             ]
         );
     }

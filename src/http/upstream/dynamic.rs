@@ -6,8 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Group;
-use super::exchange::{self, Family};
+use super::exchange::Family;
 use super::protocol::{Destination, DestinationUri};
+use super::watch::watching_client;
 use crate::config::address::{Address, Form, Host};
 use crate::error_log::{Level, escape};
 use crate::http::close::Close;
@@ -124,7 +125,7 @@ pub async fn look_up(
         return Err(LookupError::Status(502));
     };
     let answer = generation.resolver(id).addresses(name, *settings.timeout);
-    let found = match exchange::watching_client(c, r, answer, ignore_abort).await? {
+    let found = match watching_client(c, r, answer, ignore_abort).await? {
         Ok(found) => found,
         Err(Failure::Interrupted) => return Err(Close::Interrupted.into()),
         Err(failure) => {
@@ -184,6 +185,7 @@ impl Target {
             balance: Arc::default(),
             sticky: None,
             names: Vec::new(),
+            queue: None,
             zone: Arc::default(),
             explicit: false,
         };

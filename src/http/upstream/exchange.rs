@@ -1,18 +1,18 @@
 //! One exchange, start to end, for both protocols: what `proxy_pass` and `uwsgi_pass` do.
 
 use std::cell::Cell;
-use std::io::{self, IoSlice};
-use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::ask::{Failed, NoAnswer};
 use super::balance::Picker;
 use super::dynamic::{self, LookupError, Target};
 use super::peer::{Active, Member, PeerSet};
 use super::pool::UpstreamConnection;
 use super::protocol::{self, BodyForm, Destination};
-use super::{Attempt, Group, head, local, relay};
+use super::turn::{NoServer, Turn};
+use super::{Attempt, Group, head, relay};
 use crate::clock;
 use crate::error_log::{Level, escape};
 use crate::http::action::Action;
@@ -24,6 +24,7 @@ use crate::http::modules::exchange::{IgnoreHeaders, NextUpstream, Pass, Settings
 use crate::http::modules::proxy::HttpVersion;
 use crate::http::modules::sticky::Sticky;
 use crate::http::modules::upstream::{Balance, Peer, PeerAddress, Upstream};
+use crate::http::modules::uwsgi::ChunkedBody;
 use crate::http::phase::Outcome;
 use crate::http::request::Request;
 use crate::http::tunnel;
@@ -31,21 +32,10 @@ use crate::http::tunnel::handshake::{self, Asked, BadSwitch};
 use crate::http::value;
 use crate::http1::framing::BodyLength;
 use crate::http1::header::Known;
-use crate::http1::refusal::ResponseRefusal;
 use crate::http1::request::Method;
-use crate::http1::response::{self, Form, NO_VALID_HEADER};
+use crate::http1::response::Form;
 use crate::http1::uri::unescape;
-use crate::http1::{Progress, chunked};
-use crate::io::select::{Either, either};
-use crate::io::stream::{Address, Failure, NewSocket};
-use crate::io::timer::{self, Wait};
-use crate::io::{Buffer, Stream};
-
-/// A client that leaves is noticed at the latest this long after: an exchange that is over sooner
-/// never looks.
-const CLIENT_WATCH_AFTER: Duration = Duration::from_millis(100);
-/// Bytes of a temporary file sent at once.
-const FILE_PIECE: usize = 64 << 10;
+use crate::io::timer;
 
 thread_local! {
     /// Whether this shard has told that some upgrade was not passed on.
@@ -82,7 +72,7 @@ impl Family {
         }
     }
 
-    fn form(self) -> Form {
+    pub fn form(self) -> Form {
         match self {
             Family::Proxy => Form::Http,
             Family::Uwsgi => Form::Cgi,
@@ -110,18 +100,18 @@ async fn exchange(c: &Connection, r: &mut Request, family: Family) -> Result<Out
 }
 
 /// What does not change from one server to the next.
-struct Exchange<'a> {
-    c: &'a Connection,
-    family: Family,
-    location: &'a Location,
-    settings: &'a Settings,
-    upstream: &'a Upstream,
-    group: &'a Group,
+pub(super) struct Exchange<'a> {
+    pub c: &'a Connection,
+    pub family: Family,
+    pub location: &'a Location,
+    pub settings: &'a Settings,
+    pub upstream: &'a Upstream,
+    pub group: &'a Group,
     /// Of a proxied request.
-    destination: Option<Destination<'a>>,
-    body: BodyForm,
+    pub destination: Option<Destination<'a>>,
+    pub body: BodyForm,
     /// The body goes out as it comes in, to the first server only.
-    streams: bool,
+    pub streams: bool,
 }
 
 async fn run(c: &Connection, r: &mut Request, family: Family) -> Result<Outcome, Close> {
@@ -201,49 +191,19 @@ async fn run(c: &Connection, r: &mut Request, family: Family) -> Result<Outcome,
 
 /// Whether the body goes out as it comes in. A chunked one needs a protocol that can say so.
 fn streams_body(exchange: &Exchange<'_>, r: &Request) -> bool {
-    if *exchange.settings.request_buffering
-        || !body::is_announced(r)
-        || r.body.is_started()
-        || body::is_here(r)
-    {
+    if *exchange.settings.request_buffering || !body::is_announced(r) || r.body.is_started() {
         return false;
     }
-    let proxy = &exchange.location.settings.proxy;
+    let (proxy, uwsgi) = (&exchange.location.settings.proxy, &exchange.location.settings.uwsgi);
     match (exchange.family, r.head.body) {
+        // Also when it is here already: the application reads chunks.
+        (Family::Uwsgi, BodyLength::Chunked) => {
+            *uwsgi.chunked_body == ChunkedBody::Raw && *exchange.settings.pass_request_body
+        }
+        _ if body::is_here(r) => false,
         (Family::Proxy, _) if proxy.set_body.is_some() => false,
         (Family::Proxy, BodyLength::Chunked) => *proxy.http_version == HttpVersion::Http11,
-        (Family::Uwsgi, BodyLength::Chunked) => false,
         _ => true,
-    }
-}
-
-/// Why one server did not answer.
-#[derive(Debug)]
-struct Failed {
-    condition: NextUpstream,
-    status: u16,
-    /// Nothing has been sent to it: even a request that must not be repeated can go elsewhere.
-    unsent: bool,
-    /// It had answered on this connection before: it may have closed it meanwhile.
-    reused: bool,
-}
-
-/// How trying one server can end without an answer.
-enum NoAnswer {
-    Failed(Failed),
-    /// The client's side ended it.
-    Client(BodyError),
-}
-
-impl From<Failed> for NoAnswer {
-    fn from(failed: Failed) -> Self {
-        NoAnswer::Failed(failed)
-    }
-}
-
-impl From<Close> for NoAnswer {
-    fn from(close: Close) -> Self {
-        NoAnswer::Client(BodyError::Close(close))
     }
 }
 
@@ -263,12 +223,13 @@ impl Exchange<'_> {
                     &mut message,
                 ))
             }
-            Family::Uwsgi => protocol::uwsgi(self.c, r, self.location, &mut message),
+            Family::Uwsgi => protocol::uwsgi(self.c, r, self.location, self.streams, &mut message),
         };
         r.message = message;
-        form.map_err(|length| {
-            self.c.log(r, Level::Alert, format_args!("uwsgi request is too big: {length}"));
-            500
+        form.map_err(|refused| {
+            let text = format_args!("{refused}");
+            self.c.log_explained(r, refused.level, text, None, refused.hint.as_ref());
+            refused.status
         })
     }
 
@@ -320,7 +281,7 @@ impl Exchange<'_> {
     async fn try_servers(&self, r: &mut Request) -> Result<Outcome, Close> {
         let set = self.group.peers();
         let is_single = set.members.len() == 1;
-        let began_ms = timer::now_ms();
+        let mut began_ms = timer::now_ms();
         let client = client_address(self.c, r).ip;
         let mut picker = Picker::new(&set, client, || match &*self.upstream.balance {
             Balance::Hash { key, .. } => value::expanded(key, self.c, r),
@@ -330,13 +291,18 @@ impl Exchange<'_> {
         let mut tries_left = self.tries(&set.members);
         let mut starts_group = true;
         let mut now_ms = began_ms;
+        let mut turn = self.group.queue().map(|queue| Turn::new(queue, &picker));
         loop {
-            let picked = match bound {
-                Some(at) if picker.pick_bound(&set, at, now_ms) => Some(at),
-                _ => picker.pick(&set, now_ms),
+            let taken = match &mut turn {
+                None => picker.take(&set, bound, None, now_ms).ok_or(NoServer::NoLive),
+                Some(turn) => self.take_in_turn(r, turn, &mut picker, &set, bound).await?,
             };
-            let Some(at) = picked else {
-                return Ok(Outcome::Status(self.no_live(r, starts_group)));
+            let waited = turn.as_ref().and_then(Turn::waited);
+            let (at, active) = match taken {
+                Ok(taken) => taken,
+                Err(why) => {
+                    return Ok(Outcome::Status(self.no_server(r, why, waited, starts_group)));
+                }
             };
             let member = &set.members[at];
             if let Some(sticky) = &self.upstream.sticky {
@@ -344,6 +310,7 @@ impl Exchange<'_> {
             }
             r.attempts.push(Attempt {
                 address: Arc::clone(&member.peer.name),
+                queue: waited,
                 status: 0,
                 connect: None,
                 header: None,
@@ -353,10 +320,26 @@ impl Exchange<'_> {
                 bytes_received: 0,
                 starts_group: std::mem::take(&mut starts_group),
             });
-            let active = Active::new(&member.state, now_ms);
-            tries_left = if is_single { 0 } else { tries_left.saturating_sub(1) };
             let started = clock::now();
-            let failed = match self.ask(r, &member.peer, started).await {
+            let asked = self.ask(r, &member.peer, started).await;
+            if let Some(turn) = &mut turn {
+                if matches!(asked, Err(NoAnswer::BacklogFull)) {
+                    // That was no try, and no failure.
+                    turn.goes_on();
+                    active.withdraw();
+                    member.state.backlog_is_full(timer::now_ms());
+                    picker.untry(at);
+                    starts_group = r.attempts.pop().is_some_and(|attempt| attempt.starts_group);
+                    continue;
+                }
+                member.state.backlog_has_room();
+                turn.end();
+                // Of the time for all tries the wait is no part.
+                let waited_ms = waited.unwrap_or_default().as_millis() as u64;
+                began_ms = began_ms.saturating_add(waited_ms);
+            }
+            tries_left = if is_single { 0 } else { tries_left.saturating_sub(1) };
+            let failed = match asked {
                 Ok(connection) => match self.unwanted_status(r) {
                     Some(failed) if tries_left > 0 && self.allows_next(r, &failed, began_ms) => {
                         failed
@@ -368,6 +351,8 @@ impl Exchange<'_> {
                     }
                 },
                 Err(NoAnswer::Failed(failed)) => failed,
+                // Only with a queue, and then it is dealt with above.
+                Err(NoAnswer::BacklogFull) => return Ok(Outcome::Status(502)),
                 Err(NoAnswer::Client(BodyError::Status(status))) => {
                     return Ok(Outcome::Status(status));
                 }
@@ -422,10 +407,17 @@ impl Exchange<'_> {
         }
     }
 
-    fn no_live(&self, r: &mut Request, starts_group: bool) -> u16 {
+    fn no_server(
+        &self,
+        r: &mut Request,
+        why: NoServer,
+        waited: Option<Duration>,
+        starts_group: bool,
+    ) -> u16 {
         self.c.action.set(Action::ConnectingToUpstream);
         r.attempts.push(Attempt {
             address: Arc::clone(&self.upstream.name),
+            queue: waited,
             status: 502,
             connect: None,
             header: None,
@@ -435,7 +427,7 @@ impl Exchange<'_> {
             bytes_received: 0,
             starts_group,
         });
-        self.c.log(r, Level::Error, format_args!("no live upstreams"));
+        self.c.log(r, Level::Error, format_args!("{}", why.text()));
         502
     }
 
@@ -482,318 +474,6 @@ impl Exchange<'_> {
         })
     }
 
-    /// Connects or reuses, sends the request, reads the head of the answer.
-    async fn ask(
-        &self,
-        r: &mut Request,
-        peer: &Peer,
-        started: Duration,
-    ) -> Result<UpstreamConnection, NoAnswer> {
-        self.c.action.set(Action::ConnectingToUpstream);
-        let idle = self.group.pool.borrow_mut().take(&peer.address, r.location);
-        let mut connection = match idle {
-            Some(connection) => connection,
-            None => UpstreamConnection::new(self.connect(r, peer).await?),
-        };
-        connection.requests += 1;
-        connection.request_is_sent = false;
-        if let Some(attempt) = r.attempts.last_mut() {
-            attempt.connect = Some(clock::now().saturating_sub(started));
-        }
-        self.c.action.set(Action::SendingRequestToUpstream);
-        let send_error = match self.send(r, &connection.stream).await? {
-            SendEnd::Open => {
-                connection.request_is_sent = self.sends_what_it_announces(r);
-                None
-            }
-            SendEnd::Failed(Failure::Io(e)) => Some(e),
-            SendEnd::Failed(_) | SendEnd::Answered => None,
-        };
-        self.read_head(r, &connection, send_error).await?;
-        if let Some(attempt) = r.attempts.last_mut() {
-            if attempt.status == 0 {
-                attempt.status = r.upstream_head.code;
-            }
-            attempt.header = Some(clock::now().saturating_sub(started));
-        }
-        Ok(connection)
-    }
-
-    /// False where a head told of a body that is then kept back (`proxy_pass_request_body off`): the
-    /// next request on that connection would be read as the body.
-    fn sends_what_it_announces(&self, r: &Request) -> bool {
-        let proxy = &self.location.settings.proxy;
-        !body::is_announced(r)
-            || self.body != BodyForm::None
-            || proxy.set_body.is_some()
-            || proxy.head.overrides_length
-    }
-
-    /// Whether a client that leaves does not end the exchange. One whose request body is still being
-    /// read is found gone by that.
-    fn ignores_abort(&self, r: &Request) -> bool {
-        *self.settings.ignore_client_abort || (self.streams && !r.body.is_done())
-    }
-
-    async fn connect(&self, r: &mut Request, peer: &Peer) -> Result<Stream, NoAnswer> {
-        let address = match &peer.address {
-            PeerAddress::Inet(address) => Address::Inet(*address),
-            PeerAddress::Unix(path) => Address::Unix(path.clone()),
-        };
-        let connected = match NewSocket::to(&address) {
-            Ok(socket) => {
-                if let Err(failed) = local::prepare(self.c, r, self.settings, &socket) {
-                    self.c.log_errno(r, failed.level, format_args!("{failed}"), &failed.error);
-                    return Err(NoAnswer::Client(BodyError::Status(500)));
-                }
-                let connect = socket.connect(*self.settings.connect_timeout);
-                watching_client(self.c, r, connect, self.ignores_abort(r)).await?
-            }
-            Err(e) => Err(Failure::Io(e)),
-        };
-        match connected {
-            Ok(stream) => {
-                if *self.settings.socket_keepalive {
-                    stream.set_keepalive();
-                }
-                Ok(stream)
-            }
-            Err(Failure::Io(e)) => {
-                let (level, to) = match &peer.address {
-                    PeerAddress::Unix(path) => {
-                        let gone = e.kind() == io::ErrorKind::NotFound;
-                        let level = if gone { Level::Crit } else { Level::Error };
-                        (level, format!(" to unix:{}", path.display()))
-                    }
-                    PeerAddress::Inet(_) => (Level::Error, String::new()),
-                };
-                self.c.log_errno(r, level, format_args!("connect(){to} failed"), &e);
-                Err(Failed::error(true).into())
-            }
-            Err(failure) => Err(self.timed_out(r, &failure, true)),
-        }
-    }
-
-    fn timed_out(&self, r: &Request, failure: &Failure, unsent: bool) -> NoAnswer {
-        if matches!(failure, Failure::Interrupted) {
-            return Close::Interrupted.into();
-        }
-        self.c.log(r, Level::Error, format_args!("upstream timed out (110: Connection timed out)"));
-        Failed { condition: NextUpstream::TIMEOUT, status: 504, unsent, reused: false }.into()
-    }
-
-    /// Sends head and body. A server that stops listening may have answered: then the error is kept
-    /// for the case that it has not.
-    async fn send(&self, r: &mut Request, stream: &Stream) -> Result<SendEnd, NoAnswer> {
-        let limit = *self.settings.send_timeout;
-        let mut sent = Sent::default();
-        {
-            let mut slices = r.message.slices(r.buffer.as_slice());
-            if self.body == BodyForm::Plain && !self.streams && r.body.file.is_none() {
-                slices.push(IoSlice::new(r.body.memory.as_slice()));
-            }
-            send_listening(stream, &mut slices, limit, &mut sent).await;
-        }
-        if sent.is_open() && self.body != BodyForm::None {
-            if self.streams {
-                stream.set_nodelay();
-                self.stream_body(r, stream, &mut sent).await?;
-            } else if r.body.file.is_some() {
-                self.send_file(r, stream, &mut sent).await;
-            }
-        }
-        if let Some(attempt) = r.attempts.last_mut() {
-            attempt.bytes_sent += sent.bytes;
-        }
-        match sent.end {
-            SendEnd::Failed(failure) if !matches!(failure, Failure::Io(_)) => {
-                Err(self.timed_out(r, &failure, sent.bytes == 0))
-            }
-            end => Ok(end),
-        }
-    }
-
-    /// The body of an unbuffered request, piece by piece.
-    async fn stream_body(
-        &self,
-        r: &mut Request,
-        stream: &Stream,
-        sent: &mut Sent,
-    ) -> Result<(), NoAnswer> {
-        let limit = *self.settings.send_timeout;
-        r.body.was_streamed = true;
-        while sent.is_open() {
-            let span = match either(body::next(self.c, r), stream.readable_unlimited()).await {
-                Either::First(Ok(Some(span))) => span,
-                Either::First(Ok(None)) => break,
-                Either::First(Err(error)) => return Err(NoAnswer::Client(error)),
-                Either::Second(_) => {
-                    // It answers already.
-                    body::abandon(r);
-                    sent.end = SendEnd::Answered;
-                    break;
-                }
-            };
-            body::check_size(self.c, r, span).map_err(NoAnswer::Client)?;
-            let piece = body::piece(r, span);
-            let mut head = [0; 18];
-            if self.body == BodyForm::Chunked {
-                let head = chunked::chunk_head(piece.len(), &mut head);
-                let mut slices = [IoSlice::new(head), IoSlice::new(piece), IoSlice::new(b"\r\n")];
-                send_listening(stream, &mut slices, limit, sent).await;
-            } else {
-                send_listening(stream, &mut [IoSlice::new(piece)], limit, sent).await;
-            }
-            body::consume(r, span);
-        }
-        if sent.is_open() && self.body == BodyForm::Chunked {
-            send_listening(stream, &mut [IoSlice::new(chunked::LAST_CHUNK)], limit, sent).await;
-        }
-        Ok(())
-    }
-
-    /// The body out of its temporary file.
-    async fn send_file(&self, r: &Request, stream: &Stream, sent: &mut Sent) {
-        let Some(file) = &r.body.file else { return };
-        let mut piece = vec![0; FILE_PIECE];
-        let mut offset = 0;
-        while sent.is_open() && offset < file.len() {
-            match file.read_at(offset, &mut piece) {
-                Ok(0) => break,
-                Ok(n) => {
-                    offset += n as u64;
-                    let mut slices = [IoSlice::new(&piece[..n])];
-                    send_listening(stream, &mut slices, *self.settings.send_timeout, sent).await;
-                }
-                Err(e) => {
-                    let path = file.path().display();
-                    self.c.log_errno(r, Level::Crit, format_args!("pread() \"{path}\" failed"), &e);
-                    sent.end = SendEnd::Failed(Failure::Io(e));
-                }
-            }
-        }
-    }
-
-    /// Reads until the head is whole: `r.upstream_bytes` then holds it and what came behind it.
-    async fn read_head(
-        &self,
-        r: &mut Request,
-        connection: &UpstreamConnection,
-        send_error: Option<io::Error>,
-    ) -> Result<(), NoAnswer> {
-        let size = *self.settings.buffer_size;
-        // Bytes of all early hints so far.
-        let mut hints = 0;
-        let until_ms = timer::now_ms() + self.settings.read_timeout.as_millis() as u64;
-        r.upstream_head.clear();
-        r.upstream_bytes = Buffer::with_capacity(size);
-        loop {
-            let left = Duration::from_millis(until_ms.saturating_sub(timer::now_ms()));
-            let buffer = std::mem::take(&mut r.upstream_bytes);
-            let ignore_abort = *self.settings.ignore_client_abort;
-            let (received, buffer) =
-                receive_watching_client(self.c, r, &connection.stream, buffer, left, ignore_abort)
-                    .await?;
-            r.upstream_bytes = buffer;
-            self.c.action.set(Action::ReadingUpstreamHead);
-            if let Some(attempt) = r.attempts.last_mut() {
-                attempt.bytes_received += *received.as_ref().unwrap_or(&0) as u64;
-            }
-            match received {
-                Ok(0) => {
-                    if let Some(e) = &send_error {
-                        self.c.action.set(Action::SendingRequestToUpstream);
-                        self.c.log_errno(r, Level::Error, format_args!("writev() failed"), e);
-                    } else {
-                        let text = format_args!("upstream prematurely closed connection");
-                        self.c.log(r, Level::Error, text);
-                    }
-                    return Err(Failed::broken(connection.reused).into());
-                }
-                Ok(_) => {}
-                Err(Failure::Io(e)) => {
-                    self.c.log_errno(r, Level::Error, format_args!("recv() failed"), &e);
-                    return Err(Failed::broken(connection.reused).into());
-                }
-                Err(failure) => return Err(self.timed_out(r, &failure, false)),
-            }
-            loop {
-                match self.parse_head(r, size)? {
-                    Parsed::Partial => break,
-                    Parsed::Whole => return Ok(()),
-                    Parsed::EarlyHints { len } => {
-                        self.take_early_hints(r, len, &mut hints).await?;
-                    }
-                }
-            }
-            if r.upstream_bytes.spare() == 0 {
-                let limit = r.upstream_bytes.len() + 1;
-                r.upstream_bytes.grow(limit);
-            }
-        }
-    }
-
-    fn parse_head(&self, r: &mut Request, size: usize) -> Result<Parsed, NoAnswer> {
-        let bytes = r.upstream_bytes.as_slice();
-        match response::parse(bytes, self.family.form(), size, &mut r.upstream_head) {
-            Ok(Progress::Partial { .. }) => Ok(Parsed::Partial),
-            Ok(Progress::Complete { len })
-                if self.family == Family::Proxy && r.upstream_head.code == 103 && len > 0 =>
-            {
-                Ok(Parsed::EarlyHints { len })
-            }
-            Ok(Progress::Complete { len }) => {
-                if r.upstream_head.is_http09 {
-                    self.c.log(r, Level::Error, format_args!("{NO_VALID_HEADER}"));
-                }
-                r.upstream_head_len = len;
-                for duplicate in &r.upstream_head.duplicates {
-                    let text = duplicate.text(r.upstream_bytes.as_slice());
-                    self.c.log(r, Level::Warn, format_args!("{text}"));
-                }
-                Ok(Parsed::Whole)
-            }
-            Err(refusal) => {
-                self.log_refusal(r, &refusal);
-                Err(Failed::invalid_header().into())
-            }
-        }
-    }
-
-    /// A 103: sent on where `early_hints` says so, otherwise read over.
-    async fn take_early_hints(
-        &self,
-        r: &mut Request,
-        len: usize,
-        total: &mut usize,
-    ) -> Result<(), NoAnswer> {
-        if r.upstream_head.version < Some((1, 1)) {
-            let text = format_args!("upstream sent HTTP/1.0 response with early hints");
-            self.c.log(r, Level::Error, text);
-            return Err(Failed::invalid_header().into());
-        }
-        if let Some(attempt) = r.attempts.last_mut() {
-            attempt.status = r.upstream_head.code;
-        }
-        if head::wants_early_hints(self.c, r, self.location) {
-            *total += len;
-            if *total > *self.settings.buffer_size {
-                self.c.log(r, Level::Info, format_args!("upstream sent too big early hints"));
-            } else {
-                head::send_early_hints(self.c, r, self.family, self.location).await?;
-                self.c.action.set(Action::ReadingUpstreamHead);
-            }
-        }
-        r.upstream_bytes.consume(len);
-        r.upstream_bytes.compact();
-        r.upstream_head.clear();
-        Ok(())
-    }
-
-    fn log_refusal(&self, r: &Request, refusal: &ResponseRefusal) {
-        self.c.log(r, Level::Error, format_args!("{refusal}"));
-    }
-
     /// `X-Accel-Redirect`: the response is another location's to give.
     fn accel_redirect(&self, r: &mut Request) -> Option<Outcome> {
         let field = r.upstream_head.headers.find(Known::XAccelRedirect)?;
@@ -821,6 +501,17 @@ impl Exchange<'_> {
         }
         let args = args.strip_prefix(b"?").unwrap_or_default().to_vec();
         Some(Outcome::Internal { uri, args })
+    }
+
+    /// Whether a uwsgi connection over TCP, which carries one exchange, can be ended by a reset: both
+    /// sides have all that there was to have. It costs two segments less than taking leave in due
+    /// form, and leaves no port waiting (`TIME_WAIT`) on either side. A body may still be on its way.
+    fn is_over(&self, connection: &UpstreamConnection, is_clean: bool, peer: &Peer) -> bool {
+        self.family == Family::Uwsgi
+            && is_clean
+            && connection.request_is_sent
+            && self.body == BodyForm::None
+            && matches!(peer.address, PeerAddress::Inet(_))
     }
 
     /// Hands the answer to the client, or to the tunnel.
@@ -885,6 +576,9 @@ impl Exchange<'_> {
             let mut pool = self.group.pool.borrow_mut();
             pool.give(&member.peer.address, r.location, connection, now_ms);
         } else {
+            if self.is_over(&connection, relayed.is_clean, &member.peer) {
+                connection.stream.reset();
+            }
             drop(connection);
         }
         relayed.finish(r).await?;
@@ -920,145 +614,4 @@ fn is_repeatable(r: &Request, listed: NextUpstream) -> bool {
         _ => false,
     };
     !changes || listed.contains(NextUpstream::NON_IDEMPOTENT)
-}
-
-impl Failed {
-    fn error(unsent: bool) -> Self {
-        Failed { condition: NextUpstream::ERROR, status: 502, unsent, reused: false }
-    }
-
-    fn broken(reused: bool) -> Self {
-        Failed { condition: NextUpstream::ERROR, status: 502, unsent: false, reused }
-    }
-
-    fn invalid_header() -> Self {
-        Failed {
-            condition: NextUpstream::INVALID_HEADER,
-            status: 502,
-            unsent: false,
-            reused: false,
-        }
-    }
-}
-
-/// What has been read of the answer.
-enum Parsed {
-    Partial,
-    /// A 103, of so many bytes.
-    EarlyHints {
-        len: usize,
-    },
-    /// The final head.
-    Whole,
-}
-
-/// How far sending a request has got.
-#[derive(Debug, Default)]
-struct Sent {
-    bytes: u64,
-    end: SendEnd,
-}
-
-#[derive(Debug, Default)]
-enum SendEnd {
-    #[default]
-    Open,
-    /// The server answers already: it wants no more.
-    Answered,
-    Failed(Failure),
-}
-
-impl Sent {
-    fn is_open(&self) -> bool {
-        matches!(self.end, SendEnd::Open)
-    }
-}
-
-/// Sends all of the slices, and listens while the socket is full: a server that answers before it
-/// has read everything may never read on.
-async fn send_listening(
-    stream: &Stream,
-    mut slices: &mut [IoSlice<'_>],
-    limit: Duration,
-    sent: &mut Sent,
-) {
-    while sent.is_open() {
-        while slices.first().is_some_and(|slice| slice.is_empty()) {
-            slices = &mut slices[1..];
-        }
-        if slices.is_empty() {
-            return;
-        }
-        match stream.try_send(slices) {
-            Ok(n) => {
-                sent.bytes += n as u64;
-                IoSlice::advance_slices(&mut slices, n);
-            }
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-                let ready = either(stream.writable_unlimited(), stream.readable_unlimited());
-                match stream.timer().within(limit, Wait::Busy, ready).await {
-                    Ok(Either::First(Ok(()))) => {}
-                    Ok(Either::Second(Ok(()))) => sent.end = SendEnd::Answered,
-                    Ok(Either::First(Err(e)) | Either::Second(Err(e))) => {
-                        sent.end = SendEnd::Failed(e.into());
-                    }
-                    Err(expired) => sent.end = SendEnd::Failed(expired.into()),
-                }
-            }
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            Err(e) => sent.end = SendEnd::Failed(e.into()),
-        }
-    }
-}
-
-/// One receive from the upstream. A client that leaves meanwhile ends the exchange, unless that is
-/// to be ignored.
-pub async fn receive_watching_client(
-    c: &Connection,
-    r: &mut Request,
-    upstream: &Stream,
-    buffer: Buffer,
-    limit: Duration,
-    ignore_abort: bool,
-) -> Result<(Result<usize, Failure>, Buffer), Close> {
-    let receive = upstream.recv(buffer, limit, Wait::Busy);
-    watching_client(c, r, receive, ignore_abort).await
-}
-
-/// Waits for something of the upstream's side, which is dropped when the client leaves.
-pub async fn watching_client<F: Future>(
-    c: &Connection,
-    r: &mut Request,
-    future: F,
-    ignore_abort: bool,
-) -> Result<F::Output, Close> {
-    let mut future = pin!(future);
-    let client = &c.stream;
-    let quick = client.timer().within(CLIENT_WATCH_AFTER, Wait::Busy, future.as_mut()).await;
-    match quick {
-        Ok(output) => Ok(output),
-        Err(_) if ignore_abort => Ok(future.await),
-        Err(_) => match either(future.as_mut(), client_left(client)).await {
-            Either::First(output) => Ok(output),
-            Either::Second(()) => Err(client_aborted(c, r)),
-        },
-    }
-}
-
-/// The client has left while an upstream worked for it.
-pub fn client_aborted(c: &Connection, r: &mut Request) -> Close {
-    let text = "client prematurely closed connection, so upstream connection is closed too";
-    c.log(r, Level::Info, format_args!("{text}"));
-    if !r.response.head_sent {
-        r.response.status = 499;
-    }
-    Close::ClientAbortedExchange
-}
-
-/// Ends when the client has closed its side. Bytes that it sends ahead hide that, as with nginx:
-/// then this waits for ever.
-pub async fn client_left(client: &Stream) {
-    if client.readable_unlimited().await.is_ok() && client.has_unread_bytes() {
-        std::future::pending::<()>().await;
-    }
 }

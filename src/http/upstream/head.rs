@@ -155,6 +155,11 @@ pub fn passes_trailers(family: Family, location: &Location) -> bool {
     family == Family::Proxy && *location.settings.proxy.pass_trailers
 }
 
+/// `uwsgi_decode_chunked`
+pub fn decodes_chunked(family: Family, location: &Location) -> bool {
+    family == Family::Proxy || *location.settings.uwsgi.decode_chunked
+}
+
 /// `X-Accel-Limit-Rate`
 fn put_limit_rate(
     r: &mut Request,

@@ -8,9 +8,10 @@ use std::time::Duration;
 
 use smallvec::SmallVec;
 
-use super::exchange::{Family, client_aborted, client_left, receive_watching_client};
+use super::exchange::Family;
 use super::head;
 use super::outgoing::Outgoing;
+use super::watch::{client_aborted, client_left, receive_watching_client};
 use crate::clock;
 use crate::error_log::Level;
 use crate::http::action::Action;
@@ -82,7 +83,10 @@ pub async fn run<'a>(
         Family::Proxy => &location.settings.proxy.exchange,
         Family::Uwsgi => &location.settings.uwsgi.exchange,
     };
-    let length = r.upstream_head.body_for(r.message.is_head());
+    let length = match r.upstream_head.body_for(r.message.is_head()) {
+        BodyLength::Chunked if !head::decodes_chunked(family, location) => BodyLength::UntilClose,
+        length => length,
+    };
     head::put_head(c, r, family, location, length);
 
     let ahead = r.upstream_bytes.len() - r.upstream_head_len;
@@ -610,6 +614,8 @@ impl<'a> Relay<'a, '_> {
         let upstream = self.upstream;
         let client = &self.c.stream;
         let ignore_abort = *self.settings.ignore_client_abort;
+        // When the upstream will have been waited for too long, however often the client moves.
+        let mut until_ms = None;
         loop {
             let received = self.received;
             let allowed = match &mut self.reading_pace {
@@ -631,11 +637,17 @@ impl<'a> Relay<'a, '_> {
                 }
                 self.rest.pump(r).await?;
             }
+            if allowed.is_err() || !has_room {
+                until_ms = None;
+            }
             let from_upstream = async {
                 match allowed {
                     Err(wait) => pace::hold(upstream, wait).await.map(|()| None),
                     Ok(most) if has_room => {
-                        upstream.readable(limit, Wait::Busy).await.map(|()| Some(most))
+                        let now_ms = timer::now_ms();
+                        let until_ms = *until_ms.get_or_insert(now_ms + limit.as_millis() as u64);
+                        let left = Duration::from_millis(until_ms.saturating_sub(now_ms));
+                        upstream.readable(left, Wait::Busy).await.map(|()| Some(most))
                     }
                     Ok(_) => std::future::pending().await,
                 }

@@ -1,0 +1,654 @@
+//! Asking one server: connect or reuse, send head and body, read the head of the answer.
+
+use std::io::{self, IoSlice};
+use std::time::Duration;
+
+use smallvec::SmallVec;
+
+use super::exchange::{Exchange, Family};
+use super::pool::UpstreamConnection;
+use super::protocol::BodyForm;
+use super::watch::{receive_watching_client, watching_client};
+use super::{head, local};
+use crate::clock;
+use crate::error_log::Level;
+use crate::http::action::Action;
+use crate::http::body::{self, BodyError};
+use crate::http::close::Close;
+use crate::http::modules::exchange::NextUpstream;
+use crate::http::modules::upstream::{Peer, PeerAddress};
+use crate::http::request::Request;
+use crate::http1::refusal::ResponseRefusal;
+use crate::http1::response::{self, NO_VALID_HEADER};
+use crate::http1::{Progress, Span, chunked};
+use crate::io::select::{Either, either};
+use crate::io::stream::{Address, Connecting, Failure, NewSocket};
+use crate::io::timer::{self, Wait};
+use crate::io::{Buffer, Stream};
+
+/// Bytes of a temporary file sent at once.
+const FILE_PIECE: usize = 64 << 10;
+
+/// Why one server did not answer.
+#[derive(Debug)]
+pub(super) struct Failed {
+    pub condition: NextUpstream,
+    pub status: u16,
+    /// Nothing has been sent to it: even a request that must not be repeated can go elsewhere.
+    pub unsent: bool,
+    /// It had answered on this connection before: it may have closed it meanwhile.
+    pub reused: bool,
+}
+
+/// How trying one server can end without an answer.
+pub(super) enum NoAnswer {
+    Failed(Failed),
+    /// Its backlog is full, and the request may wait in the `queue`.
+    BacklogFull,
+    /// The client's side ended it.
+    Client(BodyError),
+}
+
+impl From<Failed> for NoAnswer {
+    fn from(failed: Failed) -> Self {
+        NoAnswer::Failed(failed)
+    }
+}
+
+impl From<Close> for NoAnswer {
+    fn from(close: Close) -> Self {
+        NoAnswer::Client(BodyError::Close(close))
+    }
+}
+
+impl Exchange<'_> {
+    /// Connects or reuses, sends the request, reads the head of the answer.
+    pub async fn ask(
+        &self,
+        r: &mut Request,
+        peer: &Peer,
+        started: Duration,
+    ) -> Result<UpstreamConnection, NoAnswer> {
+        self.c.action.set(Action::ConnectingToUpstream);
+        let idle = self.group.pool.borrow_mut().take(&peer.address, r.location);
+        let (mut connection, ahead) = if let Some(connection) = idle {
+            (connection, 0)
+        } else {
+            let (stream, ahead) = self.connect(r, peer).await?;
+            (UpstreamConnection::new(stream), ahead)
+        };
+        connection.requests += 1;
+        connection.request_is_sent = false;
+        if let Some(attempt) = r.attempts.last_mut() {
+            attempt.connect = Some(clock::now().saturating_sub(started));
+        }
+        self.c.action.set(Action::SendingRequestToUpstream);
+        let mut answer = Answer::default();
+        r.upstream_head.clear();
+        r.upstream_bytes = Buffer::with_capacity(*self.settings.buffer_size);
+        let send_error = match self.send(r, &connection.stream, ahead, &mut answer).await? {
+            SendEnd::Open => {
+                connection.request_is_sent = self.sends_what_it_announces(r);
+                None
+            }
+            SendEnd::Failed(Failure::Io(e)) => Some(e),
+            SendEnd::Failed(_) | SendEnd::Answered => None,
+        };
+        self.read_head(r, &connection, &mut answer, send_error).await?;
+        if let Some(attempt) = r.attempts.last_mut() {
+            if attempt.status == 0 {
+                attempt.status = r.upstream_head.code;
+            }
+            attempt.header = Some(clock::now().saturating_sub(started));
+        }
+        Ok(connection)
+    }
+
+    /// False where a head told of a body that is then kept back (`proxy_pass_request_body off`): the
+    /// next request on that connection would be read as the body.
+    fn sends_what_it_announces(&self, r: &Request) -> bool {
+        let proxy = &self.location.settings.proxy;
+        !body::is_announced(r)
+            || self.body != BodyForm::None
+            || proxy.set_body.is_some()
+            || proxy.head.overrides_length
+    }
+
+    /// Whether a client that leaves does not end the exchange. One whose request body is still being
+    /// read is found gone by that.
+    pub fn ignores_abort(&self, r: &Request) -> bool {
+        *self.settings.ignore_client_abort || (self.streams && !r.body.is_done())
+    }
+
+    /// A new connection, and how many bytes of the request went out with it.
+    async fn connect(&self, r: &mut Request, peer: &Peer) -> Result<(Stream, usize), NoAnswer> {
+        let address = match &peer.address {
+            PeerAddress::Inet(address) => Address::Inet(*address),
+            PeerAddress::Unix(path) => Address::Unix(path.clone()),
+        };
+        let mut ahead = 0;
+        let begun = match NewSocket::to(&address) {
+            Ok(socket) => {
+                if let Err(failed) = local::prepare(self.c, r, self.settings, &socket) {
+                    self.c.log_errno(r, failed.level, format_args!("{failed}"), &failed.error);
+                    return Err(NoAnswer::Client(BodyError::Status(500)));
+                }
+                socket.begin().and_then(|mut connecting| {
+                    if !connecting.is_established() {
+                        let mut unchunked = [0; 18];
+                        let first = self.first_piece(r);
+                        ahead = connecting.try_send(&first.slices(r, &mut unchunked))?;
+                    }
+                    Ok(connecting)
+                })
+            }
+            Err(e) => Err(e),
+        };
+        let connected = match begun.map(Connecting::try_into_stream) {
+            Ok(Ok(stream)) => Ok(stream),
+            Ok(Err(connecting)) => {
+                let established = connecting.established(*self.settings.connect_timeout);
+                watching_client(self.c, r, established, self.ignores_abort(r)).await?
+            }
+            Err(e) => Err(Failure::Io(e)),
+        };
+        match connected {
+            Ok(stream) => {
+                if *self.settings.socket_keepalive {
+                    stream.set_keepalive();
+                }
+                Ok((stream, ahead))
+            }
+            Err(Failure::Io(e))
+                if e.kind() == io::ErrorKind::WouldBlock
+                    && self.group.queue().is_some()
+                    && matches!(peer.address, PeerAddress::Unix(_)) =>
+            {
+                Err(NoAnswer::BacklogFull)
+            }
+            Err(Failure::Io(e)) => {
+                let (level, to) = match &peer.address {
+                    PeerAddress::Unix(path) => {
+                        let gone = e.kind() == io::ErrorKind::NotFound;
+                        let level = if gone { Level::Crit } else { Level::Error };
+                        (level, format!(" to unix:{}", path.display()))
+                    }
+                    PeerAddress::Inet(_) => (Level::Error, String::new()),
+                };
+                self.c.log_errno(r, level, format_args!("connect(){to} failed"), &e);
+                Err(Failed::error(true).into())
+            }
+            Err(failure) => Err(self.timed_out(r, &failure, true)),
+        }
+    }
+
+    fn timed_out(&self, r: &Request, failure: &Failure, unsent: bool) -> NoAnswer {
+        if matches!(failure, Failure::Interrupted) {
+            return Close::Interrupted.into();
+        }
+        self.c.log(r, Level::Error, format_args!("upstream timed out (110: Connection timed out)"));
+        Failed { condition: NextUpstream::TIMEOUT, status: 504, unsent, reused: false }.into()
+    }
+
+    /// What goes out first: the head, and the body where it is in memory.
+    fn first_piece(&self, r: &Request) -> Piece<'static> {
+        let with_body = self.body == BodyForm::Plain && !self.streams && r.body.file.is_none();
+        Piece::Message { with_body }
+    }
+
+    /// Sends head and body, of which the first bytes have gone `ahead`. A server that stops listening may have answered: then the error is kept
+    /// for the case that it has not.
+    async fn send(
+        &self,
+        r: &mut Request,
+        stream: &Stream,
+        ahead: usize,
+        answer: &mut Answer,
+    ) -> Result<SendEnd, NoAnswer> {
+        let mut sent = Sent::default();
+        self.send_piece(r, stream, self.first_piece(r), ahead, &mut sent, answer).await?;
+        if sent.is_open() && self.body != BodyForm::None {
+            if self.streams {
+                stream.set_nodelay();
+                self.stream_body(r, stream, &mut sent, answer).await?;
+            } else if r.body.file.is_some() {
+                self.send_file(r, stream, &mut sent, answer).await?;
+            }
+        }
+        if let Some(attempt) = r.attempts.last_mut() {
+            attempt.bytes_sent += sent.bytes;
+        }
+        match sent.end {
+            SendEnd::Failed(failure) if !matches!(failure, Failure::Io(_)) => {
+                Err(self.timed_out(r, &failure, sent.bytes == 0))
+            }
+            end => Ok(end),
+        }
+    }
+
+    /// The body of an unbuffered request, piece by piece.
+    async fn stream_body(
+        &self,
+        r: &mut Request,
+        stream: &Stream,
+        sent: &mut Sent,
+        answer: &mut Answer,
+    ) -> Result<(), NoAnswer> {
+        r.body.was_streamed = true;
+        while sent.is_open() {
+            // Both wait for readiness: the one that is dropped loses nothing.
+            let span = match either(body::next(self.c, r), stream.readable_unlimited()).await {
+                Either::First(Ok(Some(span))) => span,
+                Either::First(Ok(None)) => break,
+                Either::First(Err(error)) => return Err(NoAnswer::Client(error)),
+                Either::Second(_) => {
+                    self.hear(r, stream, sent, answer).await?;
+                    continue;
+                }
+            };
+            body::check_size(self.c, r, span).map_err(NoAnswer::Client)?;
+            let chunked = self.body == BodyForm::Chunked;
+            self.send_piece(r, stream, Piece::Body { span, chunked }, 0, sent, answer).await?;
+            body::consume(r, span);
+        }
+        if matches!(sent.end, SendEnd::Answered) && !r.body.is_done() {
+            // Nobody wants the rest.
+            body::abandon(r);
+        }
+        if sent.is_open() && self.body == BodyForm::Chunked {
+            self.send_piece(r, stream, Piece::Bytes(chunked::LAST_CHUNK), 0, sent, answer).await?;
+        }
+        Ok(())
+    }
+
+    /// The body out of its temporary file.
+    async fn send_file(
+        &self,
+        r: &mut Request,
+        stream: &Stream,
+        sent: &mut Sent,
+        answer: &mut Answer,
+    ) -> Result<(), NoAnswer> {
+        let mut piece = vec![0; FILE_PIECE];
+        let mut offset = 0;
+        while sent.is_open()
+            && let Some(file) = &r.body.file
+            && offset < file.len()
+        {
+            match file.read_at(offset, &mut piece) {
+                Ok(0) => break,
+                Ok(n) => {
+                    offset += n as u64;
+                    self.send_piece(r, stream, Piece::Bytes(&piece[..n]), 0, sent, answer).await?;
+                }
+                Err(e) => {
+                    let path = file.path().display();
+                    self.c.log_errno(r, Level::Crit, format_args!("pread() \"{path}\" failed"), &e);
+                    sent.end = SendEnd::Failed(Failure::Io(e));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends all of a piece that has not gone `ahead`, and listens while the socket is full: a server that answers before it
+    /// has read everything may never read on.
+    async fn send_piece(
+        &self,
+        r: &mut Request,
+        stream: &Stream,
+        piece: Piece<'_>,
+        ahead: usize,
+        sent: &mut Sent,
+        answer: &mut Answer,
+    ) -> Result<(), NoAnswer> {
+        let mut gone = ahead;
+        loop {
+            let stopped = {
+                let mut chunk_head = [0; 18];
+                let mut slices = piece.slices(r, &mut chunk_head);
+                let mut left = &mut slices[..];
+                IoSlice::advance_slices(&mut left, gone);
+                send_while_unheard(stream, left, *self.settings.send_timeout, &mut gone).await
+            };
+            match stopped {
+                Ok(Stopped::AllSent) => break,
+                Ok(Stopped::Heard) => {
+                    self.hear(r, stream, sent, answer).await?;
+                    if !sent.is_open() {
+                        break;
+                    }
+                }
+                Err(failure) => {
+                    sent.end = SendEnd::Failed(failure);
+                    break;
+                }
+            }
+        }
+        sent.bytes += gone as u64;
+        Ok(())
+    }
+
+    /// Something has come while the request was being sent. Early hints change nothing; with a final
+    /// head, or an end, sending is over.
+    async fn hear(
+        &self,
+        r: &mut Request,
+        stream: &Stream,
+        sent: &mut Sent,
+        answer: &mut Answer,
+    ) -> Result<(), NoAnswer> {
+        let limit = *self.settings.read_timeout;
+        let is_over = match self.receive(r, stream, limit).await? {
+            Ok(0) => true,
+            Ok(_) => self.read_on(r, answer).await?,
+            Err(failure) => {
+                answer.failure = Some(failure);
+                true
+            }
+        };
+        self.c.action.set(Action::SendingRequestToUpstream);
+        if is_over {
+            sent.end = SendEnd::Answered;
+        }
+        Ok(())
+    }
+
+    /// Reads until the head is whole: `r.upstream_bytes` then holds it and what came behind it.
+    async fn read_head(
+        &self,
+        r: &mut Request,
+        connection: &UpstreamConnection,
+        answer: &mut Answer,
+        send_error: Option<io::Error>,
+    ) -> Result<(), NoAnswer> {
+        let until_ms = timer::now_ms() + self.settings.read_timeout.as_millis() as u64;
+        while !answer.is_whole {
+            let left = Duration::from_millis(until_ms.saturating_sub(timer::now_ms()));
+            let received = match answer.failure.take() {
+                Some(failure) => Err(failure),
+                None => self.receive(r, &connection.stream, left).await?,
+            };
+            self.c.action.set(Action::ReadingUpstreamHead);
+            match received {
+                Ok(0) => {
+                    if let Some(e) = &send_error {
+                        self.c.action.set(Action::SendingRequestToUpstream);
+                        self.log_hang_up(r, "writev() failed", Some(e));
+                    } else {
+                        self.log_hang_up(r, "upstream prematurely closed connection", None);
+                    }
+                    return Err(Failed::broken(connection.reused).into());
+                }
+                Ok(_) => {
+                    self.read_on(r, answer).await?;
+                }
+                Err(Failure::Io(e)) => {
+                    self.log_hang_up(r, "recv() failed", Some(&e));
+                    return Err(Failed::broken(connection.reused).into());
+                }
+                Err(failure) => return Err(self.timed_out(r, &failure, false)),
+            }
+        }
+        self.c.action.set(Action::ReadingUpstreamHead);
+        Ok(())
+    }
+
+    /// Receives behind what is there of the answer.
+    async fn receive(
+        &self,
+        r: &mut Request,
+        stream: &Stream,
+        limit: Duration,
+    ) -> Result<Result<usize, Failure>, NoAnswer> {
+        if r.upstream_bytes.spare() == 0 {
+            let limit = r.upstream_bytes.len() + 1;
+            r.upstream_bytes.grow(limit);
+        }
+        let buffer = std::mem::take(&mut r.upstream_bytes);
+        let ignore_abort = *self.settings.ignore_client_abort;
+        let (received, buffer) =
+            receive_watching_client(self.c, r, stream, buffer, limit, ignore_abort).await?;
+        r.upstream_bytes = buffer;
+        if let (Ok(n), Some(attempt)) = (&received, r.attempts.last_mut()) {
+            attempt.bytes_received += *n as u64;
+        }
+        Ok(received)
+    }
+
+    /// Reads what has been received; tells whether the final head is whole.
+    async fn read_on(&self, r: &mut Request, answer: &mut Answer) -> Result<bool, NoAnswer> {
+        loop {
+            match self.parse_head(r)? {
+                Parsed::Partial => return Ok(false),
+                Parsed::Whole => {
+                    answer.is_whole = true;
+                    return Ok(true);
+                }
+                Parsed::EarlyHints { len } => {
+                    self.take_early_hints(r, len, &mut answer.hints).await?;
+                }
+            }
+        }
+    }
+
+    fn parse_head(&self, r: &mut Request) -> Result<Parsed, NoAnswer> {
+        let size = *self.settings.buffer_size;
+        let bytes = r.upstream_bytes.as_slice();
+        match response::parse(bytes, self.family.form(), size, &mut r.upstream_head) {
+            Ok(Progress::Partial { .. }) => Ok(Parsed::Partial),
+            Ok(Progress::Complete { len })
+                if self.family == Family::Proxy && r.upstream_head.code == 103 && len > 0 =>
+            {
+                Ok(Parsed::EarlyHints { len })
+            }
+            Ok(Progress::Complete { len }) => {
+                if r.upstream_head.is_http09 {
+                    self.c.log(r, Level::Error, format_args!("{NO_VALID_HEADER}"));
+                }
+                r.upstream_head_len = len;
+                for duplicate in &r.upstream_head.duplicates {
+                    let text = duplicate.text(r.upstream_bytes.as_slice());
+                    self.c.log(r, Level::Warn, format_args!("{text}"));
+                }
+                Ok(Parsed::Whole)
+            }
+            Err(refusal) => {
+                self.log_refusal(r, &refusal);
+                Err(Failed::invalid_header().into())
+            }
+        }
+    }
+
+    /// A 103: sent on where `early_hints` says so, otherwise read over.
+    async fn take_early_hints(
+        &self,
+        r: &mut Request,
+        len: usize,
+        total: &mut usize,
+    ) -> Result<(), NoAnswer> {
+        if r.upstream_head.version < Some((1, 1)) {
+            let text = format_args!("upstream sent HTTP/1.0 response with early hints");
+            self.c.log(r, Level::Error, text);
+            return Err(Failed::invalid_header().into());
+        }
+        if let Some(attempt) = r.attempts.last_mut() {
+            attempt.status = r.upstream_head.code;
+        }
+        if head::wants_early_hints(self.c, r, self.location) {
+            *total += len;
+            if *total > *self.settings.buffer_size {
+                self.c.log(r, Level::Info, format_args!("upstream sent too big early hints"));
+            } else {
+                head::send_early_hints(self.c, r, self.family, self.location).await?;
+                self.c.action.set(Action::ReadingUpstreamHead);
+            }
+        }
+        r.upstream_bytes.consume(len);
+        r.upstream_bytes.compact();
+        r.upstream_head.clear();
+        Ok(())
+    }
+
+    /// A uwsgi server that refuses a request for its size hangs up, and says so in its own log alone.
+    fn log_hang_up(&self, r: &Request, text: &str, error: Option<&io::Error>) {
+        let is_silent = r.upstream_bytes.is_empty();
+        let hint = if is_silent { r.message.hint(r.buffer.as_slice()) } else { None };
+        self.c.log_explained(r, Level::Error, format_args!("{text}"), error, hint);
+    }
+
+    fn log_refusal(&self, r: &Request, refusal: &ResponseRefusal) {
+        self.c.log(r, Level::Error, format_args!("{refusal}"));
+    }
+}
+
+impl Failed {
+    fn error(unsent: bool) -> Self {
+        Failed { condition: NextUpstream::ERROR, status: 502, unsent, reused: false }
+    }
+
+    fn broken(reused: bool) -> Self {
+        Failed { condition: NextUpstream::ERROR, status: 502, unsent: false, reused }
+    }
+
+    fn invalid_header() -> Self {
+        Failed {
+            condition: NextUpstream::INVALID_HEADER,
+            status: 502,
+            unsent: false,
+            reused: false,
+        }
+    }
+}
+
+/// What has come of the answer, beside the bytes.
+#[derive(Debug, Default)]
+struct Answer {
+    /// The final head is in `r.upstream_head`.
+    is_whole: bool,
+    /// Receiving failed while the request was being sent.
+    failure: Option<Failure>,
+    /// Bytes of all early hints.
+    hints: usize,
+}
+
+/// What a head can be read as.
+enum Parsed {
+    Partial,
+    /// A 103, of so many bytes.
+    EarlyHints {
+        len: usize,
+    },
+    /// The final head.
+    Whole,
+}
+
+/// How far sending a request has got.
+#[derive(Debug, Default)]
+struct Sent {
+    bytes: u64,
+    end: SendEnd,
+}
+
+#[derive(Debug, Default)]
+enum SendEnd {
+    #[default]
+    Open,
+    /// The server answers already: it wants no more.
+    Answered,
+    Failed(Failure),
+}
+
+impl Sent {
+    fn is_open(&self) -> bool {
+        matches!(self.end, SendEnd::Open)
+    }
+}
+
+/// What is sent in one go.
+#[derive(Debug, Clone, Copy)]
+enum Piece<'a> {
+    /// The head, and behind it a body that is held in memory.
+    Message {
+        with_body: bool,
+    },
+    /// A piece of a body that is being read.
+    Body {
+        span: Span,
+        chunked: bool,
+    },
+    Bytes(&'a [u8]),
+}
+
+impl Piece<'_> {
+    fn slices<'s>(
+        &'s self,
+        r: &'s Request,
+        chunk_head: &'s mut [u8; 18],
+    ) -> SmallVec<[IoSlice<'s>; 6]> {
+        match self {
+            Piece::Message { with_body } => {
+                let mut slices = r.message.slices(r.buffer.as_slice());
+                if *with_body {
+                    slices.push(IoSlice::new(r.body.memory.as_slice()));
+                }
+                slices
+            }
+            Piece::Body { span, chunked } => {
+                let piece = body::piece(r, *span);
+                let mut slices = SmallVec::new();
+                if *chunked {
+                    let head = chunked::chunk_head(piece.len(), chunk_head);
+                    slices.extend([head, piece, b"\r\n"].map(IoSlice::new));
+                } else {
+                    slices.push(IoSlice::new(piece));
+                }
+                slices
+            }
+            Piece::Bytes(bytes) => SmallVec::from_iter([IoSlice::new(bytes)]),
+        }
+    }
+}
+
+/// Why sending stopped without failing.
+enum Stopped {
+    AllSent,
+    /// There is something to receive.
+    Heard,
+}
+
+/// Sends until all is gone, or until the socket is full and something comes. Bytes sent are added to
+/// `gone`.
+async fn send_while_unheard(
+    stream: &Stream,
+    mut slices: &mut [IoSlice<'_>],
+    limit: Duration,
+    gone: &mut usize,
+) -> Result<Stopped, Failure> {
+    loop {
+        while slices.first().is_some_and(|slice| slice.is_empty()) {
+            slices = &mut slices[1..];
+        }
+        if slices.is_empty() {
+            return Ok(Stopped::AllSent);
+        }
+        match stream.try_send(slices) {
+            Ok(n) => {
+                *gone += n;
+                IoSlice::advance_slices(&mut slices, n);
+            }
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                let ready = either(stream.writable_unlimited(), stream.readable_unlimited());
+                match stream.timer().within(limit, Wait::Busy, ready).await? {
+                    Either::First(ready) => ready?,
+                    Either::Second(ready) => {
+                        ready?;
+                        return Ok(Stopped::Heard);
+                    }
+                }
+            }
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
+}

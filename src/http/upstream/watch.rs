@@ -1,0 +1,69 @@
+//! Waiting for an upstream with an eye on the client, who may leave meanwhile.
+
+use std::pin::pin;
+use std::time::Duration;
+
+use crate::error_log::Level;
+use crate::http::close::Close;
+use crate::http::connection::Connection;
+use crate::http::request::Request;
+use crate::io::select::{Either, either};
+use crate::io::stream::Failure;
+use crate::io::timer::Wait;
+use crate::io::{Buffer, Stream};
+
+/// A client that leaves is noticed at the latest this long after: an exchange that is over sooner
+/// never looks.
+const CLIENT_WATCH_AFTER: Duration = Duration::from_millis(100);
+
+/// One receive from the upstream. A client that leaves meanwhile ends the exchange, unless that is
+/// to be ignored.
+pub async fn receive_watching_client(
+    c: &Connection,
+    r: &mut Request,
+    upstream: &Stream,
+    buffer: Buffer,
+    limit: Duration,
+    ignore_abort: bool,
+) -> Result<(Result<usize, Failure>, Buffer), Close> {
+    let receive = upstream.recv(buffer, limit, Wait::Busy);
+    watching_client(c, r, receive, ignore_abort).await
+}
+
+/// Waits for something of the upstream's side, which is dropped when the client leaves.
+pub async fn watching_client<F: Future>(
+    c: &Connection,
+    r: &mut Request,
+    future: F,
+    ignore_abort: bool,
+) -> Result<F::Output, Close> {
+    let mut future = pin!(future);
+    let client = &c.stream;
+    let quick = client.timer().within(CLIENT_WATCH_AFTER, Wait::Busy, future.as_mut()).await;
+    match quick {
+        Ok(output) => Ok(output),
+        Err(_) if ignore_abort => Ok(future.await),
+        Err(_) => match either(future.as_mut(), client_left(client)).await {
+            Either::First(output) => Ok(output),
+            Either::Second(()) => Err(client_aborted(c, r)),
+        },
+    }
+}
+
+/// The client has left while an upstream worked for it.
+pub fn client_aborted(c: &Connection, r: &mut Request) -> Close {
+    let text = "client prematurely closed connection, so upstream connection is closed too";
+    c.log(r, Level::Info, format_args!("{text}"));
+    if !r.response.head_sent {
+        r.response.status = 499;
+    }
+    Close::ClientAbortedExchange
+}
+
+/// Ends when the client has closed its side. Bytes that it sends ahead hide that, as with nginx:
+/// then this waits for ever.
+pub async fn client_left(client: &Stream) {
+    if client.readable_unlimited().await.is_ok() && client.has_unread_bytes() {
+        std::future::pending::<()>().await;
+    }
+}
