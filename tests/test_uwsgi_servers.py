@@ -6,6 +6,7 @@ import random
 import socket
 import subprocess
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -139,6 +140,16 @@ def test_as_many_requests_at_once_as_the_server_can(app, kind, cues):
     for actor in actors:
         actor.end()
     assert [wire.read_response().body for wire in wires] == [b"hello\n"] * len(wires)
+
+
+@pytest.mark.ringx_only("of some servers nginx loses some early answers, of others none (uwsgi.md 9.4)")
+@pytest.mark.parametrize("buffering", ["on", "off"])
+def test_an_early_refusal_arrives_whatever_the_server_does_with_the_body(kind, via, front, request, buffering):
+    proxy = front(via(request.getfixturevalue(KINDS[kind])), f"uwsgi_request_buffering {buffering};")
+    for target, size in product(["/refuse", "/refuse/open"], [8_000, 3_000_000] * 2):
+        response = proxy.get(target, method="POST", body=bytes(size))
+        assert (response.status, response.body) == (413, b"this is too large\n")
+    assert proxy.get("/").body == b"hello\n"
 
 
 # What uWSGI makes of SERVER_PROTOCOL.
