@@ -115,7 +115,9 @@ def test_100_mib_up_by_length(front, two, via, buffering):
 @pytest.mark.parametrize("buffering", ["on", "off"])
 def test_100_mib_up_by_chunks(front, two, via, buffering):
     proxy = front(via(two), f"uwsgi_request_buffering {buffering};")
-    response = talk(proxy, "POST", "/upload", body=pieces(), encode_chunked=True, headers={"Transfer-Encoding": "chunked"})
+    response = talk(
+        proxy, "POST", "/upload", body=pieces(), encode_chunked=True, headers={"Transfer-Encoding": "chunked"}
+    )
     assert (response.status, json.loads(response.read())) == (200, TOLD)
 
 

@@ -5,13 +5,17 @@ import json
 import random
 import socket
 import subprocess
+from functools import partial
+from itertools import product
 from pathlib import Path
 
 import pytest
 from websockets.sync.client import connect as websocket
 
+from harness.cues import Cues
 from harness.proxy import Proxy, eventually
 from harness.servers import Server
+from harness.wire import Wire
 
 ROOT = Path(__file__).resolve().parent.parent
 differs = pytest.mark.differs_in_nginx
@@ -42,8 +46,6 @@ AT_ONCE = {
     "gunicorn-asgi": 60,
     "gunicorn-26": 4,
 }
-
-
 
 
 @pytest.fixture(params=KINDS)
@@ -140,6 +142,16 @@ def test_as_many_requests_at_once_as_the_server_can(app, kind, cues):
     assert [wire.read_response().body for wire in wires] == [b"hello\n"] * len(wires)
 
 
+@pytest.mark.ringx_only("of some servers nginx loses some early answers, of others none (uwsgi.md 9.4)")
+@pytest.mark.parametrize("buffering", ["on", "off"])
+def test_an_early_refusal_arrives_whatever_the_server_does_with_the_body(kind, via, front, request, buffering):
+    proxy = front(via(request.getfixturevalue(KINDS[kind])), f"uwsgi_request_buffering {buffering};")
+    for target, size in product(["/refuse", "/refuse/open"], [8_000, 3_000_000] * 2):
+        response = proxy.get(target, method="POST", body=bytes(size))
+        assert (response.status, response.body) == (413, b"this is too large\n")
+    assert proxy.get("/").body == b"hello\n"
+
+
 # What uWSGI makes of SERVER_PROTOCOL.
 
 
@@ -198,56 +210,54 @@ def test_an_unknown_modifier_is_a_502(front, bare_uwsgi, via):
     proxy.logged("upstream prematurely closed connection while reading response header from upstream")
 
 
-def waiting(server: Server, via_unix: bool) -> int:
-    """How many connections wait in the server's backlog."""
-    if via_unix:
-        command = ["ss", "--no-header", "--listening", "--unix", "src", str(server.path)]
-        column = 2
-    else:
-        command = ["ss", "--no-header", "--listening", "--tcp", "--numeric", "src", server.address]
-        column = 1
+# What waits for a server with one worker and `--listen 4`: five, counted as the kernel does.
+
+
+def fill_backlog(proxy: Proxy, server: Server, by: str, cues: Cues) -> list[Wire]:
+    """One request at work, and behind it as many as fit."""
+    wires = []
+    for number in range(6):
+        wires.append(proxy.connect())
+        wires[-1].send(f"GET /held?cue={cues.port} HTTP/1.1\r\nHost: a\r\n\r\n")
+        if number == 0:
+            cues.actor()
+        else:
+            eventually(partial(is_waiting, number, server, by), f"{number} connections wait")
+    return wires
+
+
+def is_waiting(count: int, server: Server, by: str) -> bool:
+    source, column = (server.address, 1) if by == "tcp" else (str(server.path), 2)
+    command = ["ss", "--no-header", "--listening", "--numeric", f"--{by}", "src", source]
     (line,) = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
-    return int(line.split()[column])
+    return int(line.split()[column]) == count
+
+
+def let_all_end(wires: list[Wire], cues: Cues) -> None:
+    """Whoever waited is served now."""
+    cues.actors[0].end()
+    for _ in wires[1:]:
+        cues.actor().end()
+    assert [wire.read_response().body for wire in wires] == [b"hello\n"] * len(wires)
 
 
 def test_a_full_backlog_of_a_unix_socket_is_a_502_at_once(front, bare_small, cues):
-    """One is worked on, listen and one wait; who waited is served all the same."""
     proxy = front(f"unix:{bare_small.path}")
-    wires = [ask_held(proxy, cues)]
-    actors = [cues.actor()]
-    for number in range(5):
-        wires.append(ask_held(proxy, cues))
-        eventually(lambda: waiting(bare_small, True) == number + 1, f"{number + 1} connections wait")
+    wires = fill_backlog(proxy, bare_small, "unix", cues)
     assert proxy.get("/").status == 502
     line = proxy.logged(f"connect() to unix:{bare_small.path} failed (11: Resource temporarily unavailable)")
     assert "[error]" in line
-    actors[0].end()
-    for _ in wires[1:]:
-        cues.actor().end()
-    assert [wire.read_response().body for wire in wires] == [b"hello\n"] * 6
+    let_all_end(wires, cues)
     assert proxy.get("/").status == 200
 
 
 def test_a_full_backlog_of_a_tcp_socket_is_a_504(front, bare_small, cues):
     proxy = front(bare_small.address, "uwsgi_connect_timeout 500ms;")
-    wires = [ask_held(proxy, cues)]
-    actors = [cues.actor()]
-    for number in range(5):
-        wires.append(ask_held(proxy, cues))
-        eventually(lambda: waiting(bare_small, False) == number + 1, f"{number + 1} connections wait")
+    wires = fill_backlog(proxy, bare_small, "tcp", cues)
     assert proxy.get("/").status == 504
     proxy.logged("upstream timed out (110: Connection timed out) while connecting to upstream")
-    actors[0].end()
-    for _ in wires[1:]:
-        cues.actor().end()
-    assert [wire.read_response().body for wire in wires] == [b"hello\n"] * 6
+    let_all_end(wires, cues)
     assert proxy.get("/").status == 200
-
-
-def ask_held(proxy, cues):
-    wire = proxy.connect()
-    wire.send(f"GET /held?cue={cues.port} HTTP/1.1\r\nHost: a\r\n\r\n")
-    return wire
 
 
 # The WebSocket API of uWSGI.

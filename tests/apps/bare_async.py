@@ -75,4 +75,19 @@ async def held(receive, send, argument, query):
     await hello(receive, send, argument, query)
 
 
-PAGES = {"": hello, "status": status, "upload": upload, "download": download, "events": events, "held": held}
+async def refuse(receive, send, argument, query):
+    """Answers without a look at the body."""
+    body = b"this is too large\n"
+    await start(send, 413, **({} if argument == "open" else {"content_length": str(len(body))}))
+    await write(send, body)
+
+
+PAGES = {
+    "": hello,
+    "status": status,
+    "upload": upload,
+    "download": download,
+    "events": events,
+    "held": held,
+    "refuse": refuse,
+}
