@@ -29,7 +29,8 @@ use message::{ALIASES_MAX, Kind, Records, Service};
 
 /// Answers that a shard keeps for one `resolver`.
 const CACHED_MAX: usize = 4096;
-/// Names that a shard asks for at the same time: each takes two sockets.
+/// Names that a shard asks for at the same time: each takes two sockets. One that is not answered
+/// makes room when nobody waits for it any more: at the latest after their `resolver_timeout`.
 const PENDING_MAX: usize = 256;
 
 /// `resolver`: who is asked, and for what.
@@ -134,6 +135,8 @@ type Logging = dyn Fn(Level, fmt::Arguments<'_>);
 struct Names<T> {
     cache: RefCell<Cache<Name, Found<T>>>,
     pending: RefCell<HashMap<Name, Rc<Pending<T>>>>,
+    /// It has been told that there is no room for another.
+    told_full: Cell<bool>,
 }
 
 /// A question under way, and who waits for its answer.
@@ -197,7 +200,6 @@ impl Resolver {
         let services = self.services.find(&name, limit, &self.log, ask).await?;
         let mut until_ms = services.until_ms;
         let mut endpoints = Vec::new();
-        let mut failure = Failure::NotFound;
         for service in services.values.iter().take(RECORDS_MAX) {
             match self.addresses_of(&service.target, limit).await {
                 Ok(found) => {
@@ -209,11 +211,12 @@ impl Resolver {
                     }));
                 }
                 Err(Failure::NotFound) => {}
-                Err(other) => failure = other,
+                // It would cost all of them: the others' time limits are not waited for.
+                Err(other) => return Err(other),
             }
         }
-        if endpoints.is_empty() || failure != Failure::NotFound {
-            return Err(failure);
+        if endpoints.is_empty() {
+            return Err(Failure::NotFound);
         }
         Ok(Found { values: endpoints.into(), until_ms })
     }
@@ -308,7 +311,11 @@ fn merge<'a>(
 
 impl<T: 'static> Names<T> {
     fn new() -> Rc<Self> {
-        Rc::new(Names { cache: RefCell::new(Cache::new(CACHED_MAX)), pending: RefCell::default() })
+        Rc::new(Names {
+            cache: RefCell::new(Cache::new(CACHED_MAX)),
+            pending: RefCell::default(),
+            told_full: Cell::new(false),
+        })
     }
 
     /// What is kept for a name, or what `ask` finds: one question for all who want to know.
@@ -328,8 +335,20 @@ impl<T: 'static> Names<T> {
         let known = self.pending.borrow().get(name).cloned();
         let pending = match known {
             Some(pending) => pending,
-            None if self.pending.borrow().len() >= PENDING_MAX => return Err(Failure::Busy),
-            None => self.begin(name, log, ask()),
+            None if self.pending.borrow().len() >= PENDING_MAX => {
+                // Whoever asks tells of every name; why none is asked for is told once.
+                if !self.told_full.replace(true) {
+                    let text = format_args!(
+                        "{PENDING_MAX} names at a time are not enough while resolving {name}"
+                    );
+                    log(Level::Error, text);
+                }
+                return Err(Failure::Busy);
+            }
+            None => {
+                self.told_full.set(false);
+                self.begin(name, log, ask())
+            }
         };
         let waiting = Waiting::new(self, name, pending);
         let limit = if limit.is_zero() { Duration::MAX } else { limit };

@@ -1,7 +1,5 @@
 """Which server of a group gets a request: every method against a model of its formula."""
 
-import re
-import signal
 import socket
 import threading
 import zlib
@@ -9,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from harness.group import grouped, letter
 from harness.ports import free_port
 from harness.proxy import Binary, Proxy, eventually
 from harness.upstream import answering, response
@@ -20,32 +19,12 @@ ringx_only = pytest.mark.ringx_only
 
 @pytest.fixture
 def group(serve, upstream):
-    """`group(lines, method)`: the proxy in front of a group with one `server` line for each of `lines`,
-    where `A` to `Z` stand for servers that answer with their letter, `dead` for a closed port."""
+    """`group(lines, method)`: the proxy in front of servers that answer with their letter, or do what
+    `handlers` has for it."""
 
     def start(lines, method="", after="", handlers=None):
-        addresses = {}
-
-        def address(match):
-            name = match[0]
-            if name == "dead":
-                return f"127.0.0.1:{free_port()}"
-            if name not in addresses:
-                handler = (handlers or {}).get(name) or answering(response(name.encode()))
-                addresses[name] = upstream(handler).address
-            return addresses[name]
-
-        written = [re.sub(r"\b([A-Z]|dead)\b", address, line) for line in lines]
-        servers = "\n".join(f"server {line};" for line in written)
-        text = f"""
-            log_format upstream '$upstream_status $upstream_addr';
-            access_log logs/access.log upstream;
-            upstream group {{ {method} {servers} {after} }}
-            server {{ listen 127.0.0.1:@port@; location / {{ proxy_pass http://group; }} }}
-        """
-        proxy = serve(text)
-        proxy.servers = [line.split(" ")[0] for line in written]
-        return proxy
+        handler = lambda name: (handlers or {}).get(name) or letter(name)
+        return grouped(serve, upstream, lines, method, after, handler)
 
     return start
 
@@ -399,9 +378,7 @@ def test_max_conns_counts_what_began_before_a_reload(proxy, upstream):
 
     started = proxy(text(""))
     wire = hold(started, a)
-    started.write(text("server_tokens off;"))
-    started.signal(signal.SIGHUP)
-    eventually(lambda: started.get("/").get("Server") == "ringx", "the new configuration serves")
+    started.reload(text("server_tokens off;"))
     assert [started.get("/").status for _ in range(6)] == [502] * 6
     a.free.set()
     assert wire.read_response().body == b"A"
@@ -430,9 +407,7 @@ def test_a_zone_survives_a_reload(proxy, upstream):
     text = ZONE_OF_TWO.replace("@dead@", str(free_port())).replace("@a@", server.address)
     started = many(proxy, text)
     assert [started.get("/").body for _ in range(4)] == [b"A"] * 4
-    started.write("worker_processes 2;\nevents { }\nhttp {\n" + text + "\nserver_tokens off; }\n")
-    started.signal(signal.SIGHUP)
-    eventually(lambda: started.get("/").get("Server") == "ringx", "the new configuration serves")
+    started.reload("worker_processes 2;\nevents { }\nhttp {\n" + text + "\nserver_tokens off; }\n")
     for _ in range(8):
         assert started.get("/").body == b"A"
     assert started.accessed(13).count("502, 200") == 1

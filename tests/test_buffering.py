@@ -10,40 +10,21 @@ import time
 
 import pytest
 
+from harness.proxied import CHUNKED, GET, LENGTH, proxied
 from harness.proxy import eventually
-from harness.upstream import Upstream, answering, chunked, head, request, response, script, send, until
+from harness.upstream import answering, chunked, head, request, response, script, send, until
 from harness.wire import Closed
 
 differs = pytest.mark.differs_in_nginx
-MODERN = 'proxy_http_version 1.1; proxy_set_header Connection "";'
 WARNING = "an upstream response is buffered to a temporary file "
-GET = "GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 
 
 @pytest.fixture
 def through(serve, upstream):
     """`through(handler, …, location=)`: the proxy in front of a scripted server, in a group with keepalive."""
-
-    def start(*handlers, location="", pass_="proxy_pass http://group;"):
-        server = upstream(*handlers)
-        started = serve(
-            f"""
-            upstream group {{ server @upstream@; keepalive 4; }}
-            server {{
-                listen 127.0.0.1:@port@ sndbuf=16k;
-                {MODERN}
-                location / {{
-                    {location}
-                    {pass_}
-                }}
-                location = /plain {{ return 200 plain; }}
-            }}
-            """,
-            upstream=server.address,
-        )
-        return started, server
-
-    return start
+    group = "upstream group { server @upstream@; keepalive 4; }"
+    start = functools.partial(proxied, serve, upstream, http=group, listen="sndbuf=16k")
+    return functools.partial(start, pass_="proxy_pass http://group;")
 
 
 @functools.lru_cache
@@ -61,8 +42,6 @@ def stalled(proxy):
 
 # When a buffer goes to the client.
 
-LENGTH = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n"
-CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 CLOSE = b"HTTP/1.1 200 OK\r\n\r\n"
 NO = b"HTTP/1.1 200 OK\r\nX-Accel-Buffering: no\r\nContent-Length: 10\r\n\r\n"
 YES = NO.replace(b"no", b"yes")

@@ -7,11 +7,11 @@ from email.utils import formatdate, parsedate_to_datetime
 
 import pytest
 
+from harness.proxied import MODERN
 from harness.upstream import answering, chunked, response
 
 differs = pytest.mark.differs_in_nginx
 ringx_only = pytest.mark.ringx_only
-MODERN = 'proxy_http_version 1.1; proxy_set_header Connection "";'
 EPOCH = "Thu, 01 Jan 1970 00:00:01 GMT"
 MAX = "Thu, 31 Dec 2037 23:55:55 GMT"
 

@@ -424,6 +424,203 @@ def test_merge_slashes_off(server):
     assert server("merge_slashes off; location / { return 200 $uri; }").get("//a///b").body == b"//a///b"
 
 
+# Which server reads, answers and logs a head: the default one until the host is known.
+
+READERS = """
+    log_format at '$server_name $status $uri';
+    server {
+        listen 127.0.0.1:@port@ default_server;
+        server_name first;
+        access_log logs/first at;
+        error_log logs/first.error info;
+        large_client_header_buffers 2 2k;
+        error_page 400 405 414 494 = /page;
+        location / { return 200 "first $uri"; }
+        location /page { return 200 "page of first"; }
+    }
+    server {
+        listen 127.0.0.1:@port@;
+        server_name wide;
+        access_log logs/wide at;
+        error_log logs/wide.error info;
+        large_client_header_buffers 4 8k;
+        merge_slashes off;
+        underscores_in_headers on;
+        error_page 400 405 414 494 = @page;
+        location / { return 200 "wide $uri $http_a_b"; }
+        location @page { return 200 "page of wide for $uri"; }
+    }
+    server {
+        listen 127.0.0.1:@port@;
+        server_name narrow;
+        large_client_header_buffers 1 512;
+        error_page 400 405 414 494 = /page;
+        location / { return 200 "narrow $uri"; }
+        location /page { return 200 "page of narrow"; }
+    }
+    server {
+        listen 127.0.0.1:@port@;
+        server_name "";
+        error_page 400 405 414 494 = /page;
+        location / { return 200 "nameless $uri"; }
+        location /page { return 200 "page of nameless"; }
+    }
+    server {
+        listen 127.0.0.1:@port@;
+        server_name ~^.*$;
+        location / { return 200 "any $uri"; }
+    }
+"""
+
+
+def head(line: str, *fields: str | int) -> bytes:
+    """A number stands for a line of so many bytes."""
+    fields = [f"A: {'x' * (field - 5)}" if isinstance(field, int) else field for field in fields]
+    return "".join(f"{text}\r\n" for text in [line, *fields, "Connection: close", ""]).encode()
+
+
+READ = {
+    "a bad line behind the host": (head("GET /p HTTP/1.1", "Host: wide", "a b: c"), "page of wide for /p"),
+    "a bad line before the host": (head("GET /p HTTP/1.1", "a b: c", "Host: wide"), "page of first"),
+    "a second host": (head("GET /p HTTP/1.1", "Host: wide", "Host: narrow"), "page of wide for /p"),
+    "a bad host": (head("GET /p HTTP/1.1", "Host: w..e"), "page of first"),
+    "a bad host behind that of the target": (head("GET http://wide/p HTTP/1.1", "Host: w..e"), "page of wide for /p"),
+    "no host but that of the target": (head("GET http://wide/p HTTP/1.1"), "page of wide for /p"),
+    "a bad line behind the target's host": (head("GET http://wide/p HTTP/1.1", "a b: c"), "page of wide for /p"),
+    "a bad length": (head("GET /p HTTP/1.1", "Content-Length: x", "Host: wide"), "page of wide for /p"),
+    "a method": (head("TRACE /p HTTP/1.1", "Host: wide"), "page of wide for /p"),
+    "no host at all": (head("GET /p HTTP/1.1"), "page of nameless"),
+    "no host, and a bad line": (head("GET /p HTTP/1.1", "a b: c"), "page of first"),
+    "no host, and a method": (head("TRACE /p HTTP/1.0"), "page of nameless"),
+    "no host for a regex": (head("GET /p HTTP/1.0"), "nameless /p"),
+    "a host for a regex": (head("GET /p HTTP/1.0", "Host: a"), "any /p"),
+    "a bad path": (head("GET /%zz HTTP/1.1", "Host: wide"), "page of first"),
+    "a bad path behind a host": (head("GET http://wide/%zz HTTP/1.1", "Host: wide"), "page of first"),
+    "a bad path, then a bad line": (head("GET /%zz HTTP/1.1", "Host: wide", "a b: c"), "page of first"),
+    "a long target": (head(f"GET http://wide/{'x' * 3000} HTTP/1.1", "Host: wide"), "page of first"),
+    "slashes": (head("GET //p HTTP/1.1", "Host: wide"), "wide /p "),
+    "slashes behind a host": (head("GET http://wide//p HTTP/1.1", "Host: wide"), "wide /p "),
+    "an underscore behind the host": (head("GET /p HTTP/1.1", "Host: wide", "a_b: c"), "wide /p c"),
+    "an underscore before the host": (head("GET /p HTTP/1.1", "a_b: c", "Host: wide"), "wide /p "),
+    "a long line behind the host": (head("GET /p HTTP/1.1", "Host: wide", 8000), "wide /p "),
+    "a long line before the host": (head("GET /p HTTP/1.1", 3000, "Host: wide"), "page of first"),
+    "a long line behind the target's host": (head("GET http://wide/p HTTP/1.1", 8000, "Host: wide"), "wide /p "),
+    "too long a line": (head("GET /p HTTP/1.1", "Host: wide", 8500), "page of wide for /p"),
+    "long lines": (head("GET /p HTTP/1.1", "Host: wide", 7000, 7000, 7000, "a_b: c"), "wide /p c"),
+    "too many long lines": (head("GET /p HTTP/1.1", "Host: wide", *[7000] * 6), "page of wide for /p"),
+    "a line of the first buffer": (head("GET /p HTTP/1.1", "Host: narrow", 900), "narrow /p"),
+    "a long line for narrow buffers": (head("GET /p HTTP/1.1", "Host: narrow", 1900), "page of narrow"),
+    "many lines for narrow buffers": (head("GET /p HTTP/1.1", "Host: narrow", *[400] * 9), "page of narrow"),
+}
+
+
+@pytest.fixture
+def readers(serve):
+    return serve(READERS)
+
+
+@pytest.mark.parametrize("name", READ)
+def test_who_reads_and_answers_a_head(readers, name):
+    data, body = READ[name]
+    assert readers.ask(data, method="GET").body.decode() == body
+
+
+@pytest.mark.parametrize("cut", [1, 20, 36, 2000, 2080, 5000])
+def test_a_long_head_in_two_pieces(readers, cut):
+    data, body = READ["long lines"]
+    wire = readers.connect()
+    wire.send_pieces(data, [cut])
+    assert wire.read_response().body.decode() == body
+
+
+def test_the_next_head_is_read_by_the_default_server_again(readers):
+    wire = readers.connect()
+    long = head("GET /p HTTP/1.1", "Host: wide", 8000).replace(b"Connection: close\r\n", b"")
+    for _ in range(2):
+        wire.send(long)
+        assert wire.read_response().body == b"wide /p "
+    wire.send(head("GET /p HTTP/1.1", 3000, "Host: wide"))
+    assert wire.read_response().body == b"page of first"
+
+
+@pytest.mark.parametrize(
+    "start, body",
+    [
+        (b"GET /%zz HTTP/1.1\r\nHost: wide\r\n", b"page of first"),
+        (b"GET /p HTTP/1.1\r\nHost: wide\r\nA: " + b"x" * 8500, b"page of wide for /p"),
+        (b"GET /p HTTP/1.1\r\nHost: narrow\r\nA: " + b"x" * 1500, b"page of narrow"),
+    ],
+)
+def test_a_head_is_refused_before_its_end(readers, start, body):
+    assert readers.ask(start).body == body
+
+
+def test_a_refused_head_is_told_where_it_was_read(readers):
+    for name in ("a bad line behind the host", "a bad line before the host", "too long a line"):
+        readers.ask(READ[name][0])
+    assert readers.accessed(2, "wide") == ["wide 200 /p"] * 2
+    assert readers.accessed(1, "first") == ["first 200 /page"]
+    wide, first = readers.log("wide.error"), readers.log("first.error")
+    where = 'while reading client request headers, client: 127.0.0.1, server: {}, request: "GET /p HTTP/1.1"'
+    assert [wide.count(text) for text in ("client sent invalid header line", "client sent too long header line")] == [1, 1]
+    assert wide.count(where.format("wide") + ', host: "wide"') == 2
+    assert first.count(where.format("first")) == 1
+
+
+def test_a_client_that_leaves_behind_the_host_is_told_in_its_server(readers):
+    with readers.connect() as wire:
+        wire.send(b"GET /p HTTP/1.1\r\nHost: wide\r\nA: b\r\n")
+        wire.finish()
+        wire.expect_end()
+    assert readers.accessed(1, "wide") == ["wide 400 /p"]
+    assert "client prematurely closed connection while reading client request headers" in readers.log("wide.error")
+
+
+def test_a_head_that_does_not_end_is_told_in_the_server_of_its_host(serve):
+    proxy = serve(READERS.replace("server_name first;", "server_name first; client_header_timeout 1s;"))
+    wire = proxy.connect()
+    wire.send(b"GET /p HTTP/1.1\r\nHost: wide\r\n")
+    wire.expect_end()
+    assert proxy.accessed(1, "wide") == ["wide 408 /p"]
+
+
+@wants("max_headers")
+def test_max_headers_of_the_server_that_the_host_names(serve):
+    proxy = serve(
+        """
+        max_headers 5;
+        server { listen 127.0.0.1:@port@; return 200 first; }
+        server { listen 127.0.0.1:@port@; server_name more; max_headers 8; return 200 more; }
+        server { listen 127.0.0.1:@port@; server_name less; max_headers 3; return 200 less; }
+        """
+    )
+
+    def status(*fields):
+        return proxy.ask(head("GET / HTTP/1.1", *fields)).status
+
+    many = [f"A{number}: b" for number in range(9)]
+    assert [status("Host: more", *many[:count]) for count in (4, 6, 7)] == [200, 200, 400]
+    assert [status("Host: less", *many[:count]) for count in (1, 2, 3)] == [200, 400, 400]
+    assert [status("Host: first", *many[:count]) for count in (3, 4)] == [200, 400]
+    assert status(*many[:6], "Host: more") == 400
+
+
+@pytest.mark.parametrize(
+    "form, start", [("494", "HTTP/1.1 400 Bad Request"), ("494 =", "HTTP/1.1 200 OK"), ("494 =431", "HTTP/1.1 431 ")]
+)
+def test_the_status_of_a_page_for_494(server, form, start):
+    proxy = server(f"error_page {form} @big; location / {{ return 200 x; }} location @big {{ return 200 big; }}")
+    answer = proxy.get("/", "X-Long: " + "x" * 9000)
+    assert (answer.start, answer.body) == (start, b"big")
+    assert f" {answer.status} " in proxy.accessed()[0]
+
+
+def test_no_named_location_answers_a_bad_path(server):
+    proxy = server("error_page 400 @bad; location / { return 200 x; } location @bad { return 200 bad; }")
+    assert proxy.get("/a%zz").status == 500
+    proxy.logged('empty URI in redirect to named location "@bad"')
+
+
 # Servers and locations.
 
 

@@ -5,11 +5,11 @@ import time
 
 import pytest
 
+from harness.proxied import MODERN
 from harness.proxy import eventually
 from harness.upstream import answering, chunked, response
 
 differs = pytest.mark.differs_in_nginx
-MODERN = 'proxy_http_version 1.1; proxy_set_header Connection "";'
 K = 1024
 GET = "GET %s HTTP/1.1\r\nHost: a\r\n\r\n"
 

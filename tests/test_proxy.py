@@ -1,49 +1,27 @@
 """proxy_pass on the wire: what is sent upstream, what comes back, connections, failures, buffering."""
 
+import functools
 import socket
 import threading
-import time
 from email.utils import parsedate_to_datetime
 
 import pytest
 
 from harness.ports import free_port
+from harness.proxied import MODERN, proxied
 from harness.proxy import eventually
 from harness.upstream import answering, chunked, close, head, request, reset, response, script, send, to_end, until
 from harness.wire import Closed
 
 differs = pytest.mark.differs_in_nginx
 OK = response(b"ok")
-# nginx before 1.29.7 speaks HTTP/1.0 and says close, unless told otherwise.
-MODERN = 'proxy_http_version 1.1; proxy_set_header Connection "";'
 
 
 @pytest.fixture
 def through(serve, upstream):
-    """`through(handler, …, location=, server=)`: the proxy in front of a scripted server."""
-
-    def start(*handlers, location="", http="", pass_="proxy_pass http://@upstream@;", modern=True):
-        server = upstream(*handlers)
-        started = serve(
-            f"""
-            log_format upstream '$status $upstream_status $upstream_addr $request_completion';
-            access_log logs/access.log upstream;
-            {http}
-            server {{
-                listen 127.0.0.1:@port@;
-                {MODERN if modern else ""}
-                location / {{
-                    {location}
-                    {pass_}
-                }}
-                location = /plain {{ return 200 plain; }}
-            }}
-            """,
-            upstream=server.address,
-        )
-        return started, server
-
-    return start
+    """`through(handler, …, location=, http=)`: the proxy in front of a scripted server."""
+    log = "$status $upstream_status $upstream_addr $request_completion"
+    return functools.partial(proxied, serve, upstream, log=log)
 
 
 # The request sent upstream.
@@ -480,11 +458,15 @@ def test_buffered_chunks_arrive_chunk_by_chunk(through):
 @pytest.mark.parametrize("buffering", ["on", "off"])
 def test_a_slow_client_gets_a_large_response_whole(through, buffering):
     body = bytes(range(256)) * (8 << 12)
-    proxy, _ = through(answering(response(body)), location=f"proxy_buffering {buffering}; proxy_max_temp_file_size 0;")
+    sent = threading.Event()
+    proxy, server = through(
+        script(request, send(response(body)), lambda wire: sent.set(), to_end),
+        location=f"proxy_buffering {buffering}; proxy_max_temp_file_size 0;",
+    )
     wire = proxy.connect(receive_buffer=1 << 14)
     wire.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n")
     wire.read_head()
-    time.sleep(0.3)  # Until all buffers on the way are full.
+    eventually(lambda: sent.is_set() or server.connection().is_held_up(), "all buffers on the way are full")
     assert wire.read_exactly(len(body)) == body
 
 

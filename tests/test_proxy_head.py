@@ -5,12 +5,12 @@ import re
 import pytest
 
 from harness.packet import read_packet
+from harness.proxied import MODERN
 from harness.upstream import answering, chunked, response
 
 differs = pytest.mark.differs_in_nginx
 ringx_only = pytest.mark.ringx_only
 EPOCH = "Thu, 01 Jan 1970 00:00:01 GMT"
-MODERN = 'proxy_http_version 1.1; proxy_set_header Connection "";'
 
 
 @pytest.fixture

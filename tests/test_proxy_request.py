@@ -4,10 +4,10 @@ import re
 
 import pytest
 
+from harness.proxied import MODERN
 from harness.upstream import answering, response
 
 differs = pytest.mark.differs_in_nginx
-MODERN = 'proxy_http_version 1.1; proxy_set_header Connection "";'
 OK = response(b"ok")
 
 

@@ -1,5 +1,6 @@
 """Which timer runs when, who is told what at the end of it, and what becomes of a client that leaves."""
 
+import functools
 import re
 import socket
 import threading
@@ -7,39 +8,21 @@ import time
 
 import pytest
 
+from harness.ports import connecting_to
+from harness.proxied import CHUNKED, GET, LENGTH, MODERN, proxied
 from harness.proxy import eventually
 from harness.upstream import answering, chunked, head, request, reset, response, script, send, to_end, until
-from harness.wire import Closed
+from harness.wire import DEADLINE, Closed
 
 differs = pytest.mark.differs_in_nginx
-MODERN = 'proxy_http_version 1.1; proxy_set_header Connection "";'
-GET = "GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 TIMED_OUT = "upstream timed out (110: Connection timed out)"
 LEFT = "client prematurely closed connection, so upstream connection is closed too"
 
 
 @pytest.fixture
 def through(serve, upstream):
-    def start(*handlers, location="", pass_="proxy_pass http://@upstream@;"):
-        server = upstream(*handlers)
-        proxy = serve(
-            f"""
-            log_format times '$status $upstream_status $body_bytes_sent';
-            access_log logs/access.log times;
-            server {{
-                listen 127.0.0.1:@port@;
-                {MODERN}
-                location / {{
-                    {location}
-                    {pass_}
-                }}
-            }}
-            """,
-            upstream=server.address,
-        )
-        return proxy, server
-
-    return start
+    """`through(handler, …, location=)`: the proxy in front of a scripted server."""
+    return functools.partial(proxied, serve, upstream, log="$status $upstream_status $body_bytes_sent")
 
 
 def dripping(data: bytes, seconds: float, count: int, then: bytes = b""):
@@ -54,8 +37,6 @@ def dripping(data: bytes, seconds: float, count: int, then: bytes = b""):
     return step
 
 
-LENGTH = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n"
-CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 # The read timer.
 
@@ -112,14 +93,15 @@ def test_every_read_of_the_body_renews_the_timer(through, buffering):
 @pytest.mark.parametrize("end", ["timeout", "reset"])
 def test_a_body_that_breaks_off(through, data, location, body, end):
     """The head is passed on, with what was due, and the close says that it is not all."""
-    proceed = threading.Event()
-    last = (until(proceed), reset) if end == "reset" else (to_end,)
-    proxy, _ = through(script(request, send(data), *last), location=location + "proxy_read_timeout 400ms;")
+    sent, proceed = threading.Event(), threading.Event()
+    last = (lambda wire: sent.set(), until(proceed), reset) if end == "reset" else (to_end,)
+    proxy, server = through(script(request, send(data), *last), location=location + "proxy_read_timeout 400ms;")
     wire = proxy.connect()
     wire.send(GET)
     if end == "reset":
         # Not before it has been read: a reset takes back what has not.
-        time.sleep(0.2)
+        assert sent.wait(DEADLINE)
+        eventually(server.connection().is_taken, "the data was read")
         proceed.set()
     answer = wire.read_head()
     assert answer.start == "HTTP/1.1 200 OK"
@@ -229,9 +211,10 @@ def test_a_client_that_leaves_while_the_server_is_connected_to(serve):
         proxy = serve(
             f"server {{ listen 127.0.0.1:@port@; location / {{ proxy_pass http://127.0.0.1:{port}; }} }}"
         )
+        ours = {other.getsockname()[1] for other in others}
         wire = proxy.connect()
         wire.send(GET)
-        time.sleep(0.1)
+        eventually(lambda: connecting_to(port) - ours, "the server is connected to")
         wire.close()
         assert "while connecting to upstream" in proxy.logged(LEFT)
         assert " 499 0 " in proxy.accessed()[0]
@@ -317,6 +300,12 @@ def test_a_client_that_leaves_ends_the_exchange(through, how, data, status, whil
     assert proxy.accessed()[0] == status
 
 
+def goes_on(proxy) -> None:
+    """Whatever has come so far has been seen: what comes later is answered, in two turns of its loop."""
+    for _ in range(2):
+        assert proxy.get("/plain").body == b"plain"
+
+
 @pytest.mark.parametrize("family", ["proxy", "uwsgi"])
 def test_a_client_that_leaves_may_be_ignored(through, family):
     proceed, done = threading.Event(), threading.Event()
@@ -337,11 +326,11 @@ def test_a_client_that_leaves_may_be_ignored(through, family):
     wire.send(GET)
     server.connection()
     wire.close()
-    time.sleep(0.3)
+    goes_on(proxy)
     assert LEFT not in proxy.error_log()
     proceed.set()
     assert done.wait(5)
-    assert proxy.accessed()[0].startswith("200 200")
+    assert proxy.accessed(3)[2].startswith("200 200")
 
 
 def test_a_half_closed_client_gets_what_it_asked_for_if_ignored(through):
@@ -353,7 +342,7 @@ def test_a_half_closed_client_gets_what_it_asked_for_if_ignored(through):
     wire.send(GET)
     wire.finish()
     server.request()
-    time.sleep(0.3)
+    goes_on(proxy)
     proceed.set()
     assert wire.read_response().body == b"late"
 
@@ -470,7 +459,7 @@ def test_an_unbuffered_body_goes_to_one_server(serve, upstream, text, body, requ
         if "off" in text:
             first.connection()
         else:
-            time.sleep(0.1)
+            eventually(wire.is_taken, "the start of it was read")
         wire.send(body)
     answer = wire.read_response("POST")
     assert answer.status == (200 if requests[1] else 502)

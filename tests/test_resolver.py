@@ -197,6 +197,29 @@ def test_what_does_not_answer_the_question_is_passed_over(through, bad, binary):
     assert proxy.get("/a.test/").status == 200
 
 
+@ringx_only("nginx reads on, and nothing else meanwhile")
+def test_a_server_that_floods_is_given_up(through, names):
+    flooding, good = names({"a.test": Answer(flood=True)}), names({"a.test": GOOD})
+    proxy, _ = through(server=flooding, resolver="resolver @dns@ @other@ ipv6=off;", other=good.address)
+    wire = proxy.connect()
+    wire.send(b"GET /a.test/ HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n")
+    assert proxy.get("/plain").body == b"plain"
+    assert wire.read_response("GET").status == 200
+    assert "[error]" in proxy.logged(f"1024 unexpected messages while resolving, resolver: {flooding.address}")
+
+
+@ringx_only("nginx reads on, and nothing else meanwhile")
+def test_a_server_that_floods_alone(through):
+    proxy, server = through({"a.test": Answer(flood=True)}, resolver="resolver @dns@ ipv6=off; resolver_timeout 1s;")
+    assert proxy.get("/a.test/").status == 502
+    proxy.logged(f"1024 unexpected messages while resolving, resolver: {server.address}")
+    proxy.logged("a.test could not be resolved (110: Operation timed out)")
+    # It was not asked again and again.
+    assert server.count() == 1
+    server.set("a.test", GOOD)
+    assert proxy.get("/a.test/").status == 200
+
+
 def test_a_truncated_answer_is_asked_for_over_tcp(through):
     proxy, server = through({"a.test": Answer(a=["127.0.0.1"] * 40, truncated=True)})
     assert proxy.get("/a.test/").status == 200
@@ -276,6 +299,34 @@ def test_one_question_for_all_who_want_to_know(through):
     go.set()
     assert [wire.read_response("GET").status for wire in wires] == [200] * 8
     assert server.count("a.test", "A") == 1
+
+
+PENDING_MAX = 256
+
+
+@ringx_only("nginx asks for as many names as there are requests")
+def test_more_names_than_are_asked_for_at_a_time(through):
+    table = {f"n{n}.test": Answer(silent=True) for n in range(PENDING_MAX)}
+    proxy, server = through(table, resolver="resolver @dns@ ipv6=off; resolver_timeout 4s;")
+    server.set("good.test", GOOD)
+    wires = [proxy.connect() for _ in table]
+    for name, wire in zip(table, wires):
+        wire.send(f"GET /{name}/ HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n".encode())
+    for name in table:
+        server.wait(1, name)
+    for _ in range(2):
+        assert proxy.get("/good.test/").status == 502
+    line = proxy.logged("good.test could not be resolved (11: Resource temporarily unavailable)")
+    assert "[error]" in line and ', request: "GET /good.test/ HTTP/1.1", host: "example.com"' in line
+    assert server.count("good.test") == 0
+    # Why is told once, whoever asks.
+    why = f"{PENDING_MAX} names at a time are not enough while resolving good.test"
+    assert "[error]" in proxy.logged(why) and proxy.error_log().count(why) == 1
+    # One who asks for what is being asked for already waits with the others; the rest goes on.
+    assert proxy.get("/plain").body == b"plain"
+    assert {wire.read_response("GET").status for wire in wires} == {502}
+    proxy.logged("n0.test could not be resolved (110: Operation timed out)")
+    assert proxy.get("/good.test/").status == 200
 
 
 def test_a_client_that_leaves_takes_nobody_along(through):

@@ -1,10 +1,13 @@
 """What an independent reading of the code found, each with the request that showed it."""
 
 import shutil
+import socket
+import time
 
 import pytest
 
-from harness.upstream import answering, response
+from harness.upstream import answering, response, script, send, to_end
+from harness.upstream import request as take_request
 
 ringx_only = pytest.mark.ringx_only
 
@@ -117,3 +120,25 @@ def test_stub_status_says_continue(serve):
     with proxy.connect() as wire:
         wire.send("GET / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 3\r\n\r\n")
         assert wire.read_head().start == "HTTP/1.1 100 Continue"
+
+
+@pytest.mark.differs_in_nginx("it begins to wait for the upstream anew with every step of the client")
+def test_a_slow_client_does_not_give_the_upstream_more_time(through):
+    """The upstream stops in the middle, while the client takes what has come, little by little."""
+    size = 24 << 20
+    proxy = through(
+        script(take_request, send(response(b"x" * size)[: size // 2]), to_end),
+        "location / { proxy_read_timeout 500ms; proxy_pass http://@upstream@; }",
+    )
+    with proxy.connect() as wire:
+        # Then the proxy sees every step.
+        wire.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 << 10)
+        wire.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+        wire.read_until(b"\r\n\r\n")
+        taken = 0
+        while "upstream timed out" not in proxy.error_log():
+            # Each step is shorter than the time-out, all of them together are many times longer.
+            assert taken < size // 3, "the upstream has been waited for as long as the client moved"
+            wire.read_exactly(64 << 10)
+            taken += 64 << 10
+            time.sleep(0.02)

@@ -411,6 +411,83 @@ def test_try_files(shared, server, target, expected):
     assert (text if answer.status == 200 else f"{answer.status} {text}".strip(" ") if not text else f"{answer.status} {text}") == expected
 
 
+# The location, the target, the status, what is sent or where it leads, `$uri` and the file behind `html/d`.
+TRY_ALIAS = [
+    # A prefix: what follows it is looked for behind the alias.
+    ("location /t/ { alias html/d/; try_files $uri =404; }", "/t/f", 200, "file", "/t/f", "/f"),
+    ("location /t/ { alias html/d/; try_files $uri =404; }", "/t/none", 404, "", "/t/none", "/none"),
+    ("location /t/ { alias html/d/; try_files $uri =404; }", "/t/e", 404, "", "/t/e", "/e"),
+    ("location /t/ { alias html/d/; try_files $uri =404; }", "/t/e/s", 200, "sub", "/t/e/s", "/e/s"),
+    ("location /t/ { alias html/d/; try_files f =404; }", "/t/x", 200, "file", "/t/f", "/f"),
+    ("location /t/ { alias html/d/; try_files f =404; }", "/t/", 200, "file", "/t/f", "/f"),
+    ("location /t/ { alias html/d/; try_files /f =404; }", "/t/x", 200, "file", "/t//f", "//f"),
+    ("location /t/ { alias html/d/; try_files /t/f =404; }", "/t/x", 404, "", "/t/x", "/x"),
+    ("location /t/ { alias html/d/; try_files /t/f$arg_c =404; }", "/t/x", 200, "file", "/t/f", "/f"),
+    ("location /t/ { alias html/d/; try_files $arg_c =404; }", "/t/x?c=f", 200, "file", "/t/f", "/f"),
+    ("location /t/ { alias html/d/; try_files $arg_c =404; }", "/t/x?c=/t/f", 200, "file", "/t/f", "/f"),
+    ("location /t/ { alias html/d/; try_files $arg_c =404; }", "/t/x?c=t/f", 404, "", "/t/x", "/x"),
+    ("location /t/ { alias html/d/; try_files $arg_c =404; }", "/t/x?c=/t", 404, "", "/t/x", "/x"),
+    ("location /t { alias html/d; try_files $uri $uri/ =404; }", "/t/f", 200, "file", "/t/f", "/f"),
+    ("location /t { alias html/d; try_files $uri $uri/ =404; }", "/t", 301, "/t/", "/t", ""),
+    ("location = /t { alias html/d/; try_files $arg_c =404; }", "/t?c=f", 200, "file", "/tf", "/f"),
+    # A directory is led to by its URI.
+    ("location /t/ { alias html/d/; try_files $uri $uri/ =404; }", "/t/e", 301, "/t/e/", "/t/e", "/e"),
+    ("location /t/ { alias html/d/; try_files $uri $uri/ =404; }", "/t/e/", 200, "index", "/t/e/index.html", "/e/index.html"),
+    ("location /t/ { alias html/d/; try_files e/ =404; }", "/t/x", 301, "/t/e/", "/t/e", "/e"),
+    ("location /t/ { alias html/d/; try_files f/ =404; }", "/t/x", 404, "", "/t/x", "/x"),
+    # What comes last is a URI; with a variable in it, it is cut like a name.
+    ("location /t/ { alias html/d/; try_files $uri /t/f; }", "/t/x", 200, "file", "/t/f", "/f"),
+    ("location /t/ { alias html/d/; try_files $uri /t/f?$args; }", "/t/x", 404, "", "f", None),
+    ("location /t/ { alias html/d/; try_files $uri /t/t/f$arg_c; }", "/t/x", 404, "", "t/f", None),
+    ("location /t/ { alias html/d/; try_files $uri /last$arg_c; }", "/t/x?c=1", 200, "last", "/last1", None),
+    ("location /t/ { alias html/d/; try_files $uri @last; }", "/t/x", 200, "named", "/t/x", None),
+    ("location /t/ { alias html/d/; try_files $uri $arg_c; }", "/t/x?c=@last", 200, "named", "/t/x", None),
+    # The alias of an outer location stands for that one's name.
+    ("location /t/ { alias html/d/; location /t/e/ { try_files $uri =404; } }", "/t/e/s", 200, "sub", "/t/e/s", "/e/s"),
+    ("location /t/ { alias html/d/; location ~ s$ { try_files $uri =404; } }", "/t/e/s", 200, "sub", "/t/e/s", "/e/s"),
+    ("location /t/ { alias html/d/; location /t/e/ { } }", "/t/e/s", 200, "sub", "/t/e/s", "/e/s"),
+    ("location /t/ { alias html/d/; location ~ s$ { } }", "/t/e/s", 200, "sub", "/t/e/s", "/e/s"),
+    # A regex: the alias is a whole path, and the name follows it.
+    ("location ~ ^/t/(.*) { alias html/d; try_files /$1 =404; }", "/t/f", 200, "file", "/f", "/f"),
+    ("location ~ ^/t/(.*) { alias html/d; try_files /$1 =404; }", "/t/none", 404, "", "/t/none", ""),
+    ("location ~ ^/t/(.*) { alias html/d; try_files $uri /f =404; }", "/t/f", 200, "file", "/f", "/f"),
+    ("location ~ ^/t/(.*) { alias html/d/$1; try_files .txt '' =404; }", "/t/f", 200, "txt", ".txt", "/f.txt"),
+    ("location ~ ^/t/(.*) { alias html/d/$1; try_files .none $arg_c =404; }", "/t/f?c=.txt", 200, "txt", ".txt", "/f.txt"),
+    ("location ~ ^/t/(.*) { alias html/d; try_files /e/ /f =404; }", "/t/x", 301, "/t/x/", "/t/x", ""),
+    ("location ~ ^/t/(.*) { alias html/d; try_files $uri /last$arg_c; }", "/t/x", 200, "last", "/last", None),
+    ("location ~ ^/t/(.*) { alias html/d; try_files $uri @last; }", "/t/x", 200, "named", "/t/x", None),
+    ("location ~ ^/t/(.*) { alias html/d; location ~ (f) { try_files /$1 =404; } }", "/t/f", 200, "file", "/f", "/f"),
+]
+
+
+@pytest.mark.parametrize(
+    "server, target, status, content, uri, path", TRY_ALIAS, ids=[f"{row[0]} {row[1]}"[:100] for row in TRY_ALIAS]
+)
+def test_try_files_behind_an_alias(shared, server, target, status, content, uri, path):
+    rest = """
+    root html;
+    add_header U $uri always;
+    add_header F $request_filename always;
+    location /last { return 200 last; }
+    location @last { return 200 named; }
+    """
+    files = {"f": "file", "f.txt": "txt", "e/s": "sub", "e/index.html": "index"}
+    proxy = shared(server + rest, files={f"html/d/{name}": text for name, text in files.items()})
+    answer = proxy.get(target)
+    text = answer.body.decode() if b"<html>" not in answer.body else ""
+    place = (answer.get("Location") or "").removeprefix(f"http://example.com:{proxy.port}")
+    assert (answer.status, text or place, answer.get("U")) == (status, content, uri)
+    if path is not None:
+        assert answer.get("F").removeprefix(f"{proxy.prefix}/html/d") == path
+
+
+def test_try_files_behind_an_alias_that_does_not_fit(shared):
+    proxy = shared("location /t/ { alias html/; rewrite ^ /x break; try_files $uri /last; } location /last { return 200 x; }")
+    proxy.expected_alerts.append('"alias" cannot be used in location "/t/" where URI was rewritten')
+    assert proxy.get("/t/x").status == 500
+    proxy.logged(proxy.expected_alerts[0])
+
+
 def test_try_files_with_200_closes(shared):
     proxy = shared("location / { try_files /none =200; }")
     wire = proxy.connect()

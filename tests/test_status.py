@@ -97,6 +97,13 @@ def test_other_methods_are_not_allowed(started, method):
     assert proxy.get("/status", method=method).status == 405
 
 
+def test_a_body_must_be_one(started):
+    proxy = started()
+    head = b"GET /status HTTP/1.1\r\nHost: a\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
+    assert proxy.ask(head + b"1\r\nx\r\n0\r\n\r\n").status == 200
+    assert proxy.ask(head + b"x\r\n").status == 400
+
+
 def test_a_location_with_a_slash_is_not_redirected_to(started):
     """As with nginx's own handlers that pass nothing on."""
     proxy = started()

@@ -2,14 +2,13 @@
 
 import hashlib
 import re
-import signal
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 
 import pytest
 
-from harness.ports import free_port
-from harness.proxy import Binary, Proxy, eventually
+from harness.group import grouped, letter
+from harness.proxy import Binary, Proxy
 from harness.upstream import answering, request, response, script, send, to_end
 
 pytestmark = pytest.mark.ringx_only("sticky is younger")
@@ -17,32 +16,12 @@ pytestmark = pytest.mark.ringx_only("sticky is younger")
 
 @pytest.fixture
 def group(serve, upstream):
-    """`group(sticky, lines)`: servers `A` to `C` answer with their letter and begin a session of it."""
+    """`group(sticky, lines)`: servers that answer with their letter and begin a session of it."""
 
     def start(sticky, lines=("A", "B"), method=""):
-        addresses = {}
-
-        def address(match):
-            name = match[0]
-            if name == "dead":
-                addresses[name] = f"127.0.0.1:{free_port()}"
-            if name not in addresses:
-                handler = answering(response(name.encode(), f"Set-Cookie: session=of-{name}", "X-From: up"))
-                addresses[name] = upstream(handler).address
-            return addresses[name]
-
-        written = [re.sub(r"\b([A-C]|dead)\b", address, line) for line in lines]
-        servers = "".join(f"server {line};" for line in written)
-        proxy = serve(
-            f"""
-            upstream group {{ {method} {servers} {sticky} }}
-            server {{
-                listen 127.0.0.1:@port@;
-                location / {{ proxy_pass http://group; }}
-            }}
-            """
-        )
-        proxy.ids = {name: hashlib.md5(address.encode()).hexdigest() for name, address in addresses.items()}
+        handler = lambda name: letter(name, f"Set-Cookie: session=of-{name}", "X-From: up")
+        proxy = grouped(serve, upstream, lines, method, sticky, handler)
+        proxy.ids = {name: hashlib.md5(it.encode()).hexdigest() for name, it in proxy.addresses.items()}
         return proxy
 
     return start
@@ -264,9 +243,7 @@ def test_sessions_survive_a_reload_and_are_known_to_all_shards(proxy, upstream):
     while started.get("/").body != b"B":
         pass
     assert [started.get("/", "Cookie: session=of-B").body for _ in range(8)] == [b"B"] * 8
-    started.write(text("server_tokens off;"))
-    started.signal(signal.SIGHUP)
-    eventually(lambda: started.get("/none").get("Server") == "ringx", "the new configuration serves")
+    started.reload(text("server_tokens off;"))
     assert [started.get("/", "Cookie: session=of-B").body for _ in range(8)] == [b"B"] * 8
 
 

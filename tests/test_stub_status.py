@@ -69,6 +69,13 @@ def test_methods(started):
         assert proxy.get("/status", method=method).status == 405
 
 
+def test_a_body_must_be_one(started):
+    proxy = started()
+    head = b"GET /status HTTP/1.1\r\nHost: a\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
+    assert proxy.ask(head + b"1\r\nx\r\n0\r\n\r\n").status == 200
+    assert proxy.ask(head + b"x\r\n").status == 400
+
+
 def test_on_the_level_of_a_server(serve):
     proxy = serve("server { listen 127.0.0.1:@port@; stub_status; location /other { return 200 other; } }")
     assert PAGE.fullmatch(proxy.get("/any").body.decode())

@@ -169,3 +169,32 @@ def test_too_many_hints(through):
         assert b"X-0" in wire.read_until(b"\r\n\r\n")
         assert wire.read_response().status in (103, 200)
     assert "[info]" in proxy.logged("upstream sent too big early hints")
+
+
+UPLOAD = b"u" * (8 << 20)
+
+
+@pytest.mark.parametrize("buffering", ["on", "off"])
+@pytest.mark.parametrize("framing", ["length", "chunked"])
+def test_a_hint_does_not_end_an_upload(through, buffering, framing):
+    """The server says 103 before it reads the body, more than sockets hold, and wants it all the same."""
+
+    def server(wire):
+        head = wire.read_head()
+        wire.send(hint("Link: a"))
+        whole = b"".join(wire.read_chunked()[0]) if head.get("Transfer-Encoding") else wire.read_exactly(len(UPLOAD))
+        wire.send(response(b"whole" if whole == UPLOAD else b"other"))
+
+    proxy = through(
+        server,
+        directives=f"early_hints on; client_max_body_size 0; proxy_http_version 1.1; proxy_request_buffering {buffering};",
+    )
+    with proxy.connect() as wire:
+        if framing == "length":
+            wire.send(f"PUT / HTTP/1.1\r\nHost: h\r\nContent-Length: {len(UPLOAD)}\r\n\r\n")
+            wire.send(UPLOAD)
+        else:
+            wire.send("PUT / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n")
+            wire.send(chunked(*(UPLOAD[at : at + 65536] for at in range(0, len(UPLOAD), 65536))))
+        assert wire.read_head().get("Link") == "a"
+        assert wire.read_response().body == b"whole"

@@ -6,6 +6,7 @@ import threading
 import pytest
 
 from harness.ports import free_port
+from harness.proxied import MODERN
 from harness.proxy import eventually
 from harness.upstream import answering, chunked, close, head, pause, request, reset, response, script, send, to_end
 from harness.wire import DEADLINE
@@ -13,7 +14,6 @@ from harness.wire import DEADLINE
 differs = pytest.mark.differs_in_nginx
 ringx_only = pytest.mark.ringx_only
 OK = response(b"ok")
-MODERN = 'proxy_http_version 1.1; proxy_set_header Connection "";'
 LOG = "$status | $upstream_status | $upstream_addr"
 
 

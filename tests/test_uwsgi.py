@@ -3,6 +3,7 @@
 import hashlib
 import json
 import random
+import time
 from collections.abc import Callable
 
 import pytest
@@ -483,6 +484,46 @@ def test_each_request_has_a_connection_of_its_own(serve, recorder):
         wire.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n")
         assert wire.read_response().body == b"ok"
     assert len(server.server.connections) == 3
+
+
+@pytest.mark.ringx_only("nginx leaves a port waiting on one of the sides")
+@pytest.mark.parametrize("body, by_reset", [("", True), ("body", False)])
+def test_a_finished_exchange_over_tcp_ends_by_a_reset(apps, upstream, body, by_reset):
+    """Both sides have all there was; of a body, some may still be on its way."""
+    ended = []
+
+    def serve(wire):
+        read_body(wire, read_packet(wire))
+        wire.send(ANSWER)
+        wire.read_to_end()
+        ended.append(wire.was_reset)
+
+    server = upstream(serve)
+    proxy = apps(server.address)
+    assert proxy.ask(f"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: {len(body)}\r\n\r\n{body}").body == b"ok"
+    server.stop()
+    assert ended == [by_reset]
+
+
+def test_a_server_that_writes_in_two_pieces_is_not_kept_waiting(apps, upstream):
+    """Its kernel holds the second until the first has been acknowledged (Nagle)."""
+    times = 20
+
+    def serve(wire):
+        read_packet(wire)
+        wire.send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n")
+        wire.send(b"ok")
+        # Closing would send what is held.
+        wire.read_to_end()
+
+    proxy = apps(upstream(serve).address)
+    began = time.monotonic()
+    with proxy.connect() as wire:
+        for _ in range(times):
+            wire.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+            assert wire.read_response().body == b"ok"
+    # A late acknowledgement takes 40 ms.
+    assert time.monotonic() - began < times * 0.030
 
 
 @pytest.mark.parametrize(

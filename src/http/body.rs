@@ -71,6 +71,15 @@ impl From<Close> for BodyError {
     }
 }
 
+/// The status to answer with where a body could not be read.
+pub fn refusal(read: Result<(), BodyError>) -> Result<Option<u16>, Close> {
+    match read {
+        Ok(()) => Ok(None),
+        Err(BodyError::Status(status)) => Ok(Some(status)),
+        Err(BodyError::Close(close)) => Err(close),
+    }
+}
+
 impl RequestBody {
     pub fn reset(&mut self) {
         self.remaining = 0;
@@ -402,7 +411,12 @@ pub fn abandon(r: &mut Request) {
 
 /// What a handler that wants no body does before it answers: who waits for `100 Continue` gets it, and
 /// what has come of the body must be well-formed. It does not wait for more.
-pub async fn begin_discard(c: &Connection, r: &mut Request) -> Result<(), BodyError> {
+/// The status, if any, is that of a body that is not.
+pub async fn begin_discard(c: &Connection, r: &mut Request) -> Result<Option<u16>, Close> {
+    refusal(look_through(c, r).await)
+}
+
+async fn look_through(c: &Connection, r: &mut Request) -> Result<(), BodyError> {
     if r.body.state == State::Unread {
         begin(c, r).await?;
     }

@@ -21,7 +21,7 @@ use crate::error_log::{Context, Level};
 use crate::http1::header::Known;
 use crate::http1::host::parse_host;
 use crate::http1::refusal::{Quoted, Refusal};
-use crate::http1::request::{Limits, Method, Version};
+use crate::http1::request::{Limits, Method, Rules, Version};
 use crate::http1::{Progress, request, uri};
 use crate::io::stream::Failure;
 use crate::io::timer::{self, Wait};
@@ -288,9 +288,9 @@ impl Keepalive {
 /// request may follow it at once.
 async fn read_proxy_protocol(c: &Connection, r: &mut Request) -> Result<(), Close> {
     c.action.set(Action::ReadingProxyProtocol);
-    let settings = HeadSettings::of(r);
-    let buffer = Buffer::with_capacity(settings.first_size);
-    let (received, buffer) = c.stream.recv(buffer, settings.header_timeout, Wait::Busy).await;
+    let core = &c.settings(r).core;
+    let (size, timeout) = (*core.client_header_buffer_size, *core.client_header_timeout);
+    let (received, buffer) = c.stream.recv(Buffer::with_capacity(size), timeout, Wait::Busy).await;
     r.buffer = buffer;
     if received? == 0 {
         return Err(Close::ClientClosedKeepalive);
@@ -325,39 +325,55 @@ async fn read_proxy_protocol(c: &Connection, r: &mut Request) -> Result<(), Clos
     Ok(())
 }
 
-/// What reading a head goes by, before its server is known.
-struct HeadSettings {
-    limits: Limits,
-    first_size: usize,
+/// A head while it is read: what that goes by, and what is known of it.
+struct Reading {
+    rules: Rules,
     header_timeout: Duration,
+    has_uri: bool,
+    has_server: bool,
 }
 
-impl HeadSettings {
-    fn of(r: &Request) -> Self {
-        let core = &r.generation.http().location(r.location).settings.core;
-        let buffers = *core.large_client_header_buffers;
-        HeadSettings {
-            limits: Limits {
-                line_max: buffers.size,
-                total_max: buffers.size * buffers.number,
-                count_max: *core.max_headers,
-                ignore_invalid_headers: *core.ignore_invalid_headers,
-                underscores_in_headers: *core.underscores_in_headers,
-            },
-            first_size: *core.client_header_buffer_size,
-            header_timeout: *core.client_header_timeout,
+impl Reading {
+    /// Before anything is known: by the settings of the address's default server.
+    fn of(c: &Connection, r: &Request) -> Self {
+        Reading {
+            rules: limits(c, r).into(),
+            header_timeout: *c.settings(r).core.client_header_timeout,
+            has_uri: false,
+            has_server: false,
+        }
+    }
+
+    /// The size of the next buffer.
+    fn buffer_size(&self, buffer: &Buffer) -> usize {
+        match &self.rules {
+            Rules { limits, .. } if buffer.capacity() == 0 => limits.first,
+            Rules { behind_host: Some(limits), .. } | Rules { limits, .. } => limits.line_max,
         }
     }
 }
 
-/// Receives until a whole head is there, then finds its server and its normalised URI.
+fn limits(c: &Connection, r: &Request) -> Limits {
+    let core = &c.settings(r).core;
+    let buffers = *core.large_client_header_buffers;
+    Limits {
+        first: *core.client_header_buffer_size,
+        line_max: buffers.size,
+        total_max: buffers.size.saturating_mul(buffers.number),
+        count_max: *core.max_headers,
+        ignore_invalid_headers: *core.ignore_invalid_headers,
+        underscores_in_headers: *core.underscores_in_headers,
+    }
+}
+
+/// Receives until a whole head is there, and its server and its normalised URI are found.
 async fn read_head(
     c: &Connection,
     guard: &ConnectionGuard,
     r: &mut Request,
     mut keepalive: Option<Keepalive>,
 ) -> Result<(), NoHead> {
-    let mut settings = HeadSettings::of(r);
+    let mut reading = Reading::of(c, r);
     let is_first = keepalive.is_none();
     r.pipelined = !r.buffer.is_empty() && !is_first;
     let mut deadline = None;
@@ -370,12 +386,12 @@ async fn read_head(
         } else {
             Action::ReadingPipelinedRequestLine
         });
-        deadline = Some(begin_request(c, guard, r, settings.header_timeout));
+        deadline = Some(begin_request(c, guard, r, reading.header_timeout));
     }
 
     loop {
         if !r.buffer.is_empty() {
-            match request::parse(r.buffer.as_slice(), &settings.limits, &mut r.head) {
+            match read_lines(c, r, &mut reading) {
                 Ok(Progress::Complete { len }) => {
                     r.head_len = len;
                     break;
@@ -385,7 +401,10 @@ async fn read_head(
                 } else {
                     Action::ReadingRequestLine
                 }),
-                Err(refusal) => return Err(NoHead::Refused(first_refusal(r, refusal))),
+                Err(refusal) => {
+                    log_dropped(c, r);
+                    return Err(NoHead::Refused(refusal));
+                }
             }
         }
         let (limit, wait) = match (deadline, keepalive) {
@@ -393,7 +412,7 @@ async fn read_head(
                 let left = u64::saturating_sub(deadline, timer::now_ms());
                 (Duration::from_millis(left), Wait::Busy)
             }
-            (None, None) => (settings.header_timeout, Wait::Busy),
+            (None, None) => (reading.header_timeout, Wait::Busy),
             (None, Some(Keepalive { timeout, min_timeout: Duration::ZERO })) => {
                 (timeout, Wait::Idle)
             }
@@ -401,9 +420,7 @@ async fn read_head(
         };
         let mut buffer = std::mem::take(&mut r.buffer);
         if buffer.spare() == 0 {
-            let more =
-                if buffer.capacity() == 0 { settings.first_size } else { settings.limits.line_max };
-            buffer.grow(buffer.len() + more);
+            buffer.grow(buffer.len() + reading.buffer_size(&buffer));
         }
         let (received, buffer) = c.stream.recv(buffer, limit, wait).await;
         r.buffer = buffer;
@@ -424,10 +441,10 @@ async fn read_head(
                     if !Rc::ptr_eq(&generation, &r.generation) {
                         // The configuration changed while the connection was idle.
                         r.reset(generation, address);
-                        settings = HeadSettings::of(r);
+                        reading = Reading::of(c, r);
                     }
                     c.action.set(Action::ReadingRequestLine);
-                    deadline = Some(begin_request(c, guard, r, settings.header_timeout));
+                    deadline = Some(begin_request(c, guard, r, reading.header_timeout));
                 }
             }
             Err(Failure::TimedOut) if deadline.is_none() && !is_first => {
@@ -445,29 +462,45 @@ async fn read_head(
             Err(failure) => return Err(Close::from(failure).into()),
         }
     }
-    c.action.set(Action::ReadingRequestHeaders);
-    let generation = Rc::clone(&r.generation);
-    // The request line is read by the rules of the address's default server, unless it names another.
-    let merge_slashes = *c.settings(r).core.merge_slashes;
-    find_server(&generation, r);
-    let merge_slashes = if r.head.target_host.is_some() {
-        *c.settings(r).core.merge_slashes
-    } else {
-        merge_slashes
-    };
-    let chosen = HeadSettings::of(r).limits;
-    if chosen != settings.limits {
-        request::parse_again(r.buffer.as_slice(), &settings.limits, &chosen, &mut r.head)
-            .map_err(NoHead::Refused)?;
+    log_dropped(c, r);
+    r.method = r.head.method_kind;
+    c.action.set(Action::Processing);
+    Ok(())
+}
+
+/// Reads on in what has been received of the head. Behind the request line the URI is known, and the
+/// server as soon as the host is: whatever happens from then on happens in that server.
+fn read_lines(c: &Connection, r: &mut Request, reading: &mut Reading) -> Result<Progress, Refusal> {
+    let mut read = request::parse(r.buffer.as_slice(), &reading.rules, &mut r.head);
+    if !reading.has_uri && r.head.is_line_read() {
+        reading.has_uri = true;
+        // What is wrong with the target comes before what is wrong with the lines that follow it.
+        set_uri(r, *c.settings(r).core.merge_slashes)?;
     }
+    if !reading.has_server && (r.head.names_host() || r.head.is_read()) {
+        reading.has_server = true;
+        let generation = Rc::clone(&r.generation);
+        find_server(&generation, r);
+        // The first buffer is there already.
+        let chosen = Limits { first: reading.rules.limits.first, ..limits(c, r) };
+        if r.head.names_host() && chosen != reading.rules.limits {
+            reading.rules.behind_host = Some(chosen);
+            r.head.clear();
+            read = request::parse(r.buffer.as_slice(), &reading.rules, &mut r.head);
+        }
+    }
+    read
+}
+
+fn log_dropped(c: &Connection, r: &Request) {
+    if r.head.dropped.is_empty() {
+        return;
+    }
+    c.action.set(Action::ReadingRequestHeaders);
     for line in &r.head.dropped {
         let text = Quoted::new(line.of(r.bytes()));
         c.log(r, Level::Info, format_args!("client sent invalid header line: \"{text}\""));
     }
-    set_uri(r, merge_slashes).map_err(NoHead::Refused)?;
-    r.method = r.head.method_kind;
-    c.action.set(Action::Processing);
-    Ok(())
 }
 
 /// The first byte of a request is here: it counts, and its head's time runs.
@@ -501,6 +534,10 @@ fn find_server(generation: &Generation, r: &mut Request) {
         return;
     }
     let found = address.names.find(&r.host).or_else(|| {
+        if r.host.is_empty() {
+            // No host is no text for a regex, even for one that matches everything.
+            return None;
+        }
         let matching = address
             .names
             .regex
@@ -518,15 +555,6 @@ fn find_server(generation: &Generation, r: &mut Request) {
     }
 }
 
-/// What is wrong with the target comes before what is wrong with the lines that follow it.
-fn first_refusal(r: &Request, refusal: Refusal) -> Refusal {
-    let path = r.text(r.head.path);
-    if refusal.is_of_request_line() || !path.starts_with(b"/") {
-        return refusal;
-    }
-    uri::normalise(path, true, &mut Vec::new()).err().unwrap_or(refusal)
-}
-
 fn set_uri(r: &mut Request, merge_slashes: bool) -> Result<(), Refusal> {
     let path = r.head.path.of(r.buffer.as_slice());
     if path.first() != Some(&b'/') {
@@ -538,7 +566,8 @@ fn set_uri(r: &mut Request, merge_slashes: bool) -> Result<(), Refusal> {
         return Ok(());
     }
     let raw = path;
-    let normalised = uri::normalise(raw, merge_slashes, &mut r.uri)?;
+    let normalised =
+        uri::normalise(raw, merge_slashes, &mut r.uri).inspect_err(|_| r.uri.clear())?;
     if !normalised.changed {
         r.uri.clear();
         r.uri.extend_from_slice(normalised.path.of(raw));

@@ -4,12 +4,12 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use super::action::Action;
-use super::body::{self, BodyError};
+use super::body;
 use super::close::Close;
 use super::connection::{self, Connection};
 use super::location::{Found, Handler, LocationTree};
 use super::modules::access::{self, Gate, Next};
-use super::modules::core::{self, ErrorPageStatus, ErrorPageTarget, TryFilesLast};
+use super::modules::core::{self, ErrorPageStatus, ErrorPageTarget, Maps, TryFilesLast};
 use super::modules::rewrite::{self, Rewritten};
 use super::modules::static_files::{self, Validators, Verdict};
 use super::modules::{realip, status, stub_status};
@@ -17,9 +17,10 @@ use super::request::{Request, URI_CHANGES_MAX};
 use super::response::{self, Head, Length};
 use super::server::{Http, LocationId};
 use super::upstream::exchange;
-use super::variable::Captures;
+use super::variable::{Captures, Template};
 use super::{special_response, value};
 use crate::error_log::Level;
+use crate::http1::encode;
 use crate::http1::framing::BodyLength;
 use crate::http1::header::Known;
 use crate::http1::request::{Method, Version};
@@ -71,11 +72,7 @@ async fn read_body_early(c: &Connection, r: &mut Request) -> Result<Option<u16>,
     if matches!(r.head.body, BodyLength::Length(length) if max > 0 && length > max) {
         return Ok(None);
     }
-    match body::read_all(c, r).await {
-        Ok(()) => Ok(None),
-        Err(body::BodyError::Status(status)) => Ok(Some(status)),
-        Err(body::BodyError::Close(close)) => Err(close),
-    }
+    body::refusal(body::read_all(c, r).await)
 }
 
 /// Answers with a status that was decided before any phase.
@@ -146,6 +143,7 @@ async fn run(c: &Connection, r: &mut Request, enter: Enter) -> Result<Outcome, C
 fn enter_location(c: &Connection, r: &mut Request, http: &Http) -> Option<Outcome> {
     let server = http.server(r.server);
     r.rewritten_in_place = false;
+    r.uri_follows_alias = false;
     let mut captures = std::mem::take(r.captures.get_mut());
     let search = find(&server.locations, http, &r.uri, &mut captures);
     *r.captures.get_mut() = captures;
@@ -332,20 +330,59 @@ fn redirect_to_named(c: &Connection, r: &mut Request, name: &str) -> Option<u16>
 fn try_files(c: &Connection, r: &mut Request, http: &Http) -> Option<Outcome> {
     let location = http.location(r.location);
     let files = location.settings.core.try_files.get()?;
+    if let Some(status) = static_files::misplaced_alias(c, r) {
+        return Some(Outcome::Status(status));
+    }
+    let root = &*location.settings.core.root;
+    let mut path = Vec::new();
+    value::expand(&root.path, c, r, &mut path);
+    let root_len = path.len();
     for candidate in &files.candidates {
-        let uri = value::expanded(&candidate.path, c, r);
-        let mut path = Vec::new();
-        value::file_for(&uri, c, r, &mut path);
+        let name = name_to_try(&candidate.path, root.maps, c, r);
+        path.truncate(root_len);
+        path.extend_from_slice(&name);
         if static_files::is_there(c, r, &path, candidate.is_directory) {
-            r.uri = uri;
+            match root.maps {
+                Maps::Whole => r.uri = name,
+                Maps::Behind(len) => {
+                    r.uri.truncate(len);
+                    r.uri.extend_from_slice(&name);
+                }
+                // A directory is looked for where the alias leads anyway.
+                Maps::Nothing if candidate.is_directory => {}
+                Maps::Nothing => {
+                    r.uri = name;
+                    r.uri_follows_alias = true;
+                }
+            }
             return None;
         }
     }
     Some(match &files.last {
         TryFilesLast::Code(code) => Outcome::Status(*code),
         TryFilesLast::Named(name) => Outcome::Named(Arc::clone(name)),
-        TryFilesLast::Uri(uri) => internal(value::expanded(uri, c, r)),
+        TryFilesLast::Uri(uri) => {
+            let uri = name_to_try(uri, root.maps, c, r);
+            if uri.starts_with(b"@") {
+                Outcome::Named(String::from_utf8_lossy(&uri).into())
+            } else {
+                internal(uri)
+            }
+        }
     })
+}
+
+/// A parameter of `try_files`. Of one with variables, as with `$uri`, the location's name is left out
+/// where an alias stands for it: also of the last one, which is a URI, as in nginx.
+fn name_to_try(template: &Template, maps: Maps, c: &Connection, r: &Request) -> Vec<u8> {
+    let mut name = value::expanded(template, c, r);
+    if let Maps::Behind(len) = maps
+        && template.has_variables()
+        && r.uri.get(..len).is_some_and(|prefix| name.starts_with(prefix))
+    {
+        name.drain(..len);
+    }
+    name
 }
 
 /// An internal redirect to `uri[?args]`.
@@ -362,12 +399,10 @@ async fn respond(
     r: &mut Request,
     answer: rewrite::Answer,
 ) -> Result<Outcome, Close> {
-    if !matches!(answer, rewrite::Answer::Status(400..)) {
-        match body::begin_discard(c, r).await {
-            Ok(()) => {}
-            Err(BodyError::Status(status)) => return Ok(Outcome::Status(status)),
-            Err(BodyError::Close(close)) => return Err(close),
-        }
+    if !matches!(answer, rewrite::Answer::Status(400..))
+        && let Some(status) = body::begin_discard(c, r).await?
+    {
+        return Ok(Outcome::Status(status));
     }
     match answer {
         // An error gets its page, the rest is sent as it is.
@@ -413,6 +448,35 @@ async fn send_text(
     Ok(Outcome::Done)
 }
 
+/// GET and HEAD of a text made on the spot: the whole of a content handler that shows something.
+/// `line`, if any, comes before what the configuration adds.
+pub async fn send_made(
+    c: &Connection,
+    r: &mut Request,
+    content_type: &str,
+    line: Option<(&[u8], &[u8])>,
+    make: impl FnOnce() -> String,
+) -> Result<Outcome, Close> {
+    if !matches!(r.method, Method::Get | Method::Head) {
+        return Ok(Outcome::Status(405));
+    }
+    if let Some(status) = body::begin_discard(c, r).await? {
+        return Ok(Outcome::Status(status));
+    }
+    let text = make();
+    let head = Head {
+        content_type: Some(content_type.as_bytes()),
+        length: Length::Known(text.len() as u64),
+        ..Head::default()
+    };
+    response::begin(c, r, &head);
+    if let Some((name, value)) = line {
+        encode::header(name, value, &mut r.response.head);
+    }
+    response::send_begun(c, r, &[text.as_bytes()]).await?;
+    Ok(Outcome::Done)
+}
+
 /// An error page, as the configuration says or built in (http-core, section 7).
 async fn special(c: &Connection, r: &mut Request, code: u16) -> Result<Outcome, Close> {
     // Who waits for `100 Continue` is told what there is instead.
@@ -439,7 +503,8 @@ async fn special(c: &Connection, r: &mut Request, code: u16) -> Result<Outcome, 
         if let Some(page) = page {
             r.in_error_page = true;
             r.response.status_override = match page.answer {
-                ErrorPageStatus::Original => Some(code),
+                // Of 494 to 497 the client never hears.
+                ErrorPageStatus::Original => Some(special_response::status(code)),
                 ErrorPageStatus::Code(code) => Some(code),
                 ErrorPageStatus::OfTarget => None,
             };
@@ -508,10 +573,8 @@ async fn built_in(c: &Connection, r: &mut Request, code: u16) -> Result<Outcome,
         location: location.as_deref(),
         ..Head::default()
     };
-    match body::begin_discard(c, r).await {
-        Ok(()) => {}
-        Err(BodyError::Status(_)) => r.keepalive = false,
-        Err(BodyError::Close(close)) => return Err(close),
+    if body::begin_discard(c, r).await?.is_some() {
+        r.keepalive = false;
     }
     c.action.set(Action::SendingResponse);
     match page {

@@ -51,6 +51,8 @@ pub struct Request {
     /// The URI was changed by `rewrite … break`, after its location was chosen: what stands in for
     /// the location's name no longer fits.
     pub rewritten_in_place: bool,
+    /// The URI is what `try_files` has found behind the `alias` of a regex location.
+    pub uri_follows_alias: bool,
     /// Whether the client's path held `%XX`: then, or after an internal redirect, the path is escaped
     /// again on its way to an upstream.
     pub escape: bool,
@@ -179,6 +181,7 @@ impl Request {
             args: Vec::new(),
             uri_is_original: true,
             rewritten_in_place: false,
+            uri_follows_alias: false,
             escape: false,
             host: Vec::new(),
             host_port: None,
@@ -222,6 +225,7 @@ impl Request {
         self.args.clear();
         self.uri_is_original = true;
         self.rewritten_in_place = false;
+        self.uri_follows_alias = false;
         self.escape = false;
         self.host.clear();
         self.host_port = None;

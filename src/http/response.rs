@@ -303,6 +303,11 @@ pub async fn send(
     body: &[&[u8]],
 ) -> Result<(), Close> {
     begin(c, r, head);
+    send_begun(c, r, body).await
+}
+
+/// The same behind a head that has been begun.
+pub async fn send_begun(c: &Connection, r: &mut Request, body: &[&[u8]]) -> Result<(), Close> {
     finish(c, r);
     let mut slices: SmallVec<[IoSlice<'_>; 4]> = SmallVec::new();
     if !r.response.is_bodiless {

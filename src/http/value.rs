@@ -9,7 +9,7 @@ use super::computed;
 use super::connection::{Connection, client_address};
 use super::location::Handler;
 use super::modules::access_log::Escape;
-use super::modules::core::Root;
+use super::modules::core::{Maps, Root};
 use super::request::{RefusedPart, Request};
 use super::slots::Held;
 use super::upstream::Attempt;
@@ -641,19 +641,13 @@ fn realpath_root(c: &Connection, r: &Request, out: &mut Vec<u8>) -> bool {
 
 /// The file that the current URI names: root plus URI, or alias in place of the location's name.
 pub fn request_filename(c: &Connection, r: &Request, out: &mut Vec<u8>) -> bool {
-    file_for(&r.uri, c, r, out);
-    true
-}
-
-/// The file that `uri` names in the current location.
-pub fn file_for(uri: &[u8], c: &Connection, r: &Request, out: &mut Vec<u8>) {
-    let location = r.generation.http().location(r.location);
-    let root = &*location.settings.core.root;
+    let root = root(r);
     expand(&root.path, c, r, out);
-    if !root.is_alias {
-        out.extend_from_slice(uri);
-    } else if let Some(prefix) = &location.prefix {
-        out.extend_from_slice(uri.get(prefix.len()..).unwrap_or_default());
+    match root.maps {
+        Maps::Whole => put(out, &r.uri),
+        Maps::Behind(len) => put(out, r.uri.get(len..).unwrap_or_default()),
+        Maps::Nothing if r.uri_follows_alias => put(out, &r.uri),
+        Maps::Nothing => true,
     }
 }
 

@@ -59,6 +59,8 @@ impl Method {
 /// What a head may take, and how odd its names may be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
+    /// Bytes of the first buffer, `client_header_buffer_size`: what fits in it is not too long.
+    pub first: usize,
     /// Bytes of one line with its end: one of `large_client_header_buffers`.
     pub line_max: usize,
     /// Bytes of the head: all `large_client_header_buffers`.
@@ -75,6 +77,7 @@ impl Default for Limits {
     /// nginx's defaults.
     fn default() -> Self {
         Limits {
+            first: 1024,
             line_max: 8 * 1024,
             total_max: 4 * 8 * 1024,
             count_max: 1000,
@@ -117,6 +120,21 @@ impl RequestHead {
         self.scan.line_start - self.scan.head_start
     }
 
+    /// Whether the request line has been read and accepted.
+    pub fn is_line_read(&self) -> bool {
+        matches!(self.scan.stage, Stage::Headers | Stage::Complete)
+    }
+
+    /// Whether the target or a `Host` line has named the host; what follows may still be refused.
+    pub fn names_host(&self) -> bool {
+        self.scan.host_end.is_some()
+    }
+
+    /// Whether the last line has been read; the head may still be refused for what it says.
+    pub fn is_read(&self) -> bool {
+        self.scan.stage == Stage::Complete
+    }
+
     pub fn clear(&mut self) {
         let (mut headers, mut dropped) =
             (std::mem::take(&mut self.headers), std::mem::take(&mut self.dropped));
@@ -137,8 +155,8 @@ struct Scan {
     line_start: usize,
     request_line: RequestLine,
     header_line: HeaderLine,
-    /// The target or a `Host` line has named the host.
-    is_behind_host: bool,
+    /// Where the line ends that has named the host: the request line or a `Host` line.
+    host_end: Option<usize>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -156,40 +174,49 @@ enum Stage {
 /// repeated with more bytes after the same ones; what was read is not read again, so that a head
 /// that arrives slowly costs no more. After `Complete` or a refusal, [`RequestHead::clear`] comes
 /// first. A refused head holds what was read of the request line, for the log and the error page.
-pub fn parse(buf: &[u8], limits: &Limits, head: &mut RequestHead) -> Result<Progress, Refusal> {
-    parse_by(buf, Rules { limits, behind_host: limits }, head)
-}
-
-/// [`parse`] of a head once more, from its beginning, whose host has turned out to name a server with
-/// rules of its own for header lines: they hold behind the host.
-pub fn parse_again(
-    buf: &[u8],
-    limits: &Limits,
-    behind_host: &Limits,
-    head: &mut RequestHead,
-) -> Result<Progress, Refusal> {
-    head.clear();
-    parse_by(buf, Rules { limits, behind_host }, head)
-}
-
-fn parse_by(buf: &[u8], rules: Rules<'_>, head: &mut RequestHead) -> Result<Progress, Refusal> {
-    if skip_empty_lines(buf, rules.limits, head)? {
+pub fn parse(buf: &[u8], rules: &Rules, head: &mut RequestHead) -> Result<Progress, Refusal> {
+    if skip_empty_lines(buf, &rules.limits, head)? {
         take_plain_lines(buf, rules, head)?;
     }
     parse_bytewise(buf, rules, head)
 }
 
 /// Which limits hold where in the head.
-#[derive(Clone, Copy)]
-struct Rules<'a> {
-    limits: &'a Limits,
-    /// Of these, those about header lines.
-    behind_host: &'a Limits,
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Rules {
+    /// Of the default server.
+    pub limits: Limits,
+    /// Of the server that the host names, when they are others: they hold behind the line that names
+    /// it. When they become known, the head is cleared and read once more.
+    pub behind_host: Option<Limits>,
 }
 
-impl<'a> Rules<'a> {
-    fn of_fields(self, head: &RequestHead) -> &'a Limits {
-        if head.scan.is_behind_host { self.behind_host } else { self.limits }
+impl From<Limits> for Rules {
+    fn from(limits: Limits) -> Self {
+        Rules { limits, behind_host: None }
+    }
+}
+
+impl Rules {
+    fn at(&self, scan: &Scan) -> &Limits {
+        match &self.behind_host {
+            Some(limits) if scan.host_end.is_some() => limits,
+            _ => &self.limits,
+        }
+    }
+
+    /// Bytes of the head. Buffers that are in use when the host becomes known are kept, and as many
+    /// of the new size may follow as the new number leaves.
+    fn total_max(&self, scan: &Scan) -> usize {
+        let (Some(limits), Some(host_end)) = (&self.behind_host, scan.host_end) else {
+            return self.limits.total_max;
+        };
+        let before = host_end - scan.head_start;
+        let size = self.limits.line_max;
+        let used = before.saturating_sub(self.limits.first).div_ceil(size.max(1));
+        let number = limits.total_max / limits.line_max.max(1);
+        let left = number.saturating_sub(used).saturating_mul(limits.line_max);
+        used.saturating_mul(size).saturating_add(left).max(before)
     }
 }
 
@@ -217,8 +244,7 @@ fn skip_empty_lines(buf: &[u8], limits: &Limits, head: &mut RequestHead) -> Resu
 
 /// Takes the lines that httparse reads as nginx does, if the head is complete. Whatever it leaves
 /// is for [`parse_bytewise`], which would have come to the same result.
-fn take_plain_lines(buf: &[u8], rules: Rules<'_>, head: &mut RequestHead) -> Result<(), Refusal> {
-    let limits = rules.limits;
+fn take_plain_lines(buf: &[u8], rules: &Rules, head: &mut RequestHead) -> Result<(), Refusal> {
     let start = head.scan.position;
     let mut fields = [const { MaybeUninit::uninit() }; plain::FIELDS_MAX];
     let mut parsed = httparse::Request::new(&mut []);
@@ -229,36 +255,30 @@ fn take_plain_lines(buf: &[u8], rules: Rules<'_>, head: &mut RequestHead) -> Res
     }
 
     let Some((line, span, next)) = plain::request_line(buf, start, &parsed) else { return Ok(()) };
-    if !head.scan.fits(limits, next) {
+    if !head.scan.fits(rules, next) {
         return Ok(());
     }
     head.scan.request_line = line;
     head.request_line_read(span);
-    head.scan.line_read(next);
-    head.scan.stage = head.stage_after_request_line();
+    head.begin_headers(next);
 
     for header in parsed.headers {
         let at = head.scan.position;
         let Some((field, next)) = plain::field(buf, at, header) else { break };
-        if !plain::is_plain_name(header.name) || !head.scan.fits(limits, next) {
+        if !plain::is_plain_name(header.name) || !head.scan.fits(rules, next) {
             break;
         }
         // It counts as read also when what it says is refused.
         head.scan.line_read(next);
-        head.field_read(buf, rules.of_fields(head), field)?;
+        head.field_read(buf, rules.at(&head.scan), field)?;
     }
     Ok(())
 }
 
 /// The reader that decides what is valid. Goes on where the last call, or httparse, has stopped.
-fn parse_bytewise(
-    buf: &[u8],
-    rules: Rules<'_>,
-    head: &mut RequestHead,
-) -> Result<Progress, Refusal> {
-    let limits = rules.limits;
+fn parse_bytewise(buf: &[u8], rules: &Rules, head: &mut RequestHead) -> Result<Progress, Refusal> {
     loop {
-        let (end, bound) = head.scan.window(buf, limits);
+        let (end, bound) = head.scan.window(buf, rules);
         match head.scan.stage {
             Stage::EmptyLines => return Ok(Progress::Partial { in_headers: false }),
 
@@ -270,15 +290,14 @@ fn parse_bytewise(
                 }
                 head.request_line_read(received_line(buf, head.scan.line_start, end));
                 match (done?, bound) {
-                    (true, _) => head.scan.line_read(head.scan.position),
+                    (true, _) => head.begin_headers(head.scan.position),
                     (false, Bound::Total) => return Err(Refusal::HeaderTooLarge),
                     (false, _) => return Err(Refusal::UriTooLong),
                 }
-                head.scan.stage = head.stage_after_request_line();
             }
 
             Stage::Headers => {
-                let limits = rules.of_fields(head);
+                let limits = rules.at(&head.scan);
                 let names = NameRules::Request { underscores: limits.underscores_in_headers };
                 let scan = &mut head.scan;
                 let start = scan.line_start;
@@ -298,8 +317,8 @@ fn parse_bytewise(
                     Ok(Line::End) => {
                         let end_of_head = scan.position;
                         scan.line_read(end_of_head);
-                        head.headers_read(buf)?;
                         head.scan.stage = Stage::Complete;
+                        head.headers_read(buf)?;
                     }
                     Ok(Line::Partial) => {
                         return match bound {
@@ -333,9 +352,11 @@ enum Bound {
 }
 
 impl Scan {
-    fn window(&self, buf: &[u8], limits: &Limits) -> (usize, Bound) {
-        let line = self.line_start.saturating_add(limits.line_max);
-        let total = self.head_start.saturating_add(limits.total_max);
+    fn window(&self, buf: &[u8], rules: &Rules) -> (usize, Bound) {
+        let limits = rules.at(self);
+        let first = self.head_start.saturating_add(limits.first);
+        let line = self.line_start.saturating_add(limits.line_max).max(first);
+        let total = self.head_start.saturating_add(rules.total_max(self)).max(first);
         if line <= total && line <= buf.len() {
             (line, Bound::Line)
         } else if total <= buf.len() {
@@ -346,8 +367,11 @@ impl Scan {
     }
 
     /// Whether the current line keeps the limits if the next one starts at `next`.
-    fn fits(&self, limits: &Limits, next: usize) -> bool {
-        next - self.line_start <= limits.line_max && next - self.head_start <= limits.total_max
+    fn fits(&self, rules: &Rules, next: usize) -> bool {
+        let limits = rules.at(self);
+        next - self.head_start <= limits.first
+            || (next - self.line_start <= limits.line_max
+                && next - self.head_start <= rules.total_max(self))
     }
 
     fn line_read(&mut self, next: usize) {
@@ -373,15 +397,17 @@ impl RequestHead {
         self.target = parts.target;
         self.path = parts.path;
         self.target_host = parts.host;
-        self.scan.is_behind_host = parts.host.is_some();
         self.version = parts.version;
     }
 
-    fn stage_after_request_line(&self) -> Stage {
-        match self.version {
+    /// The request line is accepted; behind it, at `next`, begins the first header line.
+    fn begin_headers(&mut self, next: usize) {
+        self.scan.line_read(next);
+        self.scan.host_end = self.target_host.map(|_| next);
+        self.scan.stage = match self.version {
             Version::Http09 => Stage::Complete,
             Version::Http10 | Version::Http11 => Stage::Headers,
-        }
+        };
     }
 
     /// The rules about one line, applied as it comes.
@@ -398,9 +424,11 @@ impl RequestHead {
                     return Err(Refusal::DuplicateHost { line, previous });
                 }
                 if host::parse_host(value).is_none() {
+                    // The log shows it.
+                    self.headers.push(field);
                     return Err(Refusal::InvalidHost);
                 }
-                self.scan.is_behind_host = true;
+                self.scan.host_end.get_or_insert(self.scan.line_start);
             }
             Known::Connection => match ConnectionOption::of(value) {
                 ConnectionOption::None => {}
@@ -464,21 +492,26 @@ impl RequestHead {
 
 /// However a head arrives and whoever tokenises it, the result is the same, and it is clean.
 pub fn fuzz_request(data: &[u8]) {
-    for limits in [Limits::default(), TIGHT] {
+    let (wide, tight) = (Limits::default(), TIGHT);
+    for rules in [
+        wide.into(),
+        tight.into(),
+        Rules { limits: wide, behind_host: Some(tight) },
+        Rules { limits: tight, behind_host: Some(wide) },
+    ] {
         let mut head = RequestHead::default();
-        let whole = parse(data, &limits, &mut head);
+        let whole = parse(data, &rules, &mut head);
 
-        let rules = Rules { limits: &limits, behind_host: &limits };
         let mut bytewise_head = RequestHead::default();
-        let bytewise = skip_empty_lines(data, &limits, &mut bytewise_head)
-            .and_then(|_| parse_bytewise(data, rules, &mut bytewise_head));
+        let bytewise = skip_empty_lines(data, &rules.limits, &mut bytewise_head)
+            .and_then(|_| parse_bytewise(data, &rules, &mut bytewise_head));
         assert_eq!(whole, bytewise);
         assert_same(&head, &bytewise_head);
 
         let mut slow_head = RequestHead::default();
         let mut slow = Ok(Progress::Partial { in_headers: false });
         for end in 0..=data.len() {
-            slow = parse(data.get(..end).unwrap_or_default(), &limits, &mut slow_head);
+            slow = parse(data.get(..end).unwrap_or_default(), &rules, &mut slow_head);
             if !matches!(slow, Ok(Progress::Partial { .. })) {
                 break;
             }
@@ -488,13 +521,14 @@ pub fn fuzz_request(data: &[u8]) {
             assert_same(&head, &slow_head);
         }
         if let Ok(Progress::Complete { len }) = whole {
-            assert_clean(data, len, &limits, &head);
+            assert_clean(data, len, &rules, &head);
         }
     }
 }
 
 /// Limits that short input reaches.
 const TIGHT: Limits = Limits {
+    first: 28,
     line_max: 24,
     total_max: 64,
     count_max: 3,
@@ -508,13 +542,15 @@ fn assert_same(left: &RequestHead, right: &RequestHead) {
     assert_eq!(without_scan(left), without_scan(right));
 }
 
-fn assert_clean(data: &[u8], len: usize, limits: &Limits, head: &RequestHead) {
+fn assert_clean(data: &[u8], len: usize, rules: &Rules, head: &RequestHead) {
     assert!(len <= data.len());
     assert_eq!(data.get(len - 1), Some(&b'\n'));
     assert!(!head.method.is_empty() && head.method.of(data).iter().all(|&b| b > b' ' && b < 0x7f));
     assert!(!head.target.of(data).iter().any(|&byte| byte <= b' ' || byte == 0x7f));
     assert!(matches!(head.path.of(data).first(), None | Some(b'/' | b'?')));
-    assert!(head.headers.len() <= limits.count_max);
+    let count_max = [Some(&rules.limits), rules.behind_host.as_ref()];
+    let count_max = count_max.into_iter().flatten().map(|limits| limits.count_max).max();
+    assert!(Some(head.headers.len()) <= count_max);
     for field in &head.headers {
         let (name, value) = (field.name.of(data), field.value.of(data));
         assert!(!name.is_empty());
@@ -550,7 +586,7 @@ mod tests {
     fn read_with(text: &[u8], limits: &Limits) -> (Result<Progress, Refusal>, RequestHead) {
         fuzz_request(text);
         let mut head = RequestHead::default();
-        (parse(text, limits, &mut head), head)
+        (parse(text, &(*limits).into(), &mut head), head)
     }
 
     fn refusal(text: &str) -> (u16, String) {
@@ -584,7 +620,7 @@ mod tests {
     #[test]
     fn a_cleared_head_is_new() {
         let mut head = RequestHead::default();
-        let limits = Limits::default();
+        let limits = Rules::default();
         let first =
             b"POST http://h/ HTTP/1.1\r\nHost: h\r\na_b: c\r\nTransfer-Encoding: Chunked\r\n\r\n";
         assert!(matches!(parse(first, &limits, &mut head), Ok(Progress::Complete { .. })));
@@ -638,14 +674,67 @@ mod tests {
         let underscores = Limits { underscores_in_headers: true, ..limits };
         let names = |text: &[u8]| {
             let mut head = RequestHead::default();
-            parse(text, &limits, &mut head).unwrap();
-            parse_again(text, &limits, &underscores, &mut head).unwrap();
+            let rules = Rules { limits, behind_host: Some(underscores) };
+            parse(text, &rules, &mut head).unwrap();
             head.headers.iter().map(|field| field.name.of(text).to_vec()).collect::<Vec<_>>()
         };
         let text = b"GET / HTTP/1.1\r\na_b: 1\r\nHost: a\r\nc_d: 1\r\n\r\n";
         assert_eq!(names(text), [b"Host".to_vec(), b"c_d".to_vec()]);
         let text = b"GET http://a/ HTTP/1.1\r\na_b: 1\r\nHost: b\r\n\r\n";
         assert_eq!(names(text), [b"a_b".to_vec(), b"Host".to_vec()]);
+    }
+
+    /// A head with lines of these lengths behind its request line, the first one `Host: a`.
+    fn head_of(lines: &[usize]) -> Vec<u8> {
+        let mut text = b"GET / HTTP/1.1\r\n".to_vec();
+        for &len in lines {
+            let start = text.len();
+            text.extend_from_slice(if len == 9 { b"Host: a" } else { b"A: " });
+            text.resize(start + len - 2, b'a');
+            text.extend_from_slice(b"\r\n");
+        }
+        text.extend_from_slice(b"\r\n");
+        text
+    }
+
+    #[test]
+    fn a_server_with_buffers_of_its_own() {
+        let sized = |line_max: usize, number: usize| Limits {
+            line_max,
+            total_max: line_max * number,
+            ..Limits::default()
+        };
+        let verdict = |limits, chosen, lines: &[usize]| {
+            let rules = Rules { limits, behind_host: Some(chosen) };
+            let (text, mut head) = (head_of(lines), RequestHead::default());
+            let whole = parse(&text, &rules, &mut head).map_err(|refusal| refusal.to_string());
+            assert!(head.names_host());
+            match whole {
+                Ok(_) => "read",
+                Err(text) if text == "client sent too large request" => "too large",
+                Err(text) if text.starts_with("client sent too long header line") => "too long",
+                Err(_) => "?",
+            }
+        };
+        let (small, large) = (sized(2048, 2), sized(8192, 4));
+        assert_eq!(verdict(small, large, &[9, 8192]), "read");
+        assert_eq!(verdict(small, large, &[9, 8193]), "too long");
+        assert_eq!(verdict(small, large, &[9, 8000, 8000, 8000, 8000]), "read");
+        assert_eq!(verdict(small, large, &[9, 8000, 8000, 8000, 8000, 8000]), "too large");
+        assert_eq!(verdict(large, small, &[9, 2049]), "too long");
+        assert_eq!(verdict(large, small, &[9, 2000, 2000]), "read");
+        assert_eq!(verdict(large, small, &[9, 2000, 2000, 2000]), "too large");
+        // What came before the host keeps its buffer, and counts as one.
+        assert_eq!(verdict(large, small, &[8000, 9, 2000]), "read");
+        assert_eq!(verdict(large, small, &[8000, 9, 2000, 2000]), "too large");
+        // All that are left came before it.
+        assert_eq!(verdict(large, small, &[8000, 8000, 8000, 9]), "read");
+        assert_eq!(verdict(large, small, &[8000, 8000, 8000, 9, 2000]), "too large");
+        // The first buffer is no large one.
+        let tiny = sized(512, 1);
+        assert_eq!(verdict(large, tiny, &[9, 997]), "read");
+        assert_eq!(verdict(large, tiny, &[9, 998]), "too large");
+        assert_eq!(verdict(large, tiny, &[9, 1000]), "too long");
     }
 
     #[test]
@@ -745,7 +834,7 @@ mod tests {
             text[len - 11..].copy_from_slice(b" HTTP/1.0\r\n");
             text
         };
-        let limits = Limits::default();
+        let limits = Rules::default();
         let mut head = RequestHead::default();
         assert_eq!(
             parse(&line(8192), &limits, &mut head),
@@ -798,10 +887,7 @@ mod tests {
             Accept:*/*\r\nEmpty:\r\nTrailing: spaces  \r\nCookie: a=b; c=\"d\"\r\n\r\n";
         let (limits, mut head) = (Limits::default(), RequestHead::default());
         assert_eq!(skip_empty_lines(text, &limits, &mut head), Ok(true));
-        assert_eq!(
-            take_plain_lines(text, Rules { limits: &limits, behind_host: &limits }, &mut head),
-            Ok(())
-        );
+        assert_eq!(take_plain_lines(text, &limits.into(), &mut head), Ok(()));
         assert_eq!(head.scan.position, text.len() - 2);
         assert_eq!(head.headers.len(), 6);
     }

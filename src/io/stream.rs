@@ -108,8 +108,70 @@ impl NewSocket {
         self.socket.bind(&address.into())
     }
 
+    /// Connects, waiting at most `limit`.
     pub async fn connect(self, limit: Duration) -> Result<Stream, Failure> {
-        Stream::connect_socket(self, limit).await
+        self.begin()?.established(limit).await
+    }
+
+    /// Sets out to connect. Never blocks the ring thread: a full unix backlog is `EAGAIN` at once.
+    ///
+    /// What is sent first goes out together with the last step of TCP's handshake (`TCP_QUICKACK`
+    /// off until then): a peer that wakes for a connection finds the request there, and a segment is
+    /// saved.
+    pub fn begin(self) -> io::Result<Connecting> {
+        if !self.peer.is_unix() {
+            // Without it there is one more segment, and no harm.
+            let _ = rustix::net::sockopt::set_tcp_quickack(&self.socket, false);
+        }
+        let is_established = match self.socket.connect(&self.peer) {
+            Ok(()) => true,
+            Err(e) if e.raw_os_error() == Some(libc::EINPROGRESS) => false,
+            Err(e) => return Err(e),
+        };
+        Ok(Connecting { stream: Stream::new(self.socket.into())?, is_established })
+    }
+}
+
+/// A socket on its way to its peer.
+#[derive(Debug)]
+pub struct Connecting {
+    stream: Stream,
+    is_established: bool,
+}
+
+impl Connecting {
+    /// Sends what there is to send first, if the peer has been reached: a neighbour on the same
+    /// machine has by now, and its taking bytes is what tells. Gives how many bytes went.
+    pub fn try_send(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        match self.stream.try_send(slices) {
+            Ok(sent) => {
+                self.is_established = true;
+                self.stream.acknowledge_at_once();
+                Ok(sent)
+            }
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(0),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// The stream, once the peer has been reached; it is waited for at most `limit`.
+    pub async fn established(self, limit: Duration) -> Result<Stream, Failure> {
+        if !self.is_established {
+            self.stream.writable(limit).await?;
+            self.stream.acknowledge_at_once();
+            let error = rustix::net::sockopt::socket_error(self.stream.fd());
+            error.map_err(io::Error::from)?.map_err(|e| Failure::Io(e.into()))?;
+        }
+        Ok(self.stream)
+    }
+
+    pub fn is_established(&self) -> bool {
+        self.is_established
+    }
+
+    /// The stream, if the peer has been reached.
+    pub fn try_into_stream(self) -> Result<Stream, Connecting> {
+        if self.is_established { Ok(self.stream) } else { Err(self) }
     }
 }
 
@@ -134,30 +196,6 @@ impl Stream {
             in_flight: Cell::new(0),
             timer: Timer::new(),
         })
-    }
-
-    /// Connects, waiting at most `limit`. Never blocks the ring thread: a full unix backlog is
-    /// `EAGAIN` at once.
-    pub async fn connect(address: &Address, limit: Duration) -> Result<Self, Failure> {
-        NewSocket::to(address)?.connect(limit).await
-    }
-
-    async fn connect_socket(new: NewSocket, limit: Duration) -> Result<Self, Failure> {
-        let connected = new.socket.connect(&new.peer);
-        let stream = Stream::new(new.socket.into())?;
-        match connected {
-            Ok(()) => return Ok(stream),
-            Err(e) if e.raw_os_error() == Some(libc::EINPROGRESS) => {}
-            Err(e) => return Err(e.into()),
-        }
-        // A neighbour on the same machine has answered by now; asking is cheaper than the ring.
-        if !stream.is_writable_now() {
-            stream.writable(limit).await?;
-        }
-        match rustix::net::sockopt::socket_error(stream.fd()).map_err(io::Error::from)? {
-            Ok(()) => Ok(stream),
-            Err(e) => Err(Failure::Io(e.into())),
-        }
     }
 
     pub fn fd(&self) -> BorrowedFd<'_> {
@@ -304,13 +342,6 @@ impl Stream {
         output
     }
 
-    fn is_writable_now(&self) -> bool {
-        use rustix::event::{PollFd, PollFlags, Timespec, poll};
-        let fd = self.fd();
-        let mut polled = [PollFd::new(&fd, PollFlags::OUT)];
-        matches!(poll(&mut polled, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })), Ok(1))
-    }
-
     /// The stream's own timer: one wait at a time.
     pub fn timer(&self) -> &Timer {
         &self.timer
@@ -319,6 +350,13 @@ impl Stream {
     pub fn set_nodelay(&self) {
         // A unix socket refuses; it has no delay to begin with.
         let _ = rustix::net::sockopt::set_tcp_nodelay(self.fd(), true);
+    }
+
+    /// As TCP begins: a peer that sends its head and its body in two small pieces would wait for 40 ms
+    /// between them if the first were acknowledged late (Nagle).
+    fn acknowledge_at_once(&self) {
+        // Only a stream that was connected in steps comes here, and that is TCP's.
+        let _ = rustix::net::sockopt::set_tcp_quickack(self.fd(), true);
     }
 
     pub fn set_keepalive(&self) {

@@ -10,6 +10,7 @@ use super::*;
 use crate::config::directive::{Action, Count, Directive, Support};
 use crate::config::tree::memory::Memory;
 use crate::http::location::Found;
+use crate::http::modules::core::Maps;
 use crate::http::modules::exchange::Pass;
 use crate::http::modules::rewrite::{Condition, Step};
 use crate::http::modules::websocket::{IdleCounts, IdleTimeout};
@@ -558,8 +559,9 @@ fn inner_levels_inherit() {
         .map(|l| l.settings.headers.add_header.iter().map(|h| &*h.name).collect())
         .collect();
     assert_eq!(headers, [vec!["B"], vec!["B"], vec!["C"], vec!["B"]]);
-    let roots: Vec<_> = http.locations.iter().map(|l| l.settings.core.root.is_alias).collect();
-    assert_eq!(roots, [false, true, true, true]);
+    let roots: Vec<_> = http.locations.iter().map(|l| l.settings.core.root.maps).collect();
+    let behind = Maps::Behind("/x".len());
+    assert_eq!(roots, [Maps::Whole, behind, behind, behind]);
     assert_eq!(http.log_files.len(), 1);
     assert_eq!(http.log_files[0].path, Path::new("/p/a.log"));
     let logs: Vec<_> =

@@ -11,7 +11,8 @@ use hickory_proto::rr::Name;
 use super::message::{self, Kind, Records, Reply};
 use super::{Failure, Logging};
 use crate::error_log::{Errno, Level};
-use crate::io::stream::Address;
+use crate::io::select::yield_now;
+use crate::io::stream::{Address, NewSocket};
 use crate::io::timer::{self, Expired, Timer, Wait};
 use crate::io::{Datagram, Stream};
 
@@ -19,6 +20,11 @@ use crate::io::{Datagram, Stream};
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Room for a datagram. What is asked for without EDNS comes in 512 bytes (RFC 1035 section 4.2.1).
 const DATAGRAM_MAX: usize = 4096;
+/// Messages that answer nothing before the rest of the shard gets its turn.
+const FOREIGN_IN_A_ROW: u32 = 64;
+/// Messages that answer nothing before the server is given up for this question. Whoever guesses at
+/// the id has to begin anew, at another port.
+const FOREIGN_MAX: u32 = 1024;
 
 /// The servers, in rotation.
 pub struct Asking {
@@ -35,6 +41,8 @@ enum NoAnswer {
         call: &'static str,
         error: io::Error,
     },
+    /// Too much came that answers nothing.
+    Flooded,
 }
 
 impl Asking {
@@ -43,7 +51,7 @@ impl Asking {
     }
 
     /// Asks until a server answers: for how long is the caller's to say. A server that cannot be
-    /// reached costs no time, unless none can be.
+    /// reached, or sends what nobody asked for, costs no time, unless all are like that.
     pub async fn ask(&self, name: &Name, kind: Kind) -> Result<Records, Failure> {
         let mut failed_in_a_row = 0;
         loop {
@@ -51,19 +59,28 @@ impl Asking {
             let began_ms = timer::now_ms();
             match ask_one(server, name, kind).await {
                 Ok(answer) => return answer,
-                Err(NoAnswer::Late) => failed_in_a_row = 0,
+                Err(NoAnswer::Late) => {
+                    failed_in_a_row = 0;
+                    continue;
+                }
                 Err(NoAnswer::Failed { call, error }) => {
                     let shown = Errno::of(&error);
                     let text =
                         format_args!("{call} failed ({shown}) while resolving, resolver: {server}");
                     (self.log)(Level::Error, text);
-                    failed_in_a_row += 1;
-                    if failed_in_a_row >= self.servers.len() {
-                        failed_in_a_row = 0;
-                        let spent = Duration::from_millis(timer::now_ms().saturating_sub(began_ms));
-                        timer::sleep_through(PATIENCE.saturating_sub(spent)).await;
-                    }
                 }
+                Err(NoAnswer::Flooded) => {
+                    let text = format_args!(
+                        "{FOREIGN_MAX} unexpected messages while resolving, resolver: {server}"
+                    );
+                    (self.log)(Level::Error, text);
+                }
+            }
+            failed_in_a_row += 1;
+            if failed_in_a_row >= self.servers.len() {
+                failed_in_a_row = 0;
+                let spent = Duration::from_millis(timer::now_ms().saturating_sub(began_ms));
+                timer::sleep_through(PATIENCE.saturating_sub(spent)).await;
             }
         }
     }
@@ -105,10 +122,11 @@ async fn over_udp(
     let socket = Datagram::to(server).map_err(failed("connect()"))?;
     socket.send(question).map_err(failed("send()"))?;
     let mut buffer = vec![0; DATAGRAM_MAX];
+    let mut passed_over = PassedOver::default();
     loop {
         let length = socket.recv(&mut buffer).await.map_err(failed("recv()"))?;
         match read(&buffer[..length]) {
-            Reply::Foreign => {}
+            Reply::Foreign => passed_over.one_more().await?,
             reply => return Ok(reply),
         }
     }
@@ -121,12 +139,16 @@ async fn over_tcp(
     question: &[u8],
     read: impl Fn(&[u8]) -> Reply,
 ) -> Result<Result<Records, Failure>, NoAnswer> {
-    let connected = Stream::connect(&Address::Inet(server), PATIENCE).await;
+    let connected = match NewSocket::to(&Address::Inet(server)) {
+        Ok(socket) => socket.connect(PATIENCE).await,
+        Err(e) => Err(e.into()),
+    };
     let stream = connected.map_err(|failure| no_answer("connect()", failure))?;
     let length = (question.len() as u16).to_be_bytes();
     let mut slices = [IoSlice::new(&length), IoSlice::new(question)];
     let (_, sent) = stream.send_all(&mut slices, PATIENCE).await;
     sent.map_err(|failure| no_answer("send()", failure))?;
+    let mut passed_over = PassedOver::default();
     loop {
         let mut length = [0; 2];
         fill(&stream, &mut length).await.map_err(failed("recv()"))?;
@@ -135,6 +157,25 @@ async fn over_tcp(
         if let Reply::Answer(answer) = read(&message) {
             return Ok(answer);
         }
+        passed_over.one_more().await?;
+    }
+}
+
+/// Messages of one server that did not answer the question. A server that floods is always readable:
+/// neither the shard nor the time limit would get their turn.
+#[derive(Default)]
+struct PassedOver(u32);
+
+impl PassedOver {
+    async fn one_more(&mut self) -> Result<(), NoAnswer> {
+        self.0 += 1;
+        if self.0 >= FOREIGN_MAX {
+            return Err(NoAnswer::Flooded);
+        }
+        if self.0.is_multiple_of(FOREIGN_IN_A_ROW) {
+            yield_now().await;
+        }
+        Ok(())
     }
 }
 
@@ -170,5 +211,38 @@ fn no_answer(call: &'static str, failure: crate::io::stream::Failure) -> NoAnswe
     match failure {
         crate::io::stream::Failure::Io(error) => NoAnswer::Failed { call, error },
         _ => NoAnswer::Late,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::pin;
+    use std::task::{Context, Poll, Waker};
+
+    use super::*;
+
+    /// How often a future has to be polled, and what becomes of it.
+    fn polled<T>(future: impl Future<Output = T>) -> (u32, T) {
+        let mut future = pin!(future);
+        let mut polls = 0;
+        loop {
+            polls += 1;
+            if let Poll::Ready(output) =
+                future.as_mut().poll(&mut Context::from_waker(Waker::noop()))
+            {
+                return (polls, output);
+            }
+        }
+    }
+
+    #[test]
+    fn a_flood_gives_others_their_turn_and_ends() {
+        let mut passed_over = PassedOver::default();
+        for message in 1..FOREIGN_MAX {
+            let (polls, outcome) = polled(passed_over.one_more());
+            assert_eq!(polls, if message % 64 == 0 { 2 } else { 1 }, "message {message}");
+            assert!(outcome.is_ok(), "message {message}");
+        }
+        assert!(matches!(polled(passed_over.one_more()).1, Err(NoAnswer::Flooded)));
     }
 }

@@ -39,6 +39,8 @@ class Answer:
     after: threading.Event | None = None
     # Other answers, sent before the good one: "id", "question", "kind", "query", "garbage".
     before: tuple[str, ...] = ()
+    # Over UDP nothing but answers with another id, until the name has another row.
+    flood: bool = False
     silent: bool = False
     # Turns the order with every answer.
     rotate: bool = False
@@ -140,6 +142,8 @@ class NameServer:
             return
         if row.after:
             assert row.after.wait(DEADLINE), "the test never let the name server go on"
+        while row.flood and transport == "udp" and self.table.get(name) is row:
+            yield self._message(id_ ^ 1, question, name, kind, row, False)
         good = self._message(id_, question, name, kind, row, row.truncated and transport == "udp")
         for bad in row.before if transport == "udp" else ():
             wrong = Answer(a=["127.0.0.99"], ttl=60)

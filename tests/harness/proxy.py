@@ -167,6 +167,14 @@ class Proxy:
     def signal(self, number: int) -> None:
         self.process.send_signal(number)
 
+    def reload(self, text: str) -> None:
+        """Has it take another configuration, and waits until new connections are served with that: it
+        turns `server_tokens` off, which the one before does not."""
+        self.write(text)
+        self.signal(signal.SIGHUP)
+        plain = "nginx" if self.binary.is_nginx else "ringx"
+        eventually(lambda: self.get("/").get("Server") == plain, "the new configuration serves")
+
     def wait(self, deadline: float = DEADLINE) -> int:
         """The exit code."""
         try:

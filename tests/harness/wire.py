@@ -10,6 +10,8 @@ import struct
 import time
 from dataclasses import dataclass, field
 
+from .ports import tcp_sockets
+
 DEADLINE = 10.0
 
 
@@ -139,6 +141,15 @@ class Wire:
         """Closes with RST."""
         self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.sock.close()
+
+    def is_taken(self) -> bool:
+        """Whether the peer, on this machine, has read all that was sent."""
+        ours, theirs = self.sock.getsockname()[1], self.sock.getpeername()[1]
+        return (theirs, ours, 0) in {(local, remote, unread) for local, remote, _, unread in tcp_sockets()}
+
+    def is_held_up(self, seconds: float = 0.2) -> bool:
+        """Whether nothing more could be sent for so long."""
+        return not self._is_ready(select.POLLOUT, seconds)
 
     # Receiving.
 

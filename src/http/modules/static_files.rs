@@ -22,7 +22,7 @@ use self::symlinks::{OpenError, Symlinks};
 use super::core::{self, SymlinkMode};
 use crate::error_log::{Level, escape};
 use crate::http::action::Action;
-use crate::http::body::{self, BodyError};
+use crate::http::body;
 use crate::http::close::Close;
 use crate::http::connection::Connection;
 use crate::http::phase::Outcome;
@@ -43,16 +43,11 @@ pub async fn serve(c: &Connection, r: &mut Request) -> Result<Outcome, Close> {
     if !matches!(r.method, Method::Get | Method::Head | Method::Post) {
         return Ok(Outcome::Status(405));
     }
-    if r.rewritten_in_place && c.settings(r).core.root.is_alias {
-        let generation = Rc::clone(&r.generation);
-        let name = &generation.http().location(r.location).name;
-        let text =
-            format_args!("\"alias\" cannot be used in location \"{name}\" where URI was rewritten");
-        c.log(r, Level::Alert, text);
-        return Ok(Outcome::Status(500));
+    if let Some(status) = misplaced_alias(c, r) {
+        return Ok(Outcome::Status(status));
     }
     let mut path = Vec::new();
-    value::file_for(&r.uri, c, r, &mut path);
+    value::request_filename(c, r, &mut path);
     if r.uri.ends_with(b"/") {
         return Ok(index(c, r, &path));
     }
@@ -72,12 +67,22 @@ pub async fn serve(c: &Connection, r: &mut Request) -> Result<Outcome, Close> {
     if r.method == Method::Post {
         return Ok(Outcome::Status(405));
     }
-    match body::begin_discard(c, r).await {
-        Ok(()) => {}
-        Err(BodyError::Status(status)) => return Ok(Outcome::Status(status)),
-        Err(BodyError::Close(close)) => return Err(close),
+    if let Some(status) = body::begin_discard(c, r).await? {
+        return Ok(Outcome::Status(status));
     }
     send(c, r, &file, &path).await
+}
+
+/// The status where an alias would stand for a name that the URI no longer begins with.
+pub fn misplaced_alias(c: &Connection, r: &Request) -> Option<u16> {
+    if !r.rewritten_in_place || !c.settings(r).core.root.is_alias() {
+        return None;
+    }
+    let name = &r.generation.http().location(r.location).name;
+    let text =
+        format_args!("\"alias\" cannot be used in location \"{name}\" where URI was rewritten");
+    c.log(r, Level::Alert, text);
+    Some(500)
 }
 
 /// The first index file of a directory, by an internal redirect. `directory` ends in `/`, but for
@@ -596,13 +601,14 @@ mod tests {
         let mut r = Request::new(Rc::clone(&generation), AddressId(0));
         r.buffer.extend(format!("GET /a.html HTTP/1.1\r\nHost: h\r\n{head}\r\n").as_bytes());
         let limits = Limits {
+            first: 1 << 10,
             line_max: 8 << 10,
             total_max: 32 << 10,
             count_max: 100,
             ignore_invalid_headers: true,
             underscores_in_headers: false,
         };
-        let parsed = request::parse(r.buffer.as_slice(), &limits, &mut r.head);
+        let parsed = request::parse(r.buffer.as_slice(), &limits.into(), &mut r.head);
         assert!(matches!(parsed, Ok(Progress::Complete { .. })));
         r.uri.extend_from_slice(b"/a.html");
         r.response.status_override = status_override;

@@ -1,18 +1,14 @@
 //! ringx's own status module: what every shard has counted, as JSON.
 
 use std::fmt::Write as _;
-use std::io::IoSlice;
 
 use crate::config::directive::{Contexts, Count, Directive};
 use crate::counters::{Counters, TunnelCounters};
 use crate::http::close::Close;
 use crate::http::connection::Connection;
 use crate::http::location::Handler;
-use crate::http::phase::Outcome;
+use crate::http::phase::{self, Outcome};
 use crate::http::request::Request;
-use crate::http::response::{self, Head, Length};
-use crate::http1::encode;
-use crate::http1::request::Method;
 use crate::modules::Build;
 
 pub const DIRECTIVES: &[Directive<Build>] =
@@ -25,25 +21,10 @@ pub const DIRECTIVES: &[Directive<Build>] =
 
 /// The content handler: GET and HEAD of the counters as they are now.
 pub async fn serve(c: &Connection, r: &mut Request) -> Result<Outcome, Close> {
-    if !matches!(r.method, Method::Get | Method::Head) {
-        return Ok(Outcome::Status(405));
-    }
-    let body = json(c.shard.counters.all());
-    let head = Head {
-        content_type: Some(b"application/json"),
-        length: Length::Known(body.len() as u64),
-        ..Head::default()
-    };
-    response::begin(c, r, &head);
-    encode::header(b"Cache-Control", b"no-store", &mut r.response.head);
-    response::finish(c, r);
-    if r.response.is_bodiless {
-        response::send_head(c, r, &mut []).await?;
-    } else {
-        response::send_head(c, r, &mut [IoSlice::new(body.as_bytes())]).await?;
-    }
-    response::end_body(c, r).await?;
-    Ok(Outcome::Done)
+    // What it was a moment ago is of no use to anyone.
+    let no_store: (&[u8], &[u8]) = (b"Cache-Control", b"no-store");
+    let make = || json(c.shard.counters.all());
+    phase::send_made(c, r, "application/json", Some(no_store), make).await
 }
 
 /// `{"shards":[{"shard":0,"connections":1,…},…]}`

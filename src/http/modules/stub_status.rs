@@ -5,14 +5,11 @@ use std::fmt::Write as _;
 
 use crate::config::directive::{Contexts, Count, Directive};
 use crate::counters::Counters;
-use crate::http::body::{self, BodyError};
 use crate::http::close::Close;
 use crate::http::connection::Connection;
 use crate::http::location::Handler;
-use crate::http::phase::Outcome;
+use crate::http::phase::{self, Outcome};
 use crate::http::request::Request;
-use crate::http::response::{self, Head, Length};
-use crate::http1::request::Method;
 use crate::modules::Build;
 
 pub const DIRECTIVES: &[Directive<Build>] = &[Directive::new(
@@ -28,22 +25,7 @@ pub const DIRECTIVES: &[Directive<Build>] = &[Directive::new(
 
 /// The content handler: GET and HEAD of the numbers as they are now.
 pub async fn serve(c: &Connection, r: &mut Request) -> Result<Outcome, Close> {
-    if !matches!(r.method, Method::Get | Method::Head) {
-        return Ok(Outcome::Status(405));
-    }
-    match body::begin_discard(c, r).await {
-        Ok(()) => {}
-        Err(BodyError::Status(status)) => return Ok(Outcome::Status(status)),
-        Err(BodyError::Close(close)) => return Err(close),
-    }
-    let page = page(c.shard.counters.all());
-    let head = Head {
-        content_type: Some(b"text/plain"),
-        length: Length::Known(page.len() as u64),
-        ..Head::default()
-    };
-    response::send(c, r, &head, &[page.as_bytes()]).await?;
-    Ok(Outcome::Done)
+    phase::send_made(c, r, "text/plain", None, || page(c.shard.counters.all())).await
 }
 
 /// Client connections by what they are at: `$connections_…`.

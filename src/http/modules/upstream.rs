@@ -243,6 +243,10 @@ pub const DIRECTIVES: &[Directive<Build>] = &[
             "The same server for the same key. With `consistent` few keys move when servers come or \
              go.",
         )
+        .differs(
+            "With `consistent` weights that add up to more than 2048 share 327680 points, in place \
+             of 160 points for each unit.",
+        )
         .set(hash),
     Directive::new("ip_hash", UPSTREAM, NONE)
         .doc(

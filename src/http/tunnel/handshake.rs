@@ -217,7 +217,7 @@ mod tests {
 
     use super::*;
     use crate::http1::Progress;
-    use crate::http1::request::{self, Limits};
+    use crate::http1::request::{self, Rules};
     use crate::http1::response::{self, Form, ResponseHead};
 
     #[test]
@@ -258,7 +258,7 @@ mod tests {
 
     fn request_head(text: &str) -> RequestHead {
         let mut head = RequestHead::default();
-        let parsed = request::parse(text.as_bytes(), &Limits::default(), &mut head);
+        let parsed = request::parse(text.as_bytes(), &Rules::default(), &mut head);
         assert_eq!(parsed, Ok(Progress::Complete { len: text.len() }), "{text}");
         head
     }

@@ -22,7 +22,7 @@ use crate::http1::refusal::ResponseRefusal;
 use crate::http1::response::{self, NO_VALID_HEADER};
 use crate::http1::{Progress, Span, chunked};
 use crate::io::select::{Either, either};
-use crate::io::stream::{Address, Failure, NewSocket};
+use crate::io::stream::{Address, Connecting, Failure, NewSocket};
 use crate::io::timer::{self, Wait};
 use crate::io::{Buffer, Stream};
 
@@ -69,9 +69,11 @@ impl Exchange<'_> {
     ) -> Result<UpstreamConnection, NoAnswer> {
         self.c.action.set(Action::ConnectingToUpstream);
         let idle = self.group.pool.borrow_mut().take(&peer.address, r.location);
-        let mut connection = match idle {
-            Some(connection) => connection,
-            None => UpstreamConnection::new(self.connect(r, peer).await?),
+        let (mut connection, ahead) = if let Some(connection) = idle {
+            (connection, 0)
+        } else {
+            let (stream, ahead) = self.connect(r, peer).await?;
+            (UpstreamConnection::new(stream), ahead)
         };
         connection.requests += 1;
         connection.request_is_sent = false;
@@ -82,7 +84,7 @@ impl Exchange<'_> {
         let mut answer = Answer::default();
         r.upstream_head.clear();
         r.upstream_bytes = Buffer::with_capacity(*self.settings.buffer_size);
-        let send_error = match self.send(r, &connection.stream, &mut answer).await? {
+        let send_error = match self.send(r, &connection.stream, ahead, &mut answer).await? {
             SendEnd::Open => {
                 connection.request_is_sent = self.sends_what_it_announces(r);
                 None
@@ -116,19 +118,35 @@ impl Exchange<'_> {
         *self.settings.ignore_client_abort || (self.streams && !r.body.is_done())
     }
 
-    async fn connect(&self, r: &mut Request, peer: &Peer) -> Result<Stream, NoAnswer> {
+    /// A new connection, and how many bytes of the request went out with it.
+    async fn connect(&self, r: &mut Request, peer: &Peer) -> Result<(Stream, usize), NoAnswer> {
         let address = match &peer.address {
             PeerAddress::Inet(address) => Address::Inet(*address),
             PeerAddress::Unix(path) => Address::Unix(path.clone()),
         };
-        let connected = match NewSocket::to(&address) {
+        let mut ahead = 0;
+        let begun = match NewSocket::to(&address) {
             Ok(socket) => {
                 if let Err(failed) = local::prepare(self.c, r, self.settings, &socket) {
                     self.c.log_errno(r, failed.level, format_args!("{failed}"), &failed.error);
                     return Err(NoAnswer::Client(BodyError::Status(500)));
                 }
-                let connect = socket.connect(*self.settings.connect_timeout);
-                watching_client(self.c, r, connect, self.ignores_abort(r)).await?
+                socket.begin().and_then(|mut connecting| {
+                    if !connecting.is_established() {
+                        let mut unchunked = [0; 18];
+                        let first = self.first_piece(r);
+                        ahead = connecting.try_send(&first.slices(r, &mut unchunked))?;
+                    }
+                    Ok(connecting)
+                })
+            }
+            Err(e) => Err(e),
+        };
+        let connected = match begun.map(Connecting::try_into_stream) {
+            Ok(Ok(stream)) => Ok(stream),
+            Ok(Err(connecting)) => {
+                let established = connecting.established(*self.settings.connect_timeout);
+                watching_client(self.c, r, established, self.ignores_abort(r)).await?
             }
             Err(e) => Err(Failure::Io(e)),
         };
@@ -137,7 +155,7 @@ impl Exchange<'_> {
                 if *self.settings.socket_keepalive {
                     stream.set_keepalive();
                 }
-                Ok(stream)
+                Ok((stream, ahead))
             }
             Err(Failure::Io(e)) => {
                 let (level, to) = match &peer.address {
@@ -163,17 +181,23 @@ impl Exchange<'_> {
         Failed { condition: NextUpstream::TIMEOUT, status: 504, unsent, reused: false }.into()
     }
 
-    /// Sends head and body. A server that stops listening may have answered: then the error is kept
+    /// What goes out first: the head, and the body where it is in memory.
+    fn first_piece(&self, r: &Request) -> Piece<'static> {
+        let with_body = self.body == BodyForm::Plain && !self.streams && r.body.file.is_none();
+        Piece::Message { with_body }
+    }
+
+    /// Sends head and body, of which the first bytes have gone `ahead`. A server that stops listening may have answered: then the error is kept
     /// for the case that it has not.
     async fn send(
         &self,
         r: &mut Request,
         stream: &Stream,
+        ahead: usize,
         answer: &mut Answer,
     ) -> Result<SendEnd, NoAnswer> {
         let mut sent = Sent::default();
-        let with_body = self.body == BodyForm::Plain && !self.streams && r.body.file.is_none();
-        self.send_piece(r, stream, Piece::Message { with_body }, &mut sent, answer).await?;
+        self.send_piece(r, stream, self.first_piece(r), ahead, &mut sent, answer).await?;
         if sent.is_open() && self.body != BodyForm::None {
             if self.streams {
                 stream.set_nodelay();
@@ -215,7 +239,7 @@ impl Exchange<'_> {
             };
             body::check_size(self.c, r, span).map_err(NoAnswer::Client)?;
             let chunked = self.body == BodyForm::Chunked;
-            self.send_piece(r, stream, Piece::Body { span, chunked }, sent, answer).await?;
+            self.send_piece(r, stream, Piece::Body { span, chunked }, 0, sent, answer).await?;
             body::consume(r, span);
         }
         if matches!(sent.end, SendEnd::Answered) && !r.body.is_done() {
@@ -223,7 +247,7 @@ impl Exchange<'_> {
             body::abandon(r);
         }
         if sent.is_open() && self.body == BodyForm::Chunked {
-            self.send_piece(r, stream, Piece::Bytes(chunked::LAST_CHUNK), sent, answer).await?;
+            self.send_piece(r, stream, Piece::Bytes(chunked::LAST_CHUNK), 0, sent, answer).await?;
         }
         Ok(())
     }
@@ -246,7 +270,7 @@ impl Exchange<'_> {
                 Ok(0) => break,
                 Ok(n) => {
                     offset += n as u64;
-                    self.send_piece(r, stream, Piece::Bytes(&piece[..n]), sent, answer).await?;
+                    self.send_piece(r, stream, Piece::Bytes(&piece[..n]), 0, sent, answer).await?;
                 }
                 Err(e) => {
                     let path = file.path().display();
@@ -258,17 +282,18 @@ impl Exchange<'_> {
         Ok(())
     }
 
-    /// Sends all of a piece, and listens while the socket is full: a server that answers before it
+    /// Sends all of a piece that has not gone `ahead`, and listens while the socket is full: a server that answers before it
     /// has read everything may never read on.
     async fn send_piece(
         &self,
         r: &mut Request,
         stream: &Stream,
         piece: Piece<'_>,
+        ahead: usize,
         sent: &mut Sent,
         answer: &mut Answer,
     ) -> Result<(), NoAnswer> {
-        let mut gone = 0;
+        let mut gone = ahead;
         loop {
             let stopped = {
                 let mut chunk_head = [0; 18];

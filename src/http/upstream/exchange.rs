@@ -22,7 +22,7 @@ use crate::http::location::Location;
 use crate::http::modules::exchange::{IgnoreHeaders, NextUpstream, Pass, Settings};
 use crate::http::modules::proxy::HttpVersion;
 use crate::http::modules::sticky::Sticky;
-use crate::http::modules::upstream::{Balance, Upstream};
+use crate::http::modules::upstream::{Balance, Peer, PeerAddress, Upstream};
 use crate::http::modules::uwsgi::ChunkedBody;
 use crate::http::phase::Outcome;
 use crate::http::request::Request;
@@ -471,6 +471,17 @@ impl Exchange<'_> {
         Some(Outcome::Internal { uri, args })
     }
 
+    /// Whether a uwsgi connection over TCP, which carries one exchange, can be ended by a reset: both
+    /// sides have all that there was to have. It costs two segments less than taking leave in due
+    /// form, and leaves no port waiting (`TIME_WAIT`) on either side. A body may still be on its way.
+    fn is_over(&self, connection: &UpstreamConnection, is_clean: bool, peer: &Peer) -> bool {
+        self.family == Family::Uwsgi
+            && is_clean
+            && connection.request_is_sent
+            && self.body == BodyForm::None
+            && matches!(peer.address, PeerAddress::Inet(_))
+    }
+
     /// Hands the answer to the client, or to the tunnel.
     async fn deliver(&self, r: &mut Request, delivery: Delivery<'_>) -> Result<Outcome, Close> {
         let Delivery { set, member, connection, active, started } = delivery;
@@ -533,6 +544,9 @@ impl Exchange<'_> {
             let mut pool = self.group.pool.borrow_mut();
             pool.give(&member.peer.address, r.location, connection, now_ms);
         } else {
+            if self.is_over(&connection, relayed.is_clean, &member.peer) {
+                connection.stream.reset();
+            }
             drop(connection);
         }
         relayed.finish(r).await?;

@@ -1,0 +1,238 @@
+//! Regular expressions of the configuration, as PCRE reads them, and what a match leaves.
+
+use std::fmt::Write;
+use std::sync::Arc;
+
+use fancy_regex::{BytesMode, CompileError, ParseError, RegexBuilder};
+
+use super::VariableSlot;
+use crate::config::diagnostic::{Fault, Outcome};
+
+/// A regular expression of the configuration, with the slots its named groups fill.
+#[derive(Debug)]
+pub struct Regex {
+    /// As written, for the log.
+    pub pattern: Box<str>,
+    pub compiled: fancy_regex::Regex,
+    /// Group number and slot of each named group.
+    pub named: Vec<(usize, VariableSlot)>,
+}
+/// The value behind one regex match: subject text and where each group lies in it.
+#[derive(Debug, Default, Clone)]
+pub struct Captures {
+    pub subject: Vec<u8>,
+    pub groups: smallvec::SmallVec<[Option<(u32, u32)>; 10]>,
+    /// A match was given up for its cost: nobody knows what it would have come to.
+    pub gave_up: bool,
+}
+
+impl Captures {
+    pub fn group(&self, n: usize) -> Option<&[u8]> {
+        let (start, end) = (*self.groups.get(n)?)?;
+        self.subject.get(start as usize..end as usize)
+    }
+}
+
+pub type SharedRegex = Arc<Regex>;
+
+impl Regex {
+    /// Compiles a pattern as PCRE without UTF reads it: over bytes, with ASCII classes.
+    ///
+    /// Named groups are not bound to slots yet: [`Names::regex`] does that.
+    pub fn compile(pattern: &str, caseless: bool) -> Outcome<Regex> {
+        // A character outside ASCII is its bytes, in a class too.
+        let mut bytes = String::with_capacity(pattern.len());
+        for c in pattern.chars() {
+            if c.is_ascii() {
+                bytes.push(c);
+            } else {
+                let mut utf8 = [0; 4];
+                for byte in c.encode_utf8(&mut utf8).bytes() {
+                    _ = write!(bytes, "\\x{byte:02x}");
+                }
+            }
+        }
+        let build = |pattern: &str| {
+            RegexBuilder::new(pattern)
+                .bytes_mode(BytesMode::Ascii)
+                .case_insensitive(caseless)
+                .build()
+        };
+        // As written first, for what an error says.
+        let mut compiled =
+            build(&bytes).map_err(|error| Fault::new(compile_failed(pattern, &error)))?;
+        if let Some(bytes) = with_dollars_of_pcre(&bytes)
+            && let Ok(translated) = build(&bytes)
+        {
+            compiled = translated;
+        }
+        Ok(Regex { pattern: pattern.into(), compiled, named: Vec::new() })
+    }
+
+    /// Whether the subject matches; if so, `captures` holds the subject and its groups. A match
+    /// that is given up for its cost counts as none, and is noted there.
+    pub fn matches(&self, subject: &[u8], captures: &mut Captures) -> bool {
+        let found = match self.compiled.captures(subject) {
+            Ok(Some(found)) => found,
+            Ok(None) => return false,
+            Err(_) => {
+                captures.gave_up = true;
+                return false;
+            }
+        };
+        captures.subject.clear();
+        captures.subject.extend_from_slice(subject);
+        captures.groups.clear();
+        captures.groups.extend(
+            found.iter().map(|group| group.map(|group| (group.start() as u32, group.end() as u32))),
+        );
+        true
+    }
+}
+
+/// The pattern with each `$` as PCRE means it: the end, or before a line feed that is the end. `None`:
+/// there is none, or the pattern changes by itself what `$` means.
+fn with_dollars_of_pcre(pattern: &str) -> Option<String> {
+    if !pattern.contains('$') || pattern.contains("(?m") || pattern.contains("(?x") {
+        return None;
+    }
+    let mut out = String::with_capacity(pattern.len() + 8);
+    let mut chars = pattern.chars().peekable();
+    let mut in_class = false;
+    while let Some(c) = chars.next() {
+        match c {
+            '\\' => {
+                out.push(c);
+                out.extend(chars.next());
+                continue;
+            }
+            '[' if !in_class => {
+                in_class = true;
+                out.push(c);
+                // A `]` that comes first does not close.
+                out.extend(chars.next_if_eq(&'^'));
+                out.extend(chars.next_if_eq(&']'));
+                continue;
+            }
+            ']' => in_class = false,
+            '$' if !in_class => {
+                out.push_str("(?:\\n?\\z)");
+                continue;
+            }
+            _ => {}
+        }
+        out.push(c);
+    }
+    Some(out)
+}
+
+/// `pcre2_compile() failed: missing closing parenthesis in "("`
+fn compile_failed(pattern: &str, error: &fancy_regex::Error) -> String {
+    use fancy_regex::Error;
+    let (text, at) = match error {
+        Error::ParseError(at, error) => {
+            let text = match error {
+                ParseError::UnclosedOpenParen => return closing_parenthesis(pattern),
+                ParseError::InvalidRepeat | ParseError::TargetNotRepeatable => {
+                    "quantifier does not follow a repeatable item".to_owned()
+                }
+                ParseError::TrailingBackslash => "\\ at end of pattern".to_owned(),
+                ParseError::InvalidClass => "missing terminating ] for character class".to_owned(),
+                ParseError::InvalidGroupName => "subpattern name expected".to_owned(),
+                ParseError::InvalidBackref => "reference to non-existent subpattern".to_owned(),
+                ParseError::GeneralParseError(_) if has_stray_closing(pattern) => {
+                    "unmatched closing parenthesis".to_owned()
+                }
+                other => lower_first(&other.to_string()),
+            };
+            (text, Some(*at))
+        }
+        Error::CompileError(error) => match &**error {
+            CompileError::LookBehindNotConst => {
+                ("lookbehind assertion is not fixed length".to_owned(), None)
+            }
+            other => (lower_first(&other.to_string()), None),
+        },
+        other => (lower_first(&other.to_string()), None),
+    };
+    // Offsets are those of the escaped pattern: the same as long as the pattern is ASCII.
+    match at.filter(|_| pattern.is_ascii()).and_then(|at| pattern.get(at..)) {
+        Some(rest) if !rest.is_empty() => {
+            format!("pcre2_compile() failed: {text} in \"{pattern}\" at \"{rest}\"")
+        }
+        _ => format!("pcre2_compile() failed: {text} in \"{pattern}\""),
+    }
+}
+
+fn closing_parenthesis(pattern: &str) -> String {
+    format!("pcre2_compile() failed: missing closing parenthesis in \"{pattern}\"")
+}
+
+/// Whether a `)` closes nothing, outside of escapes and classes.
+fn has_stray_closing(pattern: &str) -> bool {
+    let mut depth = 0_usize;
+    let mut in_class = false;
+    let mut bytes = pattern.bytes();
+    while let Some(byte) = bytes.next() {
+        match byte {
+            b'\\' => drop(bytes.next()),
+            b'[' => in_class = true,
+            b']' => in_class = false,
+            b'(' if !in_class => depth += 1,
+            b')' if !in_class => match depth.checked_sub(1) {
+                Some(outer) => depth = outer,
+                None => return true,
+            },
+            _ => {}
+        }
+    }
+    false
+}
+
+fn lower_first(text: &str) -> String {
+    let mut chars = text.chars();
+    match chars.next() {
+        Some(first) => first.to_lowercase().chain(chars).collect(),
+        None => String::new(),
+    }
+}
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn regexes_run_on_bytes() {
+        let found = |pattern, caseless, subject: &[u8]| {
+            let mut captures = Captures::default();
+            let regex = Regex::compile(pattern, caseless).unwrap();
+            regex.matches(subject, &mut captures).then(|| captures.group(0).unwrap().to_vec())
+        };
+        assert_eq!(found("^/a.c$", false, b"/a\xffc"), Some(b"/a\xffc".to_vec()));
+        assert_eq!(found("é", false, "/é".as_bytes()), Some("é".as_bytes().to_vec()));
+        assert_eq!(found("[é]$", false, "/é".as_bytes()), Some(b"\xa9".to_vec()));
+        assert_eq!(found("\\w+", false, "é_1".as_bytes()), Some(b"_1".to_vec()));
+        assert_eq!(found("[^/]+", false, b"/\xc3"), Some(b"\xc3".to_vec()));
+        assert_eq!(found("B", true, b"abc"), Some(b"b".to_vec()));
+        assert_eq!(found("a(?!b)", false, b"abac\xff"), Some(b"a".to_vec()));
+        assert_eq!(found("(a)\\1\\xff", false, b"aa\xff"), Some(b"aa\xff".to_vec()));
+        assert_eq!(found("(x+x+)+y", false, &[b'x'; 60]), None);
+        assert_eq!(found("^/a$", false, b"/a\n"), Some(b"/a\n".to_vec()));
+        assert_eq!(found("^/a$", false, b"/a\n\n"), None);
+        assert_eq!(found("^/a\\$[]$]", false, b"/a$$"), Some(b"/a$$".to_vec()));
+        assert_eq!(found("a$|b", false, b"b"), Some(b"b".to_vec()));
+    }
+
+    #[test]
+    fn broken_regexes_read_like_pcre() {
+        for (pattern, error) in [
+            ("(", "missing closing parenthesis in \"(\""),
+            ("a(b", "missing closing parenthesis in \"a(b\""),
+            ("[a", "missing terminating ] for character class in \"[a\""),
+            ("a)", "unmatched closing parenthesis in \"a)\" at \")\""),
+            ("*a", "quantifier does not follow a repeatable item in \"*a\" at \"*a\""),
+        ] {
+            let text = Regex::compile(pattern, false).map_err(|error| error.text).unwrap_err();
+            assert_eq!(text, format!("pcre2_compile() failed: {error}"), "{pattern}");
+        }
+    }
+}
