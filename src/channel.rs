@@ -104,6 +104,44 @@ impl OpenInbox {
     }
 }
 
+/// Wakes a shard, from any other; for what shards wait for among themselves.
+#[derive(Debug)]
+pub struct Bell(UnixStream);
+
+/// Where a [`Bell`] is heard.
+#[derive(Debug)]
+pub struct Ear(Stream);
+
+/// A bell, and an ear for it on this shard's ring.
+pub fn bell() -> io::Result<(Bell, Ear)> {
+    let (ours, theirs) = UnixStream::pair()?;
+    theirs.set_nonblocking(true)?;
+    Ok((Bell::new(ours)?, Ear(Stream::new(theirs.into())?)))
+}
+
+impl Bell {
+    pub fn new(socket: UnixStream) -> io::Result<Self> {
+        socket.set_nonblocking(true)?;
+        Ok(Bell(socket))
+    }
+
+    pub fn ring(&self) {
+        // A full socket means that it has been rung often enough.
+        let _ = (&self.0).write(&[0]);
+    }
+}
+
+impl Ear {
+    /// Waits until the bell has been rung since the last time.
+    pub async fn heard(&self) {
+        if self.0.readable_unlimited().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+        let mut rings = [0; 64];
+        while self.0.try_recv(&mut rings).is_ok_and(|n| n == rings.len()) {}
+    }
+}
+
 /// The way to the master, for shards and the signal thread.
 #[derive(Debug, Clone)]
 pub struct Events(mpsc::Sender<Event>);

@@ -52,6 +52,8 @@ pub struct Counters {
     pub accepted: Counter,
     /// Client connections so far that were closed at once because there were too many.
     pub dropped: Counter,
+    /// Requests waiting for a place at an upstream server (`queue`).
+    pub queued: Counter,
     /// Tasks that ended in a panic.
     pub panics: Counter,
     pub tunnels: TunnelCounters,

@@ -9,6 +9,7 @@ import pytest
 
 from harness import servers
 from harness.browser import Browser
+from harness.cues import Cues
 from harness.proxy import Binary, Proxy, Refused
 from harness.upstream import Handler, Upstream
 
@@ -173,14 +174,57 @@ def browser(tmp_path: Path) -> Iterator[Browser]:
     started.stop()
 
 
+@pytest.fixture(params=["tcp", "unix"])
+def via(request) -> Callable:
+    """The address of a real server, by TCP or by its unix socket."""
+    return lambda server: server.address if request.param == "tcp" else f"unix:{server.path}"
+
+
+@pytest.fixture
+def front(serve) -> Callable[..., Proxy]:
+    """`front(address, directives…)`: the proxy in front of this uwsgi server, with more lines in its location."""
+
+    def start(address: str, *more: str) -> Proxy:
+        lines = "\n".join(more)
+        return serve(
+            f"""
+            server {{
+                listen 127.0.0.1:@port@;
+                client_max_body_size 0;
+                include {ROOT}/conf/uwsgi_params;
+                location / {{
+                    uwsgi_pass {address};
+                    {lines}
+                }}
+            }}
+            """
+        )
+
+    return start
+
+
+@pytest.fixture
+def cues() -> Iterator[Cues]:
+    """Where applications wait for what the test tells them."""
+    started = Cues()
+    yield started
+    started.stop()
+
+
 # Real servers, one of each for the whole session.
+
+running: list[servers.Server] = []
 
 
 def real(start: Callable, *arguments):
     @pytest.fixture(scope="session")
     def fixture(tmp_path_factory: pytest.TempPathFactory) -> Iterator[servers.Server]:
         server = start(tmp_path_factory.mktemp("server"), *arguments)
+        running.append(server)
         yield server
+        # The session ends: each takes its time, but all at the same time.
+        for each in running:
+            each.interrupt()
         server.stop()
 
     return fixture
@@ -192,7 +236,20 @@ tutorial = real(servers.uwsgi, "tutorial:application", 4)
 flask_app = real(servers.uwsgi, "flaskapp:app", 2)
 uwsgi_app = real(servers.uwsgi, "uwsgiapp:application", 2, "--harakiri", "1")
 django_app = real(servers.uwsgi, "djangoapp:application", 2)
-gunicorn_app = real(servers.gunicorn, "flaskapp:app")
+gunicorn_app = real(servers.gunicorn, "flaskapp:app", "gthread", "--threads", "4")
+bare_uwsgi = real(servers.uwsgi, "bare:application", 4)
+bare_threads = real(servers.uwsgi, "bare:application", 1, "--enable-threads", "--threads", "8")
+bare_gevent = real(servers.uwsgi, "bare:application", 1, "--gevent", "100", "--gevent-monkey-patch")
+bare_harakiri = real(servers.uwsgi, "bare:application", 1, "--harakiri", "1")
+bare_small = real(servers.uwsgi, "bare:application", 1, "--listen", "4")
+bare_roomy = real(servers.uwsgi, "bare:application", 1, "--buffer-size", "32768")
+bare_counted = real(servers.uwsgi, "counted:application", 8, "--listen", "16")
+bare_sync = real(servers.gunicorn, "bare:application", "sync")
+bare_gthread = real(servers.gunicorn, "bare:application", "gthread", "--threads", "4")
+bare_green = real(servers.gunicorn, "bare:application", "gevent")
+bare_asgi = real(servers.gunicorn, "bare_async:application", "asgi")
+bare_gunicorn_26 = real(servers.gunicorn_26, "bare:application")
+uwsgi_websocket = real(servers.system_uwsgi, "echo_websocket", 2)
 jupyter = real(servers.jupyter, "only-for-tests")
 home_assistant = real(servers.home_assistant)
 node_one, node_two = real(servers.socketio, "one"), real(servers.socketio, "two")

@@ -127,7 +127,9 @@ def test_a_body_that_breaks_off(through, data, location, body, end):
     ],
 )
 def test_a_body_that_ends_too_soon(through, data, location, body, while_):
-    proxy, _ = through(script(request, send(data)), location=location)
+    # An end that comes along with the data is met while reading, an end after it where that has got to.
+    read = lambda wire: eventually(wire.is_taken, "the data was read")
+    proxy, _ = through(script(request, send(data), read), location=location)
     wire = proxy.connect()
     wire.send(GET)
     assert wire.read_head().start == "HTTP/1.1 200 OK"
@@ -300,10 +302,8 @@ def test_a_client_that_leaves_ends_the_exchange(through, how, data, status, whil
     assert proxy.accessed()[0] == status
 
 
-def goes_on(proxy) -> None:
-    """Whatever has come so far has been seen: what comes later is answered, in two turns of its loop."""
-    for _ in range(2):
-        assert proxy.get("/plain").body == b"plain"
+# How long a client may have been gone before ringx sees it: it looks at one only after a while.
+SEEN = 0.3
 
 
 @pytest.mark.parametrize("family", ["proxy", "uwsgi"])
@@ -326,11 +326,11 @@ def test_a_client_that_leaves_may_be_ignored(through, family):
     wire.send(GET)
     server.connection()
     wire.close()
-    goes_on(proxy)
+    time.sleep(SEEN)
     assert LEFT not in proxy.error_log()
     proceed.set()
     assert done.wait(5)
-    assert proxy.accessed(3)[2].startswith("200 200")
+    assert proxy.accessed()[0].startswith("200 200")
 
 
 def test_a_half_closed_client_gets_what_it_asked_for_if_ignored(through):
@@ -342,7 +342,7 @@ def test_a_half_closed_client_gets_what_it_asked_for_if_ignored(through):
     wire.send(GET)
     wire.finish()
     server.request()
-    goes_on(proxy)
+    time.sleep(SEEN)
     proceed.set()
     assert wire.read_response().body == b"late"
 

@@ -61,6 +61,7 @@ def test_the_response(started):
         "accepted": accepted,
         "dropped": 0,
         "requests": seen + 1,
+        "queued": 0,
         "panics": 0,
     }
     assert accepted > seen

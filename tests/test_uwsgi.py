@@ -32,12 +32,6 @@ def apps(example):
 # Real servers.
 
 
-@pytest.fixture(params=["tcp", "unix"])
-def via(request) -> Callable:
-    """The address of a real server, by TCP or by its unix socket."""
-    return lambda server: server.address if request.param == "tcp" else f"unix:{server.path}"
-
-
 def test_the_tutorial_application(apps, tutorial, via):
     response = apps(via(tutorial)).get("/")
     assert response.start == "HTTP/1.1 200 OK"

@@ -230,6 +230,7 @@ impl Draft {
             balance: None,
             sticky: None,
             names: Vec::new(),
+            queue: None,
             resolver: modules::resolver::Settings::default(),
         });
         Ok(id)

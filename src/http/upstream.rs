@@ -13,7 +13,9 @@ pub mod outgoing;
 pub mod peer;
 pub mod pool;
 pub mod protocol;
+pub mod queue;
 pub mod relay;
+pub mod turn;
 pub mod watch;
 pub mod window;
 pub mod zone;
@@ -30,6 +32,7 @@ use crate::shard::Shard;
 use lookup::Lookup;
 use peer::PeerSet;
 use pool::Pool;
+use queue::Queue;
 use zone::Zone;
 
 /// One try, as the `$upstream_*` variables tell it.
@@ -37,6 +40,8 @@ use zone::Zone;
 pub struct Attempt {
     /// `127.0.0.1:81`, or the upstream's name when no peer could be taken.
     pub address: Arc<str>,
+    /// How long the request waited for a place at it.
+    pub queue: Option<Duration>,
     /// Zero: none.
     pub status: u16,
     pub connect: Option<Duration>,
@@ -62,6 +67,7 @@ pub struct Group {
     zone: Arc<Zone>,
     peers: RefCell<Rc<PeerSet>>,
     pub pool: RefCell<Pool>,
+    queue: Option<Rc<Queue>>,
     /// Of the servers whose names are looked up, in their order.
     lookups: Vec<Lookup>,
 }
@@ -124,6 +130,7 @@ impl Group {
             zone: Arc::clone(&upstream.zone),
             peers: RefCell::new(Rc::new(peers)),
             pool: RefCell::new(Pool::new(upstream)),
+            queue: upstream.queue.map(|limits| Rc::new(Queue::new(limits, upstream.zone.line()))),
             lookups: upstream.names.iter().map(|_| Lookup::default()).collect(),
         }
     }
@@ -139,6 +146,11 @@ impl Group {
         let before = self.peers();
         let next = PeerSet::new(peers, &self.balance, &self.zone, Some(&before));
         *self.peers.borrow_mut() = Rc::new(next);
+    }
+
+    /// Where requests wait while all servers are full.
+    pub fn queue(&self) -> Option<&Rc<Queue>> {
+        self.queue.as_ref()
     }
 
     pub fn zone(&self) -> &Arc<Zone> {

@@ -294,6 +294,7 @@ pub fn append(variable: &Variable, c: &Connection, r: &Request, out: &mut Vec<u8
         }),
         Variable::UpstreamConnectTime => attempts(r, out, |a, out| time(out, a.connect)),
         Variable::UpstreamHeaderTime => attempts(r, out, |a, out| time(out, a.header)),
+        Variable::UpstreamQueueTime => attempts(r, out, |a, out| time(out, a.queue)),
         Variable::UpstreamResponseTime => attempts(r, out, |a, out| time(out, a.response)),
         Variable::UpstreamResponseLength => attempts(r, out, |a, out| {
             number(out, a.response_length);

@@ -2,6 +2,7 @@
 
 import hashlib
 
+from cues import cues
 from django.conf import settings
 
 settings.configure(
@@ -29,6 +30,18 @@ def form(request):
     return JsonResponse(request.POST.dict())
 
 
+def file(request):
+    content = request.FILES["file"].read()
+    return JsonResponse(
+        {
+            "name": request.FILES["file"].name,
+            "text": request.POST["text"],
+            "length": len(content),
+            "sha256": hashlib.sha256(content).hexdigest(),
+        }
+    )
+
+
 def upload(request):
     digest, length = hashlib.sha256(), 0
     while piece := request.read(65536):
@@ -47,6 +60,19 @@ def stream(request, count):
     return StreamingHttpResponse(lines, content_type="text/plain", headers={"X-Accel-Buffering": "no"})
 
 
+def events(request):
+    lines = (f"data: {cue}\n\n" for cue in cues(int(request.GET["cue"])))
+    return StreamingHttpResponse(lines, content_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
+
+
+def refuse(request):
+    return HttpResponse("this is too large\n", status=413)
+
+
+def raise_(request):
+    raise RuntimeError("on purpose")
+
+
 def who(request):
     return JsonResponse({"url": request.build_absolute_uri(), "remote": request.META["REMOTE_ADDR"]})
 
@@ -54,9 +80,13 @@ def who(request):
 urlpatterns = [
     path("", hello),
     path("form", form),
+    path("file", file),
     path("upload", upload),
     path("download/<int:size>", download),
     path("stream/<int:count>", stream),
+    path("events", events),
+    path("refuse", refuse),
+    path("raise", raise_),
     path("who", who),
 ]
 

@@ -4,6 +4,7 @@ import hashlib
 import os
 import signal
 
+from cues import cues
 from flask import Flask, Response, jsonify, request
 
 app = Flask(__name__)
@@ -18,6 +19,17 @@ def hello():
 @app.post("/form")
 def form():
     return jsonify(request.form.to_dict())
+
+
+@app.post("/file")
+def file():
+    content = request.files["file"].read()
+    return jsonify(
+        name=request.files["file"].filename,
+        text=request.form["text"],
+        length=len(content),
+        sha256=hashlib.sha256(content).hexdigest(),
+    )
 
 
 @app.post("/upload")
@@ -39,6 +51,22 @@ def download(size):
 def stream(count):
     lines = (f"line {number}\n" for number in range(count))
     return Response(lines, mimetype="text/plain", headers={"X-Accel-Buffering": "no"})
+
+
+@app.get("/events")
+def events():
+    lines = (f"data: {cue}\n\n" for cue in cues(int(request.args["cue"])))
+    return Response(lines, mimetype="text/event-stream", headers={"X-Accel-Buffering": "no"})
+
+
+@app.post("/refuse")
+def refuse():
+    return "this is too large\n", 413
+
+
+@app.get("/raise")
+def raise_():
+    raise RuntimeError("on purpose")
 
 
 @app.get("/who")

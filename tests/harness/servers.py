@@ -13,6 +13,8 @@ from .proxy import eventually
 TESTS = Path(__file__).resolve().parent.parent
 TARGET = Path(os.environ.get("RINGX_TEST_TARGET", TESTS.parent / "target"))
 NODE_MODULES = TARGET / "node" / "node_modules"
+# Beside the newer one of the virtual environment, which scripts/test puts it in.
+GUNICORN_26 = Path(sys.prefix) / "gunicorn-26"
 
 
 class Server:
@@ -22,6 +24,7 @@ class Server:
         self.port, self.path = port, path
         self.address = f"127.0.0.1:{port}"
         self.log = folder / "server.log"
+        self.interrupted = False
         environment = {key: value for key, value in os.environ.items() if not key.lower().endswith("_proxy")}
         environment |= {"NODE_PATH": str(NODE_MODULES), "PYTHONDONTWRITEBYTECODE": "1"}
         with self.log.open("wb") as log:
@@ -45,15 +48,19 @@ class Server:
         socket.create_connection(("127.0.0.1", self.port), 1).close()
         return self.path is None or self.path.exists()
 
-    def stop(self) -> None:
-        if self.process.poll() is None:
-            # uWSGI takes TERM for a reload; INT ends it, and all others here.
+    def interrupt(self) -> None:
+        """Tells it to end. uWSGI takes TERM for a reload; INT ends it, and all others here."""
+        if not self.interrupted and self.process.poll() is None:
             self.process.send_signal(signal.SIGINT)
-            try:
-                self.process.wait(10)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-                self.process.wait(10)
+            self.interrupted = True
+
+    def stop(self) -> None:
+        self.interrupt()
+        try:
+            self.process.wait(10)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait(10)
 
 
 def python_echo(folder: Path) -> Server:
@@ -68,20 +75,34 @@ def node_echo(folder: Path) -> Server:
 
 def uwsgi(folder: Path, app: str, processes: int, *options: str) -> Server:
     """pyuwsgi on a TCP and a unix socket; `app` is module:callable in tests/apps."""
+    return _uwsgi(folder, [Path(sys.executable).parent / "pyuwsgi"], app, processes, options)
+
+
+def system_uwsgi(folder: Path, app: str, processes: int, *options: str) -> Server:
+    """The distribution's uWSGI: with TLS, and so with WebSocket, but without the packages of the venv."""
+    return _uwsgi(folder, ["uwsgi", "--plugin", "python3"], app, processes, options)
+
+
+def _uwsgi(folder: Path, program: list[str | Path], app: str, processes: int, options: tuple[str, ...]) -> Server:
     port, path = free_port(), folder / "u.sock"
-    command = [Path(sys.executable).parent / "pyuwsgi"]
-    command += ["--socket", f"127.0.0.1:{port}", "--socket", path, "--chmod-socket=666"]
+    command = [*program, "--socket", f"127.0.0.1:{port}", "--socket", path, "--chmod-socket=666"]
     command += ["--chdir", TESTS / "apps", "--module", app, "--need-app", "--master"]
     command += ["--processes", processes, "--disable-logging", "--die-on-term", *options]
     return Server(folder, command, port, path)
 
 
-def gunicorn(folder: Path, app: str) -> Server:
+def gunicorn(folder: Path, app: str, worker: str = "gthread", *options: str, before: tuple = ()) -> Server:
+    """Two workers of this kind; `before` is what the command begins with."""
     port, path = free_port(), folder / "g.sock"
-    command = [sys.executable, "-m", "gunicorn", "--protocol", "uwsgi", "--no-control-socket"]
-    command += ["-b", f"127.0.0.1:{port}", "-b", f"unix:{path}", "-w", "2", "-k", "gthread", "--threads", "4"]
-    command += ["--chdir", TESTS / "apps", app]
+    command = [*before, sys.executable, "-m", "gunicorn", "--protocol", "uwsgi", "--no-control-socket"]
+    command += ["-b", f"127.0.0.1:{port}", "-b", f"unix:{path}", "-w", "2", "-k", worker]
+    command += ["--graceful-timeout", "0", *options, "--chdir", TESTS / "apps", app]
     return Server(folder, command, port, path)
+
+
+def gunicorn_26(folder: Path, app: str) -> Server:
+    """The last one that sends a response without Content-Length in chunks."""
+    return gunicorn(folder, app, "gthread", "--threads", "4", before=("env", f"PYTHONPATH={GUNICORN_26}"))
 
 
 def gunicorn_http(folder: Path, app: str, *options: str) -> Server:

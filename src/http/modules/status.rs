@@ -43,8 +43,17 @@ fn json(shards: &[Counters]) -> String {
 
 fn put_shard(shard: usize, counters: &Counters, out: &mut String) {
     // Every field is named, so that a new counter cannot be forgotten here.
-    let Counters { requests, connections, reading, writing, accepted, dropped, panics, tunnels } =
-        counters;
+    let Counters {
+        requests,
+        connections,
+        reading,
+        writing,
+        accepted,
+        dropped,
+        queued,
+        panics,
+        tunnels,
+    } = counters;
     let TunnelCounters {
         open,
         opened,
@@ -64,6 +73,7 @@ fn put_shard(shard: usize, counters: &Counters, out: &mut String) {
         ("accepted", accepted),
         ("dropped", dropped),
         ("requests", requests),
+        ("queued", queued),
         ("panics", panics),
     ];
     let of_tunnels = [
@@ -106,6 +116,7 @@ mod tests {
         shards[0].reading.set(4);
         shards[0].writing.set(5);
         shards[0].dropped.set(6);
+        shards[0].queued.set(8);
         let tunnels = &shards[1].tunnels;
         let counters = [
             &tunnels.open,
@@ -126,12 +137,12 @@ mod tests {
             json(&shards),
             concat!(
                 r#"{"shards":[{"shard":0,"connections":2,"reading":4,"writing":5,"accepted":3,"#,
-                r#""dropped":6,"requests":7,"panics":1,"#,
+                r#""dropped":6,"requests":7,"queued":8,"panics":1,"#,
                 r#""tunnels":{"open":0,"opened":0,"bytes_copied":0,"bytes_spliced":0,"#,
                 r#""mode_switches":0,"pipes_in_use":0,"backlog_bytes":0,"closes_sent":0,"#,
                 r#""websocket_frames":0,"websocket_messages":0}},"#,
                 r#"{"shard":1,"connections":0,"reading":0,"writing":0,"accepted":0,"#,
-                r#""dropped":0,"requests":0,"panics":0,"#,
+                r#""dropped":0,"requests":0,"queued":0,"panics":0,"#,
                 r#""tunnels":{"open":1,"opened":2,"bytes_copied":3,"bytes_spliced":4,"#,
                 r#""mode_switches":5,"pipes_in_use":6,"backlog_bytes":7,"closes_sent":8,"#,
                 r#""websocket_frames":9,"websocket_messages":10}}]}"#,

@@ -12,7 +12,7 @@ use crate::config::address::{Address, Form, Host};
 use crate::config::diagnostic::{Fault, Outcome, Place, fault};
 use crate::config::directive::{Contexts, Count, Directive};
 use crate::config::setting::{Setting, inherit};
-use crate::config::value::{Args, number, seconds, size};
+use crate::config::value::{Args, milliseconds, number, seconds, size};
 use crate::http::server::ResolverId;
 use crate::http::upstream::zone::Zone;
 use crate::http::variable::Template;
@@ -29,6 +29,7 @@ pub struct Upstream {
     pub sticky: Option<Sticky>,
     /// Servers that are not in `peers` but looked up while running.
     pub names: Vec<ServerName>,
+    pub queue: Option<QueueLimits>,
     /// What shards share of it.
     pub zone: Arc<Zone>,
     /// False for the implicit group of a literal address: it never keeps connections.
@@ -149,6 +150,14 @@ pub struct Idle {
     pub is_local: bool,
 }
 
+/// `queue number [timeout=time]`
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct QueueLimits {
+    /// Requests that wait on each shard.
+    pub most: usize,
+    pub timeout: Duration,
+}
+
 /// The directives of an `upstream` block.
 #[derive(Debug, Clone, Default)]
 pub struct Settings {
@@ -181,6 +190,7 @@ pub struct UpstreamDraft {
     pub sticky: Option<Sticky>,
     /// Servers that are looked up while running.
     pub names: Vec<ServerNameDraft>,
+    pub queue: Option<QueueLimits>,
     /// `resolver` and `resolver_timeout`
     pub resolver: resolver::Settings,
 }
@@ -232,8 +242,8 @@ pub const DIRECTIVES: &[Directive<Build>] = &[
     Directive::new("zone", UPSTREAM, Count::Between(1, 2))
         .syntax("name [size]")
         .doc(
-            "Shards share the group's state: what fails for one has failed for all. Requests under \
-             way are counted for all of them with and without one.",
+            "The group's state is kept over a reload: what has failed stays out. Shards share it \
+             with and without one.",
         )
         .differs("The size is checked and then not used: the state takes what it needs.")
         .set(zone),
@@ -253,17 +263,11 @@ pub const DIRECTIVES: &[Directive<Build>] = &[
             "The same server for the same client: the first three bytes of an IPv4 address, all of \
              an IPv6 one.",
         )
-        .set(|b, args| {
- balance(b, args, Balance::IpHash);
- Ok(())
- }),
+        .set(|b, args| balance(b, args, Balance::IpHash)),
     Directive::new("least_conn", UPSTREAM, NONE)
         .doc("The server with the fewest requests under way for its weight.")
         .differs("Requests under way are counted for all shards.")
-        .set(|b, args| {
- balance(b, args, Balance::Least(Rank::Active));
- Ok(())
- }),
+        .set(|b, args| balance(b, args, Balance::Least(Rank::Active))),
     Directive::new("least_time", UPSTREAM, Count::Between(1, 2))
         .syntax("header | last_byte [inflight]")
         .doc(
@@ -276,7 +280,15 @@ pub const DIRECTIVES: &[Directive<Build>] = &[
         .syntax("[two [least_conn | least_time[=header | =last_byte]]]")
         .doc("A server by lot; with `two` the better of two.")
         .set(random),
-    Directive::refused("queue", "a request that finds no server is answered at once"),
+    Directive::new("queue", UPSTREAM, Count::Between(1, 2))
+        .syntax("number [timeout=time]")
+        .doc(
+            "How many requests wait on each shard, and for how long (60s), while every server that \
+             can be asked has `max_conns` requests or, on a unix socket, a full backlog: first come, \
+             first served. More, or for longer, is a 502. It stands behind the balancing method.",
+        )
+        .differs("It is there: in nginx it is part of the commercial version.")
+        .set(queue),
 ];
 
 impl Balance {
@@ -293,13 +305,35 @@ impl Balance {
 
 /// Sets the method of the block being read; one that was there before is forgotten, and with it what
 /// sessions are bound by.
-fn balance(b: &mut Build, args: Args<'_>, method: Balance) {
-    let Some(upstream) = b.http.upstream_block() else { return };
+fn balance(b: &mut Build, args: Args<'_>, method: Balance) -> Outcome {
+    let Some(upstream) = b.http.upstream_block() else { return Ok(()) };
+    if upstream.queue.is_some() {
+        return fault!("\"queue\" should be placed after the \"{}\" directive", args.name());
+    }
     let is_redefined = upstream.sticky.take().is_some() || upstream.balance.is_some();
     upstream.balance = Some(method);
     if is_redefined {
         b.warn(Some(args.place()), "load balancing method redefined");
     }
+    Ok(())
+}
+
+/// `queue number [timeout=time]`
+fn queue(b: &mut Build, args: Args<'_>) -> Outcome {
+    let Some(upstream) = b.http.upstream_block() else { return Ok(()) };
+    if upstream.queue.is_some() {
+        return Err(args.duplicate());
+    }
+    let Some(most) = number(args.at(0)).filter(|most| *most > 0) else {
+        return fault!("invalid value \"{}\" in \"queue\" directive", args.at(0));
+    };
+    let timeout = match (args.len(), args.at(1).strip_prefix("timeout=").and_then(milliseconds)) {
+        (1, _) => Duration::from_secs(60),
+        (_, Some(timeout)) => timeout,
+        (_, None) => return invalid_parameter(args.at(1)),
+    };
+    upstream.queue = Some(QueueLimits { most, timeout });
+    Ok(())
 }
 
 fn invalid_parameter<T>(parameter: &str) -> Outcome<T> {
@@ -314,8 +348,7 @@ fn hash(b: &mut Build, args: Args<'_>) -> Outcome {
         other => return invalid_parameter(other),
     };
     let key = b.http.names.template(args.at(0))?;
-    balance(b, args, Balance::Hash { key, consistent });
-    Ok(())
+    balance(b, args, Balance::Hash { key, consistent })
 }
 
 /// `random [two [method]]`
@@ -329,8 +362,7 @@ fn random(b: &mut Build, args: Args<'_>) -> Outcome {
         },
         (other, _) => return invalid_parameter(other),
     };
-    balance(b, args, Balance::Random(draws));
-    Ok(())
+    balance(b, args, Balance::Random(draws))
 }
 
 /// What follows `least_time` of `random two`.
@@ -354,8 +386,7 @@ fn least_time(b: &mut Build, args: Args<'_>) -> Outcome {
         "inflight" => true,
         other => return invalid_parameter(other),
     };
-    balance(b, args, Balance::Least(Rank::Time { until, inflight }));
-    Ok(())
+    balance(b, args, Balance::Least(Rank::Time { until, inflight }))
 }
 
 /// `keepalive connections [local]`
@@ -632,6 +663,7 @@ impl UpstreamDraft {
             sticky: self.sticky,
             peers,
             names,
+            queue: self.queue,
             keepalive: Keepalive {
                 idle: if self.explicit { *settings.keepalive } else { Idle::default() },
                 requests: *settings.keepalive_requests,

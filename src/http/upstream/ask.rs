@@ -43,6 +43,8 @@ pub(super) struct Failed {
 /// How trying one server can end without an answer.
 pub(super) enum NoAnswer {
     Failed(Failed),
+    /// Its backlog is full, and the request may wait in the `queue`.
+    BacklogFull,
     /// The client's side ended it.
     Client(BodyError),
 }
@@ -114,7 +116,7 @@ impl Exchange<'_> {
 
     /// Whether a client that leaves does not end the exchange. One whose request body is still being
     /// read is found gone by that.
-    fn ignores_abort(&self, r: &Request) -> bool {
+    pub fn ignores_abort(&self, r: &Request) -> bool {
         *self.settings.ignore_client_abort || (self.streams && !r.body.is_done())
     }
 
@@ -156,6 +158,13 @@ impl Exchange<'_> {
                     stream.set_keepalive();
                 }
                 Ok((stream, ahead))
+            }
+            Err(Failure::Io(e))
+                if e.kind() == io::ErrorKind::WouldBlock
+                    && self.group.queue().is_some()
+                    && matches!(peer.address, PeerAddress::Unix(_)) =>
+            {
+                Err(NoAnswer::BacklogFull)
             }
             Err(Failure::Io(e)) => {
                 let (level, to) = match &peer.address {

@@ -9,10 +9,12 @@ pub mod random;
 pub mod round_robin;
 
 use std::net::IpAddr;
+use std::rc::Rc;
 
 use smallvec::SmallVec;
 
-use super::peer::{Member, PeerSet};
+use super::peer::{Active, Member, PeerSet};
+use super::queue::Queue;
 use crate::http::modules::upstream::{Balance, Draws, Rank};
 use consistent::Ring;
 use random::Chance;
@@ -41,7 +43,7 @@ pub struct Shares {
 }
 
 /// One request's way through the servers.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub struct Picker {
     tried: Tried,
     /// Servers that could not be taken.
@@ -50,7 +52,7 @@ pub struct Picker {
 }
 
 /// What the method goes by.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 enum Way {
     #[default]
     Any,
@@ -61,7 +63,7 @@ enum Way {
 }
 
 /// The peers that a request has tried already.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub struct Tried(SmallVec<[u64; 2]>);
 
 impl Balancer {
@@ -102,6 +104,48 @@ impl Picker {
         Picker { tried: Tried::default(), tries: 0, way }
     }
 
+    /// The next server with a place at it, marked as tried. When another shard takes the last place
+    /// after a server was chosen, that server is full and the choice is made again.
+    pub fn take(
+        &mut self,
+        set: &PeerSet,
+        bound: Option<usize>,
+        queue: Option<&Rc<Queue>>,
+        now_ms: u64,
+    ) -> Option<(usize, Active)> {
+        loop {
+            let at = match bound {
+                Some(at) if self.pick_bound(set, at, now_ms) => at,
+                _ => self.pick(set, now_ms)?,
+            };
+            match Active::take(&set.members[at], queue, now_ms) {
+                Some(active) => return Some((at, active)),
+                None => self.untry(at),
+            }
+        }
+    }
+
+    /// A server that could not be asked, for no fault of its own, can be chosen again.
+    pub fn untry(&mut self, at: usize) {
+        self.tried.remove(at);
+    }
+
+    /// Chooses as at the beginning, only not what has been tried.
+    pub fn rewind(&mut self, fresh: &Picker) {
+        self.tries = fresh.tries;
+        self.way.clone_from(&fresh.way);
+    }
+
+    /// Whether there is a server that has not been tried and would be asked if it had room.
+    pub fn has_hope(&self, set: &PeerSet, bound: Option<usize>, now_ms: u64) -> bool {
+        let is_untried = |at: usize| !self.tried.contains(at);
+        let is_bound = |at: usize| {
+            let member = &set.members[at];
+            is_untried(at) && member.is_well() && !member.is_out(now_ms)
+        };
+        set.any_well(now_ms, |at, _| is_untried(at)) || bound.is_some_and(is_bound)
+    }
+
     /// The next server, marked as tried.
     pub fn pick(&mut self, set: &PeerSet, now_ms: u64) -> Option<usize> {
         let Picker { tried, tries, way } = self;
@@ -135,7 +179,7 @@ impl Picker {
     /// drained can.
     pub fn pick_bound(&mut self, set: &PeerSet, at: usize, now_ms: u64) -> bool {
         let is_free = set.members.get(at).is_some_and(|member| {
-            !self.tried.contains(at) && member.can_be_asked() && !member.is_out(now_ms)
+            !self.tried.contains(at) && member.can_be_asked(now_ms) && !member.is_out(now_ms)
         });
         if is_free {
             take(&set.members, &mut self.tried, at, now_ms);
@@ -193,6 +237,12 @@ impl Shares {
 impl Tried {
     pub fn contains(&self, peer: usize) -> bool {
         self.0.get(peer / 64).is_some_and(|word| word & (1 << (peer % 64)) != 0)
+    }
+
+    pub fn remove(&mut self, peer: usize) {
+        if let Some(word) = self.0.get_mut(peer / 64) {
+            *word &= !(1 << (peer % 64));
+        }
     }
 
     pub fn insert(&mut self, peer: usize) {

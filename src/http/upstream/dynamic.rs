@@ -185,6 +185,7 @@ impl Target {
             balance: Arc::default(),
             sticky: None,
             names: Vec::new(),
+            queue: None,
             zone: Arc::default(),
             explicit: false,
         };

@@ -11,6 +11,7 @@ use super::dynamic::{self, LookupError, Target};
 use super::peer::{Active, Member, PeerSet};
 use super::pool::UpstreamConnection;
 use super::protocol::{self, BodyForm, Destination};
+use super::turn::{NoServer, Turn};
 use super::{Attempt, Group, head, relay};
 use crate::clock;
 use crate::error_log::{Level, escape};
@@ -280,7 +281,7 @@ impl Exchange<'_> {
     async fn try_servers(&self, r: &mut Request) -> Result<Outcome, Close> {
         let set = self.group.peers();
         let is_single = set.members.len() == 1;
-        let began_ms = timer::now_ms();
+        let mut began_ms = timer::now_ms();
         let client = client_address(self.c, r).ip;
         let mut picker = Picker::new(&set, client, || match &*self.upstream.balance {
             Balance::Hash { key, .. } => value::expanded(key, self.c, r),
@@ -290,13 +291,18 @@ impl Exchange<'_> {
         let mut tries_left = self.tries(&set.members);
         let mut starts_group = true;
         let mut now_ms = began_ms;
+        let mut turn = self.group.queue().map(|queue| Turn::new(queue, &picker));
         loop {
-            let picked = match bound {
-                Some(at) if picker.pick_bound(&set, at, now_ms) => Some(at),
-                _ => picker.pick(&set, now_ms),
+            let taken = match &mut turn {
+                None => picker.take(&set, bound, None, now_ms).ok_or(NoServer::NoLive),
+                Some(turn) => self.take_in_turn(r, turn, &mut picker, &set, bound).await?,
             };
-            let Some(at) = picked else {
-                return Ok(Outcome::Status(self.no_live(r, starts_group)));
+            let waited = turn.as_ref().and_then(Turn::waited);
+            let (at, active) = match taken {
+                Ok(taken) => taken,
+                Err(why) => {
+                    return Ok(Outcome::Status(self.no_server(r, why, waited, starts_group)));
+                }
             };
             let member = &set.members[at];
             if let Some(sticky) = &self.upstream.sticky {
@@ -304,6 +310,7 @@ impl Exchange<'_> {
             }
             r.attempts.push(Attempt {
                 address: Arc::clone(&member.peer.name),
+                queue: waited,
                 status: 0,
                 connect: None,
                 header: None,
@@ -313,10 +320,26 @@ impl Exchange<'_> {
                 bytes_received: 0,
                 starts_group: std::mem::take(&mut starts_group),
             });
-            let active = Active::new(&member.state, now_ms);
-            tries_left = if is_single { 0 } else { tries_left.saturating_sub(1) };
             let started = clock::now();
-            let failed = match self.ask(r, &member.peer, started).await {
+            let asked = self.ask(r, &member.peer, started).await;
+            if let Some(turn) = &mut turn {
+                if matches!(asked, Err(NoAnswer::BacklogFull)) {
+                    // That was no try, and no failure.
+                    turn.goes_on();
+                    active.withdraw();
+                    member.state.backlog_is_full(timer::now_ms());
+                    picker.untry(at);
+                    starts_group = r.attempts.pop().is_some_and(|attempt| attempt.starts_group);
+                    continue;
+                }
+                member.state.backlog_has_room();
+                turn.end();
+                // Of the time for all tries the wait is no part.
+                let waited_ms = waited.unwrap_or_default().as_millis() as u64;
+                began_ms = began_ms.saturating_add(waited_ms);
+            }
+            tries_left = if is_single { 0 } else { tries_left.saturating_sub(1) };
+            let failed = match asked {
                 Ok(connection) => match self.unwanted_status(r) {
                     Some(failed) if tries_left > 0 && self.allows_next(r, &failed, began_ms) => {
                         failed
@@ -328,6 +351,8 @@ impl Exchange<'_> {
                     }
                 },
                 Err(NoAnswer::Failed(failed)) => failed,
+                // Only with a queue, and then it is dealt with above.
+                Err(NoAnswer::BacklogFull) => return Ok(Outcome::Status(502)),
                 Err(NoAnswer::Client(BodyError::Status(status))) => {
                     return Ok(Outcome::Status(status));
                 }
@@ -382,10 +407,17 @@ impl Exchange<'_> {
         }
     }
 
-    fn no_live(&self, r: &mut Request, starts_group: bool) -> u16 {
+    fn no_server(
+        &self,
+        r: &mut Request,
+        why: NoServer,
+        waited: Option<Duration>,
+        starts_group: bool,
+    ) -> u16 {
         self.c.action.set(Action::ConnectingToUpstream);
         r.attempts.push(Attempt {
             address: Arc::clone(&self.upstream.name),
+            queue: waited,
             status: 502,
             connect: None,
             header: None,
@@ -395,7 +427,7 @@ impl Exchange<'_> {
             bytes_received: 0,
             starts_group,
         });
-        self.c.log(r, Level::Error, format_args!("no live upstreams"));
+        self.c.log(r, Level::Error, format_args!("{}", why.text()));
         502
     }
 

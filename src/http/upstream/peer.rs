@@ -6,6 +6,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use super::balance::Balancer;
+use super::queue::Queue;
 use super::zone::{SharedPeer, Zone};
 use crate::http::modules::sticky;
 use crate::http::modules::upstream::{Balance, Peer, Until};
@@ -38,13 +39,23 @@ pub struct PeerState {
     /// Averages for `least_time`: until the head, until the last byte. Milliseconds.
     header_ms: Cell<f64>,
     last_byte_ms: Cell<f64>,
-    failures: Cell<Failures>,
+    backlog: Cell<Backlog>,
     shared: Arc<SharedPeer>,
-    /// Failures are the process's: there is a `zone`.
-    shares_failures: bool,
     /// Requests under way count for all shards: something compares or limits them.
     shares_active: bool,
 }
+
+/// Of a unix socket: connections that its server has not accepted yet are as many as may be.
+#[derive(Debug, Clone, Copy, Default)]
+struct Backlog {
+    /// It is full as far as is known; zero: it is not.
+    full_until_ms: u64,
+    /// How long it was taken to be full the last time.
+    pause_ms: u64,
+}
+
+/// The longest time after which a full backlog is tried again.
+const BACKLOG_PAUSE_MAX_MS: u64 = 50;
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Failures {
@@ -85,21 +96,49 @@ impl PeerSet {
         let balancer = Balancer::new(balance, &members, seed);
         PeerSet { members, balancer }
     }
+
+    /// Whether a new request would find a server.
+    pub fn has_room(&self, now_ms: u64) -> bool {
+        self.any_well(now_ms, |_, member| member.has_room(now_ms))
+    }
+
+    /// Whether one of the servers that would be asked if they had room is one of these.
+    pub fn any_well(&self, now_ms: u64, is_one: impl Fn(usize, &Member) -> bool) -> bool {
+        let is_single = self.members.len() == 1;
+        self.members.iter().enumerate().any(|(at, member)| {
+            let is_out = !is_single && member.is_out(now_ms);
+            !member.peer.drain && member.is_well() && !is_out && is_one(at, member)
+        })
+    }
+
+    /// How long until a backlog that is full may be tried again.
+    pub fn backlog_ms(&self, now_ms: u64) -> Option<u64> {
+        let full_until = |member: &Member| member.state.backlog.get().full_until_ms;
+        let left = |member: &Member| full_until(member).checked_sub(now_ms).filter(|ms| *ms > 0);
+        self.members.iter().filter_map(left).min()
+    }
 }
 
 impl Member {
     /// Not down, not ill, not in its time-out, not full.
     pub fn is_usable(&self, now_ms: u64) -> bool {
-        self.can_be_asked() && !self.peer.drain && !self.is_out(now_ms)
+        self.can_be_asked(now_ms) && !self.peer.drain && !self.is_out(now_ms)
     }
 
     /// What holds for a server without alternative too: not down, not ill, not full.
-    pub fn can_be_asked(&self) -> bool {
-        !self.peer.down && !self.state.shared.is_unhealthy() && self.has_room()
+    pub fn can_be_asked(&self, now_ms: u64) -> bool {
+        self.is_well() && self.has_room(now_ms)
     }
 
-    fn has_room(&self) -> bool {
-        self.peer.max_conns == 0 || self.state.active() < self.peer.max_conns
+    /// Neither down nor ill.
+    pub fn is_well(&self) -> bool {
+        !self.peer.down && !self.state.shared.is_unhealthy()
+    }
+
+    fn has_room(&self, now_ms: u64) -> bool {
+        let state = &self.state;
+        (self.peer.max_conns == 0 || state.active() < self.peer.max_conns)
+            && state.backlog.get().full_until_ms <= now_ms
     }
 
     pub fn is_out(&self, now_ms: u64) -> bool {
@@ -115,14 +154,14 @@ impl Member {
     pub fn picked(&self, now_ms: u64) {
         let checked_ms = self.state.failures().checked_ms;
         if now_ms.saturating_sub(checked_ms) > self.timeout_ms() {
-            self.state.set_checked(now_ms);
+            self.state.shared.checked(now_ms);
         }
     }
 
     /// True when this failure takes it out.
     pub fn failed(&self, now_ms: u64) -> bool {
         let (peer, state) = (&self.peer, &self.state);
-        let fails = state.add_failure(now_ms);
+        let fails = state.shared.failed(now_ms);
         if peer.max_fails == 0 {
             return false;
         }
@@ -153,9 +192,8 @@ impl PeerState {
             began_ms: Cell::new(0),
             header_ms: Cell::new(0.0),
             last_byte_ms: Cell::new(0.0),
-            failures: Cell::default(),
+            backlog: Cell::default(),
             shared,
-            shares_failures: zone.name().is_some(),
             shares_active: peer.max_conns > 0 || zone.name().is_some() || balance.compares_active(),
         }
     }
@@ -196,25 +234,20 @@ impl PeerState {
         waited.checked_div(active).unwrap_or(0)
     }
 
+    /// Its socket takes no more connections: it is left alone for a moment, twice as long each time.
+    pub fn backlog_is_full(&self, now_ms: u64) {
+        let pause_ms = (self.backlog.get().pause_ms * 2).clamp(1, BACKLOG_PAUSE_MAX_MS);
+        self.backlog.set(Backlog { full_until_ms: now_ms + pause_ms, pause_ms });
+    }
+
+    /// It has taken one, or has one less.
+    pub fn backlog_has_room(&self) {
+        self.backlog.set(Backlog::default());
+    }
+
+    /// Those of all shards: a server that is dead is found dead once.
     pub fn failures(&self) -> Failures {
-        if self.shares_failures { self.shared.failures() } else { self.failures.get() }
-    }
-
-    fn set_checked(&self, now_ms: u64) {
-        if self.shares_failures {
-            self.shared.checked(now_ms);
-        } else {
-            self.failures.set(Failures { checked_ms: now_ms, ..self.failures.get() });
-        }
-    }
-
-    fn add_failure(&self, now_ms: u64) -> u32 {
-        if self.shares_failures {
-            return self.shared.failed(now_ms);
-        }
-        let fails = self.failures.get().fails.saturating_add(1);
-        self.failures.set(Failures { fails, accessed_ms: now_ms, checked_ms: now_ms });
-        fails
+        self.shared.failures()
     }
 
     /// A success forgives only what came before the last trial.
@@ -223,11 +256,16 @@ impl PeerState {
         if failures.fails == 0 || failures.accessed_ms >= failures.checked_ms {
             return;
         }
-        if self.shares_failures {
-            self.shared.forgive();
-        } else {
-            self.failures.set(Failures { fails: 0, ..failures });
+        self.shared.forgive();
+    }
+
+    /// Counts one more request, unless so many are under way (zero: any number). The last place goes
+    /// to one request only, whatever other shards do at the same time.
+    fn begin(&self, most: usize) -> bool {
+        if self.shares_active {
+            return self.shared.begin(most);
         }
+        most == 0 || self.active.get() < most
     }
 }
 
@@ -236,16 +274,25 @@ impl PeerState {
 pub struct Active {
     state: Rc<PeerState>,
     began_ms: u64,
+    /// Who waits for its place.
+    queue: Option<Rc<Queue>>,
 }
 
 impl Active {
-    pub fn new(state: &Rc<PeerState>, now_ms: u64) -> Self {
-        if state.shares_active {
-            state.shared.begin();
+    /// The permission to ask a server; none while it has all the requests that it may have.
+    pub fn take(member: &Member, queue: Option<&Rc<Queue>>, now_ms: u64) -> Option<Self> {
+        let state = &member.state;
+        if !state.begin(member.peer.max_conns) {
+            return None;
         }
         state.active.set(state.active.get() + 1);
         state.began_ms.set(state.began_ms.get().wrapping_add(now_ms));
-        Active { state: Rc::clone(state), began_ms: now_ms }
+        Some(Active { state: Rc::clone(state), began_ms: now_ms, queue: queue.cloned() })
+    }
+
+    /// Gives the place back without calling anybody: the server was full all the same.
+    pub fn withdraw(mut self) {
+        self.queue = None;
     }
 }
 
@@ -257,11 +304,17 @@ impl Drop for Active {
         }
         state.active.set(state.active.get().saturating_sub(1));
         state.began_ms.set(state.began_ms.get().wrapping_sub(self.began_ms));
+        if let Some(queue) = &self.queue {
+            state.backlog_has_room();
+            queue.freed();
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+
     use super::*;
 
     fn peer(name: &str) -> Peer {
@@ -277,7 +330,7 @@ mod tests {
         let zone = Zone::default();
         let old = set(vec![peer("a"), peer("b")], &zone, None);
         old.members[1].failed(5);
-        let active = Active::new(&old.members[1].state, 0);
+        let active = Active::take(&old.members[1], None, 0);
         let new = set(vec![peer("b"), peer("c")], &zone, Some(&old));
         assert!(Rc::ptr_eq(&new.members[0].state, &old.members[1].state));
         assert_eq!(new.members[0].state.failures().fails, 1);
@@ -288,12 +341,32 @@ mod tests {
     }
 
     #[test]
-    fn with_a_zone_one_shards_failures_are_the_others() {
-        for (zone, seen) in [(Zone::new(Some("z".into()), &[]), 1), (Zone::default(), 0)] {
-            let [one, other] = [(); 2].map(|()| set(vec![peer("a")], &zone, None));
-            one.members[0].failed(5);
-            assert_eq!(other.members[0].state.failures().fails, seen);
-        }
+    fn one_shards_failures_are_the_others() {
+        let zone = Zone::default();
+        let [one, other] = [(); 2].map(|()| set(vec![peer("a")], &zone, None));
+        one.members[0].failed(5);
+        assert!(other.members[0].is_out(6) && !other.members[0].is_out(10_006));
+    }
+
+    #[test]
+    fn the_last_place_is_taken_once() {
+        let zone = Zone::default();
+        let most = AtomicUsize::new(0);
+        let under_way = AtomicUsize::new(0);
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    let set = set(vec![Peer { max_conns: 2, ..peer("a") }], &zone, None);
+                    for _ in 0..2000 {
+                        let Some(active) = Active::take(&set.members[0], None, 0) else { continue };
+                        most.fetch_max(under_way.fetch_add(1, SeqCst) + 1, SeqCst);
+                        under_way.fetch_sub(1, SeqCst);
+                        drop(active);
+                    }
+                });
+            }
+        });
+        assert!((1..=2).contains(&most.load(SeqCst)), "{most:?}");
     }
 
     #[test]
@@ -301,10 +374,32 @@ mod tests {
         let zone = Zone::default();
         let limited = || vec![Peer { max_conns: 1, ..peer("a") }];
         let [one, other] = [(); 2].map(|()| set(limited(), &zone, None));
-        let active = Active::new(&one.members[0].state, 0);
-        assert!(!other.members[0].is_usable(0));
+        let active = Active::take(&one.members[0], None, 0);
+        assert!(active.is_some() && !other.members[0].is_usable(0));
+        assert!(Active::take(&other.members[0], None, 0).is_none());
         drop(active);
         assert!(other.members[0].is_usable(0));
+    }
+
+    #[test]
+    fn a_full_backlog_is_left_alone_for_longer_and_longer() {
+        let set = set(vec![peer("a")], &Zone::default(), None);
+        let (member, mut now_ms, mut pauses) = (&set.members[0], 7, Vec::new());
+        for _ in 0..8 {
+            member.state.backlog_is_full(now_ms);
+            assert!(!member.is_usable(now_ms) && !set.has_room(now_ms));
+            assert!(set.any_well(now_ms, |_, _| true));
+            let pause_ms = set.backlog_ms(now_ms).unwrap();
+            pauses.push(pause_ms);
+            now_ms += pause_ms;
+            assert!(member.is_usable(now_ms) && set.backlog_ms(now_ms).is_none());
+        }
+        assert_eq!(pauses, [1, 2, 4, 8, 16, 32, 50, 50]);
+        member.state.backlog_is_full(now_ms);
+        member.state.backlog_has_room();
+        assert!(set.has_room(now_ms));
+        member.state.backlog_is_full(now_ms);
+        assert_eq!(set.backlog_ms(now_ms), Some(1));
     }
 
     #[test]
@@ -314,6 +409,6 @@ mod tests {
         assert!(set.members[0].is_usable(0));
         zone.peers()[0].1.set_unhealthy(true);
         assert!(!set.members[0].is_usable(0));
-        assert!(set.members[1].can_be_asked() && !set.members[1].is_usable(0));
+        assert!(set.members[1].can_be_asked(0) && !set.members[1].is_usable(0));
     }
 }

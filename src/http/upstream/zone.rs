@@ -1,21 +1,24 @@
-//! What the whole process knows about an upstream: requests under way at each server, whether it is
-//! well, and with `zone` its failures. Shards share it by atomics; it outlives a reload.
+//! What the whole process knows about an upstream: requests under way at each server, its failures,
+//! whether it is well. Shards share it by atomics; with `zone` the failures outlive a reload too.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::peer::Failures;
+use super::queue::Line;
 use crate::http::modules::upstream::Peer;
 
 /// What is known of one upstream.
 #[derive(Debug, Default)]
 pub struct Zone {
-    /// Of the `zone` directive: then shards share failures too.
+    /// Of the `zone` directive: then failures outlive a reload.
     name: Option<Arc<str>>,
     /// A server that is new here gets no requests before a health check has found it well.
     begins_unhealthy: AtomicBool,
     /// Locked when a set of peers is made, never for a request.
     peers: Mutex<Vec<Known>>,
+    /// Of the requests that wait, where there is a `queue`.
+    line: Mutex<Option<Arc<Line>>>,
 }
 
 #[derive(Debug, Clone)]
@@ -48,6 +51,15 @@ impl Zone {
     /// `zone name`
     pub fn name(&self) -> Option<&Arc<str>> {
         self.name.as_ref()
+    }
+
+    /// What the shards' queues have in common.
+    pub fn line(&self) -> Arc<Line> {
+        Arc::clone(self.lock_line().get_or_insert_default())
+    }
+
+    fn lock_line(&self) -> MutexGuard<'_, Option<Arc<Line>>> {
+        self.line.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What is known of these servers, in their order. The ones that neither this set nor any other
@@ -94,8 +106,13 @@ impl Zone {
         self.lock().iter().map(copy).collect()
     }
 
-    /// Takes over what an earlier configuration's zone knows of the same addresses.
+    /// Takes over what an earlier configuration's zone knows of the same addresses. Without `zone`
+    /// these get another chance.
     pub fn take_over(&self, old: &Zone) {
+        // Who still waits under the earlier one came first.
+        if let Some(line) = &*old.lock_line() {
+            *self.lock_line() = Some(Arc::clone(line));
+        }
         if self.name != old.name {
             return;
         }
@@ -103,6 +120,9 @@ impl Zone {
         for known in self.lock().iter_mut() {
             if let Some(at) = before.iter().position(|old| old.address == known.address) {
                 *known = before.remove(at);
+                if self.name.is_none() {
+                    known.peer.forgive();
+                }
             }
         }
     }
@@ -130,11 +150,17 @@ impl SharedPeer {
         self.active.load(Ordering::Relaxed)
     }
 
-    pub fn begin(&self) {
-        self.active.fetch_add(1, Ordering::Relaxed);
+    /// One more request, unless so many are under way (zero: any number).
+    pub fn begin(&self, most: usize) -> bool {
+        if most == 0 {
+            self.active.fetch_add(1, Ordering::Relaxed);
+            return true;
+        }
+        let more = |active: usize| (active < most).then_some(active + 1);
+        self.active.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok()
     }
 
-    /// Every [`SharedPeer::begin`] is ended once.
+    /// Every [`SharedPeer::begin`] that said yes is ended once.
     pub fn end(&self) {
         self.active.fetch_sub(1, Ordering::Relaxed);
     }
@@ -205,6 +231,18 @@ mod tests {
             new.take_over(&old);
             assert_eq!(new.peers()[1].1.failures().fails, fails);
         }
+    }
+
+    #[test]
+    fn without_a_name_a_reload_forgives() {
+        let [old, new] = [(); 2].map(|()| Zone::new(None, &[peer("a")]));
+        let shared = &old.peers()[0].1;
+        shared.failed(7);
+        assert!(shared.begin(1));
+        new.take_over(&old);
+        let shared = &new.peers()[0].1;
+        assert_eq!(shared.failures().fails, 0);
+        assert!(!shared.begin(1) && shared.begin(0) && shared.active() == 2);
     }
 
     #[test]

@@ -229,6 +229,7 @@ mod tests {
     fn attempt(response_ms: u64, sent: u64, received: u64, starts_group: bool) -> Attempt {
         Attempt {
             address: "127.0.0.1:81".into(),
+            queue: None,
             status: 502,
             connect: None,
             header: None,

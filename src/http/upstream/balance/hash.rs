@@ -4,7 +4,7 @@ use super::{Shares, Tried, first_usable};
 use crate::http::upstream::peer::Member;
 
 /// Where a request has got to in the sequence that its key makes.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Walk {
     key: Vec<u8>,
     rehash: u32,

@@ -9,7 +9,7 @@ use super::{Shares, Tried, first_usable};
 use crate::http::upstream::peer::Member;
 
 /// Where a request has got to in the sequence that its client's address makes.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Walk {
     address: SmallVec<[u8; 16]>,
     hash: u64,

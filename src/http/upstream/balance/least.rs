@@ -90,7 +90,7 @@ mod tests {
         members
             .iter()
             .zip(counts)
-            .flat_map(|(member, &n)| (0..n).map(|_| Active::new(&member.state, 0)))
+            .flat_map(|(member, &n)| (0..n).map(|_| Active::take(member, None, 0).unwrap()))
             .collect()
     }
 

@@ -77,7 +77,7 @@ mod tests {
     fn counts(draws: Draws, weights: [u32; 3], busy: usize) -> [usize; 3] {
         let mut set = set(weights.map(peer).to_vec(), &Balance::Random(draws));
         set.balancer = super::super::Balancer::new(&Balance::Random(draws), &set.members, 1);
-        let _active: Vec<_> = (0..busy).map(|_| Active::new(&set.members[0].state, 0)).collect();
+        let _active: Vec<_> = (0..busy).map(|_| Active::take(&set.members[0], None, 0)).collect();
         let mut counts = [0; 3];
         for _ in 0..6000 {
             counts[Picker::default().pick(&set, 0).unwrap()] += 1;

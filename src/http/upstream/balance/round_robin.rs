@@ -7,7 +7,7 @@ use crate::http::upstream::peer::Member;
 pub fn pick(members: &[Member], tried: &mut Tried, now_ms: u64) -> Option<usize> {
     if let [only] = members {
         // A server without alternative is never taken out.
-        return (only.can_be_asked() && !only.peer.drain).then_some(0);
+        return (only.can_be_asked(now_ms) && !only.peer.drain).then_some(0);
     }
     let among = |tried: &Tried, backup| {
         step(members, |at, member| {
@@ -105,7 +105,7 @@ mod tests {
     #[test]
     fn max_conns_is_a_limit() {
         let members = members(vec![Peer { max_conns: 2, ..peer(1) }]);
-        let active = [(); 2].map(|()| Active::new(&members[0].state, 0));
+        let active = [(); 2].map(|()| Active::take(&members[0], None, 0));
         assert_eq!(pick(&members, &mut Tried::default(), 0), None);
         drop(active);
         assert_eq!(pick(&members, &mut Tried::default(), 0), Some(0));

@@ -1,0 +1,186 @@
+//! A request's turn at an upstream with a `queue`: the next server with a place for it, waited for
+//! while every server that could be asked is full.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use super::balance::Picker;
+use super::exchange::Exchange;
+use super::peer::{Active, PeerSet};
+use super::queue::{Place, Queue};
+use super::watch::watching_client;
+use crate::clock;
+use crate::http::close::Close;
+use crate::http::request::Request;
+use crate::io::timer::{self, Expired};
+
+/// How long the first of a queue waits, at first and at most, before it looks by itself: not every
+/// change is something that it is called for.
+const LOOK_MS: std::ops::RangeInclusive<u64> = 1..=50;
+
+/// What a request keeps from one server to the next.
+pub(super) struct Turn<'a> {
+    queue: &'a Rc<Queue>,
+    /// The choice of servers as it began: so it begins again after each wait.
+    fresh: Picker,
+    /// Of the wait that is not over until the server has taken the connection.
+    ticket: Option<Ticket>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Ticket {
+    number: u64,
+    since: Duration,
+    until_ms: u64,
+}
+
+/// Why there is no server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum NoServer {
+    NoLive,
+    QueueFull,
+    QueueTimedOut,
+}
+
+impl NoServer {
+    pub fn text(self) -> &'static str {
+        match self {
+            NoServer::NoLive => "no live upstreams",
+            NoServer::QueueFull => "upstream queue is full",
+            NoServer::QueueTimedOut => "upstream queue timed out",
+        }
+    }
+}
+
+/// A server, by its index, and the place at it; or none.
+type Taken = Result<(usize, Active), NoServer>;
+
+impl<'a> Turn<'a> {
+    pub fn new(queue: &'a Rc<Queue>, picker: &Picker) -> Self {
+        Turn { queue, fresh: picker.clone(), ticket: None }
+    }
+
+    /// The server's backlog is full: the request goes on waiting, or begins to.
+    pub fn goes_on(&mut self) {
+        if self.ticket.is_none() {
+            self.ticket = Some(self.new_ticket(self.queue.ticket()));
+        }
+    }
+
+    /// The wait is over. If it must wait again, for another server, that is another one.
+    pub fn end(&mut self) {
+        self.ticket = None;
+    }
+
+    /// How long the wait has been up to now.
+    pub fn waited(&self) -> Option<Duration> {
+        self.ticket.map(|ticket| clock::now().saturating_sub(ticket.since))
+    }
+
+    fn new_ticket(&self, number: u64) -> Ticket {
+        let timeout_ms = self.queue.timeout().as_millis() as u64;
+        let until_ms = timer::now_ms().saturating_add(timeout_ms);
+        Ticket { number, since: clock::now(), until_ms }
+    }
+}
+
+impl Exchange<'_> {
+    /// The next server with a place at it, after a wait where it must be.
+    pub async fn take_in_turn(
+        &self,
+        r: &mut Request,
+        turn: &mut Turn<'_>,
+        picker: &mut Picker,
+        set: &PeerSet,
+        bound: Option<usize>,
+    ) -> Result<Taken, Close> {
+        let (queue, now_ms) = (turn.queue, timer::now_ms());
+        // Nobody is overtaken.
+        if turn.ticket.is_none()
+            && queue.is_idle()
+            && let Some(taken) = picker.take(set, bound, Some(queue), now_ms)
+        {
+            return Ok(Ok(taken));
+        }
+        if !picker.has_hope(set, bound, now_ms) {
+            return Ok(Err(NoServer::NoLive));
+        }
+        let counters = &self.c.shard.counters;
+        let (place, ticket) = match turn.ticket {
+            Some(ticket) => (queue.rejoin(ticket.number, counters), ticket),
+            None => {
+                let Some(place) = queue.join(counters) else {
+                    return Ok(Err(NoServer::QueueFull));
+                };
+                let ticket = turn.new_ticket(place.ticket());
+                turn.ticket = Some(ticket);
+                (place, ticket)
+            }
+        };
+        let ignores_abort = self.ignores_abort(r);
+        // On the heap: every connection's task has room for what stands in a request's way.
+        let waiting = Box::pin(wait(place, turn, picker, set, bound, ticket.until_ms));
+        match watching_client(self.c, r, waiting, ignores_abort).await? {
+            Ok(taken) => Ok(taken),
+            Err(_) => Err(Close::Interrupted),
+        }
+    }
+}
+
+/// Waits in the queue until a server has a place, none can have one, or the time is up. An error is
+/// the forced end of the shard.
+async fn wait(
+    place: Place<'_>,
+    turn: &Turn<'_>,
+    picker: &mut Picker,
+    set: &PeerSet,
+    bound: Option<usize>,
+    until_ms: u64,
+) -> Result<Taken, Expired> {
+    let mut look_ms = *LOOK_MS.start();
+    let mut has_yielded = false;
+    let mut tries = place.is_first();
+    if !tries && set.has_room(timer::now_ms()) {
+        // Something that nobody was called for.
+        turn.queue.call_first();
+    }
+    loop {
+        let now_ms = timer::now_ms();
+        if tries {
+            // A request that has waited longer on another shard is on its way, and gets a moment.
+            has_yielded =
+                !has_yielded && place.is_first() && set.has_room(now_ms) && place.calls_older();
+            if has_yielded {
+                look_ms = *LOOK_MS.start();
+            } else {
+                picker.rewind(&turn.fresh);
+                if let Some(taken) = picker.take(set, bound, Some(turn.queue), now_ms) {
+                    place.served(set.has_room(now_ms));
+                    return Ok(Ok(taken));
+                }
+                if !picker.has_hope(set, bound, now_ms) {
+                    return Ok(Err(NoServer::NoLive));
+                }
+                if set.has_room(now_ms) {
+                    place.pass_on();
+                }
+            }
+        }
+        let Some(left_ms) = until_ms.checked_sub(now_ms).filter(|left| *left > 0) else {
+            return Ok(Err(NoServer::QueueTimedOut));
+        };
+        let limit_ms = match (place.is_first(), set.backlog_ms(now_ms)) {
+            (false, _) => left_ms,
+            (true, Some(backlog_ms)) => backlog_ms.min(left_ms),
+            (true, None) => look_ms.min(left_ms),
+        };
+        tries = match place.called(Duration::from_millis(limit_ms)).await {
+            Ok(()) => true,
+            Err(Expired::Elapsed) => {
+                look_ms = (look_ms * 2).min(*LOOK_MS.end());
+                place.is_first()
+            }
+            Err(Expired::Interrupted) => return Err(Expired::Interrupted),
+        };
+    }
+}
