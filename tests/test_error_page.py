@@ -229,7 +229,14 @@ def test_a_page_that_is_newer(pages):
     assert b"<h1>407 Proxy Authentication Required</h1>" in pages(answer="return 407;").get("/x").body
 
 
-@pytest.mark.parametrize("code", [418, 420, 422, 428, 431, 451, 499 + 7, 508, 511, 599, 999])
+@differs("it has no page for it")
+def test_a_page_that_uwsgi_vars_limit_needs(pages):
+    answer = pages(answer="return 431;").get("/x")
+    assert answer.start == "HTTP/1.1 431 Request Header Fields Too Large"
+    assert b"<h1>431 Request Header Fields Too Large</h1>" in answer.body
+
+
+@pytest.mark.parametrize("code", [418, 420, 422, 428, 451, 499 + 7, 508, 511, 599, 999])
 def test_codes_without_a_page(pages, code):
     answer = pages(answer=f"return {code};").get("/x")
     assert answer.start == f"HTTP/1.1 {code} "

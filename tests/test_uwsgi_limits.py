@@ -103,6 +103,17 @@ def test_a_page_of_ones_own_for_431(apps, server):
 
 
 @ringx_only("uwsgi_vars_limit")
+@pytest.mark.parametrize("framing", ["Content-Length: 1000000", "Transfer-Encoding: chunked"])
+def test_a_body_that_is_still_to_come_is_not_waited_for(apps, server, framing):
+    behind = server()
+    lines = ("uwsgi_vars_limit 2k;", "uwsgi_request_buffering off;", "uwsgi_chunked_body raw;")
+    wire = apps(behind.address, *lines).connect()
+    wire.send(f"POST / HTTP/1.1\r\nHost: a\r\n{framing}\r\nCookie: {'c' * 3000}\r\n\r\n")
+    assert wire.read_response().status == 431
+    assert not behind.connections
+
+
+@ringx_only("uwsgi_vars_limit")
 @pytest.mark.parametrize("value", ["x", "4k 1k", "off 1", "-1"])
 def test_what_is_no_limit(refused, value):
     assert refused(f"uwsgi_vars_limit {value};")[0].startswith('[emerg] "uwsgi_vars_limit" directive invalid ')
