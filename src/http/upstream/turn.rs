@@ -106,17 +106,13 @@ impl Exchange<'_> {
             return Ok(Err(NoServer::NoLive));
         }
         let counters = &self.c.shard.counters;
-        let (place, ticket) = match turn.ticket {
-            Some(ticket) => (queue.rejoin(ticket.number, counters), ticket),
-            None => {
-                let Some(place) = queue.join(counters) else {
-                    return Ok(Err(NoServer::QueueFull));
-                };
-                let ticket = turn.new_ticket(place.ticket());
-                turn.ticket = Some(ticket);
-                (place, ticket)
-            }
+        let place = match turn.ticket {
+            Some(ticket) => Some(queue.rejoin(ticket.number, counters)),
+            None => queue.join(counters),
         };
+        let Some(place) = place else { return Ok(Err(NoServer::QueueFull)) };
+        let ticket = turn.ticket.unwrap_or_else(|| turn.new_ticket(place.ticket()));
+        turn.ticket = Some(ticket);
         let ignores_abort = self.ignores_abort(r);
         // On the heap: every connection's task has room for what stands in a request's way.
         let waiting = Box::pin(wait(place, turn, picker, set, bound, ticket.until_ms));
