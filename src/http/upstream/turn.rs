@@ -187,3 +187,34 @@ async fn wait(
         };
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::counters::{OwnCounters, for_shards};
+    use crate::http::modules::upstream::{Balance, Peer};
+    use crate::http::upstream::queue::tests::without_door;
+    use crate::http::upstream::zone::Zone;
+
+    #[test]
+    fn nobody_is_overtaken_and_nobody_waits_in_vain() {
+        let (queue, counters) = (Rc::new(without_door(5)), OwnCounters::new(for_shards(1), 0));
+        let peer = |down| Peer { max_conns: 1, down, ..Peer::default() };
+        let [set, down] = [false, true].map(|down| {
+            PeerSet::new(vec![peer(down)], &Balance::RoundRobin, &Zone::default(), None)
+        });
+        let at_once = |set: &PeerSet| {
+            let mut picker = Picker::new(set, None, Vec::new);
+            Turn::new(&queue, &picker).take_at_once(&mut picker, set, None)
+        };
+        let full = at_once(&set);
+        assert!(matches!(full, Some(Ok((0, _)))));
+        assert!(at_once(&set).is_none());
+        drop(full);
+        let place = queue.join(&counters);
+        assert!(place.is_some() && set.has_room(0) && at_once(&set).is_none());
+        assert!(matches!(at_once(&down), Some(Err(NoServer::NoLive))));
+        drop(place);
+        assert!(at_once(&set).is_some());
+    }
+}
