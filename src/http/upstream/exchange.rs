@@ -291,13 +291,17 @@ impl Exchange<'_> {
         let mut tries_left = self.tries(&set.members);
         let mut starts_group = true;
         let mut now_ms = began_ms;
-        let mut turn = self.group.queue().map(|queue| Turn::new(queue, &picker));
+        let mut turn = self.group.queue().map(|queue| Box::new(Turn::new(queue, &picker)));
         loop {
             let taken = match &mut turn {
                 None => picker.take(&set, bound, None, now_ms).ok_or(NoServer::NoLive),
-                Some(turn) => self.take_in_turn(r, turn, &mut picker, &set, bound).await?,
+                Some(turn) => match turn.take_at_once(&mut picker, &set, bound) {
+                    Some(taken) => taken,
+                    // On the heap: every connection's task has room for what stands in its way.
+                    None => Box::pin(self.wait_turn(r, turn, &mut picker, &set, bound)).await?,
+                },
             };
-            let waited = turn.as_ref().and_then(Turn::waited);
+            let waited = turn.as_ref().and_then(|turn| turn.waited());
             let (at, active) = match taken {
                 Ok(taken) => taken,
                 Err(why) => {

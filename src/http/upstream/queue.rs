@@ -292,14 +292,18 @@ impl Drop for Place<'_> {
 }
 
 #[cfg(test)]
-mod tests {
+pub mod tests {
     use proptest::prelude::*;
 
     use super::*;
     use crate::counters::for_shards;
 
-    fn limits(most: usize) -> QueueLimits {
-        QueueLimits { most, timeout: Duration::from_secs(60) }
+    /// One that needs no ring: only its own shard calls.
+    pub fn without_door(most: usize) -> Queue {
+        let limits = QueueLimits { most, timeout: Duration::from_secs(60) };
+        let queue = Queue::new(limits, Arc::default());
+        assert!(queue.door.set(None).is_ok());
+        queue
     }
 
     #[test]
@@ -321,9 +325,8 @@ mod tests {
     #[test]
     fn waiting_is_counted_and_bounded() {
         let counters = OwnCounters::new(for_shards(1), 0);
-        let queue = Queue::new(limits(2), Arc::default());
-        // Without a ring there is no door: only this shard calls.
-        assert!(queue.door.set(None).is_ok() && queue.is_idle());
+        let queue = without_door(2);
+        assert!(queue.is_idle());
         let first = queue.join(&counters).unwrap();
         let second = queue.join(&counters).unwrap();
         assert!(queue.join(&counters).is_none());

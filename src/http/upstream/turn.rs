@@ -53,11 +53,29 @@ impl NoServer {
 }
 
 /// A server, by its index, and the place at it; or none.
-type Taken = Result<(usize, Active), NoServer>;
+pub(super) type Taken = Result<(usize, Active), NoServer>;
 
 impl<'a> Turn<'a> {
     pub fn new(queue: &'a Rc<Queue>, picker: &Picker) -> Self {
         Turn { queue, fresh: picker.clone(), ticket: None }
+    }
+
+    /// What there is without waiting; `None` when it must be waited for.
+    pub fn take_at_once(
+        &self,
+        picker: &mut Picker,
+        set: &PeerSet,
+        bound: Option<usize>,
+    ) -> Option<Taken> {
+        let now_ms = timer::now_ms();
+        // Nobody is overtaken.
+        if self.ticket.is_none()
+            && self.queue.is_idle()
+            && let Some(taken) = picker.take(set, bound, Some(self.queue), now_ms)
+        {
+            return Some(Ok(taken));
+        }
+        (!picker.has_hope(set, bound, now_ms)).then_some(Err(NoServer::NoLive))
     }
 
     /// The server's backlog is full: the request goes on waiting, or begins to.
@@ -85,8 +103,8 @@ impl<'a> Turn<'a> {
 }
 
 impl Exchange<'_> {
-    /// The next server with a place at it, after a wait where it must be.
-    pub async fn take_in_turn(
+    /// The next server with a place at it, after a wait.
+    pub async fn wait_turn(
         &self,
         r: &mut Request,
         turn: &mut Turn<'_>,
@@ -94,32 +112,17 @@ impl Exchange<'_> {
         set: &PeerSet,
         bound: Option<usize>,
     ) -> Result<Taken, Close> {
-        let (queue, now_ms) = (turn.queue, timer::now_ms());
-        // Nobody is overtaken.
-        if turn.ticket.is_none()
-            && queue.is_idle()
-            && let Some(taken) = picker.take(set, bound, Some(queue), now_ms)
-        {
-            return Ok(Ok(taken));
-        }
-        if !picker.has_hope(set, bound, now_ms) {
-            return Ok(Err(NoServer::NoLive));
-        }
+        let queue = turn.queue;
         let counters = &self.c.shard.counters;
-        let (place, ticket) = match turn.ticket {
-            Some(ticket) => (queue.rejoin(ticket.number, counters), ticket),
-            None => {
-                let Some(place) = queue.join(counters) else {
-                    return Ok(Err(NoServer::QueueFull));
-                };
-                let ticket = turn.new_ticket(place.ticket());
-                turn.ticket = Some(ticket);
-                (place, ticket)
-            }
+        let place = match turn.ticket {
+            Some(ticket) => Some(queue.rejoin(ticket.number, counters)),
+            None => queue.join(counters),
         };
+        let Some(place) = place else { return Ok(Err(NoServer::QueueFull)) };
+        let ticket = turn.ticket.unwrap_or_else(|| turn.new_ticket(place.ticket()));
+        turn.ticket = Some(ticket);
         let ignores_abort = self.ignores_abort(r);
-        // On the heap: every connection's task has room for what stands in a request's way.
-        let waiting = Box::pin(wait(place, turn, picker, set, bound, ticket.until_ms));
+        let waiting = wait(place, turn, picker, set, bound, ticket.until_ms);
         match watching_client(self.c, r, waiting, ignores_abort).await? {
             Ok(taken) => Ok(taken),
             Err(_) => Err(Close::Interrupted),
@@ -182,5 +185,36 @@ async fn wait(
             }
             Err(Expired::Interrupted) => return Err(Expired::Interrupted),
         };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::counters::{OwnCounters, for_shards};
+    use crate::http::modules::upstream::{Balance, Peer};
+    use crate::http::upstream::queue::tests::without_door;
+    use crate::http::upstream::zone::Zone;
+
+    #[test]
+    fn nobody_is_overtaken_and_nobody_waits_in_vain() {
+        let (queue, counters) = (Rc::new(without_door(5)), OwnCounters::new(for_shards(1), 0));
+        let peer = |down| Peer { max_conns: 1, down, ..Peer::default() };
+        let [set, down] = [false, true].map(|down| {
+            PeerSet::new(vec![peer(down)], &Balance::RoundRobin, &Zone::default(), None)
+        });
+        let at_once = |set: &PeerSet| {
+            let mut picker = Picker::new(set, None, Vec::new);
+            Turn::new(&queue, &picker).take_at_once(&mut picker, set, None)
+        };
+        let full = at_once(&set);
+        assert!(matches!(full, Some(Ok((0, _)))));
+        assert!(at_once(&set).is_none());
+        drop(full);
+        let place = queue.join(&counters);
+        assert!(place.is_some() && set.has_room(0) && at_once(&set).is_none());
+        assert!(matches!(at_once(&down), Some(Err(NoServer::NoLive))));
+        drop(place);
+        assert!(at_once(&set).is_some());
     }
 }
