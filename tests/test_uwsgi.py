@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from harness.packet import Packet, read_body, read_packet
-from harness.proxy import Proxy
+from harness.proxy import Proxy, eventually
 from harness.upstream import close, reset
 from harness.wire import Response, Wire
 
@@ -495,8 +495,7 @@ def test_a_finished_exchange_over_tcp_ends_by_a_reset(apps, upstream, body, by_r
     server = upstream(serve)
     proxy = apps(server.address)
     assert proxy.ask(f"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: {len(body)}\r\n\r\n{body}").body == b"ok"
-    server.stop()
-    assert ended == [by_reset]
+    assert eventually(lambda: ended, "the connection has ended") == [by_reset]
 
 
 def test_a_server_that_writes_in_two_pieces_is_not_kept_waiting(apps, upstream):

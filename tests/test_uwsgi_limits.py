@@ -383,15 +383,16 @@ def test_variables_that_load_code_are_constant(refused, key):
     )
 
 
-def test_constant_ones_are_sent(apps, upstream):
+@pytest.mark.parametrize("value, sent", [("shop", "shop"), ("$scheme", "http")])
+def test_constant_ones_are_sent(apps, upstream, value, sent):
     seen = []
 
     def serve(wire):
         seen.append(read_packet(wire))
         wire.send(ANSWER)
 
-    apps(upstream(serve).address, "uwsgi_param UWSGI_SCRIPT shop;").get("/")
-    assert seen[0].get("UWSGI_SCRIPT") == "shop"
+    apps(upstream(serve).address, f"uwsgi_param UWSGI_SCHEME {value};").get("/")
+    assert seen[0].get("UWSGI_SCHEME") == sent
 
 
 LOOSE = """

@@ -50,6 +50,13 @@ impl Template {
     pub fn has_variables(&self) -> bool {
         self.as_literal().is_none()
     }
+
+    pub fn variables(&self) -> impl Iterator<Item = &Variable> {
+        self.parts.iter().filter_map(|part| match part {
+            Part::Variable(variable) => Some(variable),
+            Part::Literal(_) => None,
+        })
+    }
 }
 
 /// Every variable ringx knows (http-core section 13, proxy section 14).

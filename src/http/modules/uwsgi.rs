@@ -10,7 +10,7 @@ use crate::config::setting::{List, Own, Setting, inherit};
 use crate::config::value::{self, Args};
 use crate::http::location::Handler;
 use crate::http::tunnel::handshake::HTTP2_SETTINGS;
-use crate::http::variable::Template;
+use crate::http::variable::{Template, Variable};
 use crate::modules::Build;
 use crate::uwsgi::{NameSet, same_variable};
 
@@ -172,8 +172,8 @@ pub const DIRECTIVES: &[Directive<Build>] = &[
              it pass, `X_A`) are joined.",
         )
         .differs(
-            "The value of a key `UWSGI_...` must be constant: uWSGI takes it for code to load, or for a setting \
-             of the application. nginx does not join `X-A` and `X_A`.",
+            "The value of a key `UWSGI_...` must be constant, or nothing that a client has a say in (`$scheme`): \
+             uWSGI takes it for code to load, or for a setting of the application. nginx does not join `X-A` and `X_A`.",
         )
         .set(uwsgi_param),
     Directive::new("uwsgi_pass", Contexts::LOCATION.or(Contexts::IF_IN_LOCATION), ONE)
@@ -230,7 +230,7 @@ fn uwsgi_param(b: &mut Build, args: Args<'_>) -> Outcome {
     };
     let key = args.at(0);
     let value = b.http.names.template(args.at(1))?;
-    if key.starts_with("UWSGI_") && value.has_variables() {
+    if key.starts_with("UWSGI_") && !value.variables().all(is_the_servers_own) {
         // Whoever could bring something into it would run code in the application.
         return fault!(
             "the value of \"uwsgi_param {key}\" must be constant: uWSGI loads code or changes settings by it, \
@@ -238,6 +238,12 @@ fn uwsgi_param(b: &mut Build, args: Args<'_>) -> Outcome {
         );
     }
     b.level().uwsgi.param.add(Param { key: key.into(), value, if_not_empty })
+}
+
+/// Whether no client has a say in a variable: `uwsgi_param UWSGI_SCHEME $scheme` is a common line.
+fn is_the_servers_own(variable: &Variable) -> bool {
+    use Variable::{Hostname, Https, NginxVersion, Pid, Scheme, ServerAddr, ServerPort};
+    matches!(variable, Hostname | Https | NginxVersion | Pid | Scheme | ServerAddr | ServerPort)
 }
 
 fn uwsgi_pass(b: &mut Build, args: Args<'_>) -> Outcome {
@@ -330,7 +336,7 @@ fn push_string(block: &mut Vec<u8>, text: &[u8]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::http::variable::{Part, Variable};
+    use crate::http::variable::Part;
 
     #[test]
     fn constant_runs_are_encoded() {
