@@ -15,6 +15,8 @@ pub mod pool;
 pub mod protocol;
 pub mod queue;
 pub mod relay;
+pub mod reuse;
+pub mod trial;
 pub mod turn;
 pub mod watch;
 pub mod window;

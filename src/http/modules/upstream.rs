@@ -139,6 +139,8 @@ pub struct Keepalive {
     pub requests: u64,
     pub time: Duration,
     pub timeout: Duration,
+    /// `keepalive_timeout` was written.
+    pub has_timeout: bool,
 }
 
 /// `keepalive connections [local]`
@@ -632,6 +634,7 @@ impl UpstreamDraft {
         self.resolver.inherit(resolver);
         let names = self.freeze_names()?;
         let settings = &mut self.settings;
+        let has_timeout = settings.keepalive_timeout.is_set();
         inherit!(settings, defaults: keepalive, keepalive_requests, keepalive_time,
             keepalive_timeout);
         let name = &self.name;
@@ -669,6 +672,7 @@ impl UpstreamDraft {
                 requests: *settings.keepalive_requests,
                 time: *settings.keepalive_time,
                 timeout: *settings.keepalive_timeout,
+                has_timeout,
             },
             explicit: self.explicit,
         })

@@ -24,6 +24,7 @@ pub struct Settings {
     pub string: Setting<Arc<str>>,
     pub decode_chunked: Setting<bool>,
     pub chunked_body: Setting<ChunkedBody>,
+    pub keepalive: Setting<UwsgiKeepalive>,
     /// `None`: `off`.
     pub vars_limit: Setting<Option<VarsLimit>>,
 
@@ -54,6 +55,16 @@ pub enum ChunkedBody {
     Buffered,
     /// Sent in chunks as it comes, where requests are not buffered.
     Raw,
+}
+
+/// `uwsgi_keepalive off | on | assume;`
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum UwsgiKeepalive {
+    Off,
+    /// After a response that says `Connection: keep-alive`.
+    On,
+    /// After one that does not say `close`.
+    Assume,
 }
 
 /// `uwsgi_vars_limit size [count];`: what a block may have. 0: no limit.
@@ -120,7 +131,7 @@ impl Settings {
     pub fn inherit(&mut self, outer: &Self) {
         self.exchange.inherit(&outer.exchange);
         inherit!(self, outer: param, modifier1, modifier2, string, decode_chunked, chunked_body,
-            vars_limit);
+            keepalive, vars_limit);
     }
 }
 
@@ -154,6 +165,25 @@ pub const DIRECTIVES: &[Directive<Build>] = &[
         )
         .differs("Not in nginx, which does as with `off`.")
         .set(|b, args| args.fill(&mut b.level().uwsgi.decode_chunked, Args::flag)),
+    Directive::new("uwsgi_keepalive", LEVELS, ONE)
+        .syntax("off | on | assume")
+        .default("off")
+        .doc(
+            "Whether a connection is used again, of those that `keepalive` lets the group keep: when a response \
+             whose end was certain says `Connection: keep-alive`, or with `assume` does not say `close`. gunicorn \
+             keeps connections, uWSGI never does. One is idle for at most 1 s, unless there is a \
+             `keepalive_timeout`. The client's `Connection` and `Keep-Alive` are not sent then.",
+        )
+        .differs("Not in nginx.")
+        .set(|b, args| {
+            args.fill(&mut b.level().uwsgi.keepalive, |args| {
+                args.choice(&[
+                    ("off", UwsgiKeepalive::Off),
+                    ("on", UwsgiKeepalive::On),
+                    ("assume", UwsgiKeepalive::Assume),
+                ])
+            })
+        }),
     Directive::new("uwsgi_modifier1", LEVELS, ONE)
         .syntax("number")
         .default("0")

@@ -62,15 +62,17 @@ impl From<Close> for NoAnswer {
 }
 
 impl Exchange<'_> {
-    /// Connects or reuses, sends the request, reads the head of the answer.
+    /// Connects or reuses, sends the request, reads the head of the answer. With `is_fresh` no
+    /// connection is used again.
     pub async fn ask(
         &self,
         r: &mut Request,
         peer: &Peer,
         started: Duration,
+        is_fresh: bool,
     ) -> Result<UpstreamConnection, NoAnswer> {
         self.c.action.set(Action::ConnectingToUpstream);
-        let idle = self.group.pool.borrow_mut().take(&peer.address, r.location);
+        let idle = self.idle_connection(r, peer, is_fresh);
         let (mut connection, ahead) = if let Some(connection) = idle {
             (connection, 0)
         } else {

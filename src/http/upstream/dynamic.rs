@@ -181,6 +181,7 @@ impl Target {
                 requests: 0,
                 time: Duration::ZERO,
                 timeout: Duration::ZERO,
+                has_timeout: false,
             },
             balance: Arc::default(),
             sticky: None,

@@ -23,7 +23,7 @@ use crate::http::location::Location;
 use crate::http::modules::exchange::{IgnoreHeaders, NextUpstream, Pass, Settings};
 use crate::http::modules::proxy::HttpVersion;
 use crate::http::modules::sticky::Sticky;
-use crate::http::modules::upstream::{Balance, Peer, PeerAddress, Upstream};
+use crate::http::modules::upstream::{Balance, Upstream};
 use crate::http::modules::uwsgi::ChunkedBody;
 use crate::http::phase::Outcome;
 use crate::http::request::Request;
@@ -291,6 +291,8 @@ impl Exchange<'_> {
         let mut tries_left = self.tries(&set.members);
         let mut starts_group = true;
         let mut now_ms = began_ms;
+        // After a connection that had been used before and failed.
+        let mut is_fresh = false;
         let mut turn = self.group.queue().map(|queue| Box::new(Turn::new(queue, &picker)));
         loop {
             let taken = match &mut turn {
@@ -325,7 +327,7 @@ impl Exchange<'_> {
                 starts_group: std::mem::take(&mut starts_group),
             });
             let started = clock::now();
-            let asked = self.ask(r, &member.peer, started).await;
+            let asked = self.ask(r, &member.peer, started, is_fresh).await;
             if let Some(turn) = &mut turn {
                 if matches!(asked, Err(NoAnswer::BacklogFull)) {
                     // That was no try, and no failure.
@@ -368,12 +370,16 @@ impl Exchange<'_> {
                 attempt.response = Some(clock::now().saturating_sub(started));
             }
             now_ms = timer::now_ms();
-            if !is_single {
-                self.count_failure(r, member, failed.condition, now_ms);
-            }
-            if failed.reused && failed.condition == NextUpstream::ERROR {
-                // The server may have closed an idle connection: that is one more try.
+            // The server may have closed an idle connection: that is one more try.
+            let was_idle = failed.reused && failed.condition == NextUpstream::ERROR;
+            if was_idle {
                 tries_left += 1;
+                is_fresh = self.family == Family::Uwsgi;
+            }
+            // As in nginx a failure, but for uwsgi, whose servers keep connections for two seconds.
+            let counts = !(was_idle && is_fresh);
+            if !is_single && counts {
+                self.count_failure(r, member, failed.condition, now_ms);
             }
             if tries_left == 0 || !self.allows_next(r, &failed, began_ms) {
                 return Ok(Outcome::Status(failed.status));
@@ -507,17 +513,6 @@ impl Exchange<'_> {
         Some(Outcome::Internal { uri, args })
     }
 
-    /// Whether a uwsgi connection over TCP, which carries one exchange, can be ended by a reset: both
-    /// sides have all that there was to have. It costs two segments less than taking leave in due
-    /// form, and leaves no port waiting (`TIME_WAIT`) on either side. A body may still be on its way.
-    fn is_over(&self, connection: &UpstreamConnection, is_clean: bool, peer: &Peer) -> bool {
-        self.family == Family::Uwsgi
-            && is_clean
-            && connection.request_is_sent
-            && self.body == BodyForm::None
-            && matches!(peer.address, PeerAddress::Inet(_))
-    }
-
     /// Hands the answer to the client, or to the tunnel.
     async fn deliver(&self, r: &mut Request, delivery: Delivery<'_>) -> Result<Outcome, Close> {
         let Delivery { set, member, connection, active, started } = delivery;
@@ -557,7 +552,9 @@ impl Exchange<'_> {
         }
         let relayed = relay::run(self.c, r, &connection.stream, self.family, self.location).await;
         set_response_time(r, started);
+        let is_clean = relayed.as_ref().is_ok_and(|relayed| relayed.is_clean);
         // The server is done with: it does not wait for a client that is slow to take the rest.
+        self.let_go(r, &member.peer, connection, is_clean);
         drop(active);
         let relayed = relayed?;
         self.learn(r, member, true);
@@ -566,24 +563,6 @@ impl Exchange<'_> {
         {
             let ms = |time: Option<Duration>| time.unwrap_or_default().as_millis() as u64;
             member.state.answered(ms(attempt.header), ms(attempt.response));
-        }
-        // A pool of an earlier configuration is swept by nobody.
-        let is_current = Rc::ptr_eq(&r.generation, &self.c.shard.generation());
-        if relayed.is_clean
-            && is_current
-            && connection.request_is_sent
-            && self.family == Family::Proxy
-            && r.upstream_head.keep_alive()
-            && !self.c.shard.is_quitting()
-        {
-            let now_ms = timer::now_ms();
-            let mut pool = self.group.pool.borrow_mut();
-            pool.give(&member.peer.address, r.location, connection, now_ms);
-        } else {
-            if self.is_over(&connection, relayed.is_clean, &member.peer) {
-                connection.stream.reset();
-            }
-            drop(connection);
         }
         relayed.finish(r).await?;
         Ok(Outcome::Done)

@@ -1,9 +1,17 @@
 //! Idle connections of one upstream on one shard (proxy, section 12): the most recently used of a
 //! server is taken first, the one idle longest makes room.
 
+use std::time::Duration;
+
+use super::exchange::Family;
+use super::trial::Trial;
 use crate::http::modules::upstream::{Keepalive, PeerAddress, Upstream};
 use crate::http::server::LocationId;
 use crate::io::{Stream, timer};
+
+/// How long a uwsgi connection is idle where the configuration does not say: gunicorn closes after
+/// two seconds.
+const UWSGI_IDLE: Duration = Duration::from_secs(1);
 
 /// A connection to an upstream server, in use or idle.
 #[derive(Debug)]
@@ -34,10 +42,20 @@ impl UpstreamConnection {
 #[derive(Debug)]
 struct Idle {
     address: PeerAddress,
+    family: Family,
     /// The location that opened it.
     location: LocationId,
     connection: UpstreamConnection,
-    since_ms: u64,
+    /// When it is no longer good.
+    until_ms: u64,
+}
+
+/// What a connection is wanted for.
+#[derive(Debug, Clone, Copy)]
+pub struct Use<'a> {
+    pub address: &'a PeerAddress,
+    pub family: Family,
+    pub location: LocationId,
 }
 
 #[derive(Debug)]
@@ -45,43 +63,52 @@ pub struct Pool {
     keepalive: Option<Keepalive>,
     /// The one idle longest first.
     idle: Vec<Idle>,
+    /// How uwsgi servers take to being asked again.
+    pub trial: Trial,
+}
+
+impl Idle {
+    fn serves(&self, wanted: Use<'_>, is_local: bool) -> bool {
+        self.address == *wanted.address
+            && self.family == wanted.family
+            && (!is_local || self.location == wanted.location)
+    }
 }
 
 impl Pool {
     pub fn new(upstream: &Upstream) -> Self {
         let keepalive = (upstream.explicit && upstream.keepalive.idle.connections > 0)
             .then_some(upstream.keepalive);
-        Pool { keepalive, idle: Vec::new() }
+        Pool { keepalive, idle: Vec::new(), trial: Trial::default() }
+    }
+
+    /// Whether anything is kept.
+    pub fn is_on(&self) -> bool {
+        self.keepalive.is_some()
     }
 
     /// Takes an idle connection to this address whose server has neither closed it nor sent anything
     /// unasked for.
-    pub fn take(
-        &mut self,
-        address: &PeerAddress,
-        location: LocationId,
-    ) -> Option<UpstreamConnection> {
+    pub fn take(&mut self, wanted: Use<'_>, now_ms: u64) -> Option<UpstreamConnection> {
         let is_local = self.keepalive?.idle.is_local;
-        let fits =
-            |idle: &Idle| idle.address == *address && (!is_local || idle.location == location);
         loop {
-            let at = self.idle.iter().rposition(fits)?;
-            let mut connection = self.idle.remove(at).connection;
+            let at = self.idle.iter().rposition(|idle| idle.serves(wanted, is_local))?;
+            let Idle { mut connection, until_ms, .. } = self.idle.remove(at);
+            if now_ms >= until_ms {
+                continue;
+            }
             if connection.stream.is_quiet() {
                 connection.reused = true;
                 return Some(connection);
+            }
+            if wanted.family == Family::Uwsgi && connection.requests == 1 {
+                self.trial.was_closed();
             }
         }
     }
 
     /// Keeps a connection whose response was complete, unless a limit says otherwise.
-    pub fn give(
-        &mut self,
-        address: &PeerAddress,
-        location: LocationId,
-        connection: UpstreamConnection,
-        now_ms: u64,
-    ) {
+    pub fn give(&mut self, of: Use<'_>, connection: UpstreamConnection, now_ms: u64) {
         let Some(keepalive) = self.keepalive else { return };
         let age_ms = now_ms.saturating_sub(connection.opened_ms);
         if connection.requests >= keepalive.requests
@@ -92,16 +119,24 @@ impl Pool {
         if self.idle.len() >= keepalive.idle.connections {
             self.idle.remove(0);
         }
-        let address = address.clone();
-        self.idle.push(Idle { address, location, connection, since_ms: now_ms });
+        let idle = match of.family {
+            Family::Uwsgi if !keepalive.has_timeout => UWSGI_IDLE.min(keepalive.timeout),
+            _ => keepalive.timeout,
+        };
+        let until_ms = now_ms.saturating_add(idle.as_millis() as u64);
+        let Use { address, family, location } = of;
+        self.idle.push(Idle { address: address.clone(), family, location, connection, until_ms });
     }
 
     /// Closes what has been idle too long or was closed by its server.
     pub fn sweep(&mut self, now_ms: u64) {
-        let Some(keepalive) = self.keepalive else { return };
+        let trial = &mut self.trial;
         self.idle.retain(|idle| {
-            u128::from(now_ms.saturating_sub(idle.since_ms)) < keepalive.timeout.as_millis()
-                && idle.connection.stream.is_quiet()
+            let is_open = idle.connection.stream.is_quiet();
+            if !is_open && idle.family == Family::Uwsgi && idle.connection.requests == 1 {
+                trial.was_closed();
+            }
+            is_open && now_ms < idle.until_ms
         });
     }
 

@@ -12,7 +12,7 @@ use crate::error_log::Level;
 use crate::http::body;
 use crate::http::connection::Connection;
 use crate::http::location::Location;
-use crate::http::modules::uwsgi::{self, About, Piece, VarsLimit};
+use crate::http::modules::uwsgi::{self, About, Piece, UwsgiKeepalive, VarsLimit};
 use crate::http::request::Request;
 use crate::http::tunnel::handshake::{self, Asked};
 use crate::http::value;
@@ -59,6 +59,8 @@ pub fn uwsgi(
             suppressed: &settings.plan.suppressed,
             coding: was_chunked && !in_chunks,
             upgrade: is_refused,
+            connection: *settings.keepalive != UwsgiKeepalive::Off
+                && !r.head.headers.contains(Known::Upgrade),
         };
         headers::put(r.buffer.as_slice(), r.head.headers.as_slice(), &left, message);
     } else if in_chunks && !settings.plan.suppressed.contains(TRANSFER_ENCODING) {

@@ -18,6 +18,8 @@ pub struct Left<'a> {
     pub coding: bool,
     /// Upgrade and what belongs to it, in any spelling: it is kept back.
     pub upgrade: bool,
+    /// Connection and Keep-Alive: the connection to the server is not the client's.
+    pub connection: bool,
 }
 
 impl Left<'_> {
@@ -26,6 +28,8 @@ impl Left<'_> {
             || (self.coding && field.known == Known::TransferEncoding)
             || (self.upgrade
                 && (same_variable(name, b"Upgrade") || same_variable(name, HTTP2_SETTINGS)))
+            || (self.connection
+                && (field.known == Known::Connection || name.eq_ignore_ascii_case(b"keep-alive")))
             || self.suppressed.contains(name)
     }
 }
@@ -74,7 +78,12 @@ pub fn fuzz_client_headers(data: &[u8]) {
     if flags & 1 != 0 {
         suppressed.add(b"A");
     }
-    let left = Left { suppressed: &suppressed, coding: flags & 2 != 0, upgrade: flags & 4 != 0 };
+    let left = Left {
+        suppressed: &suppressed,
+        coding: flags & 2 != 0,
+        upgrade: flags & 4 != 0,
+        connection: flags & 8 != 0,
+    };
     let mut message = Message { bytes: vec![0; HEADER_LENGTH], ..Message::default() };
     put(&head, &fields, &left, &mut message);
 
@@ -86,6 +95,7 @@ pub fn fuzz_client_headers(data: &[u8]) {
         let is_left = field.known == Known::Host
             || (left.coding && field.known == Known::TransferEncoding)
             || (left.upgrade && [&b"HTTP_UPGRADE"[..], b"HTTP_HTTP2_SETTINGS"].contains(&&*key))
+            || (left.connection && [&b"HTTP_CONNECTION"[..], b"HTTP_KEEP_ALIVE"].contains(&&*key))
             || (flags & 1 != 0 && key == b"HTTP_A");
         if is_left {
             continue;
