@@ -215,7 +215,7 @@ mod tests {
         let expected: Vec<u16> = [301, 302, 303, 307, 308]
             .into_iter()
             .chain(400..=416)
-            .chain([421, 429])
+            .chain([421, 429, 431])
             .chain(494..=498)
             .chain(500..=505)
             .chain([507])

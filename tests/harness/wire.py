@@ -194,11 +194,6 @@ class Wire:
             self._fill(until, "anything")
         return self._take(len(self.unread))
 
-    def wait(self) -> None:
-        """Until something has come, which is left in `unread`."""
-        if not self.unread:
-            self._fill(time.monotonic() + self.deadline, "anything")
-
     def read_to_end(self) -> bytes:
         until = time.monotonic() + self.deadline
         while not self.ended:

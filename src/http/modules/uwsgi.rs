@@ -10,7 +10,7 @@ use crate::config::setting::{List, Own, Setting, inherit};
 use crate::config::value::{self, Args};
 use crate::http::location::Handler;
 use crate::http::tunnel::handshake::HTTP2_SETTINGS;
-use crate::http::variable::{Template, Variable};
+use crate::http::variable::{Part, Template, Variable};
 use crate::modules::Build;
 use crate::uwsgi::{NameSet, same_variable};
 
@@ -86,6 +86,8 @@ pub struct BlockPlan {
     pub suppressed: NameSet,
     /// Whether the default `HTTP_HOST` is sent (no param names it).
     pub default_host: bool,
+    /// Whether the server is told how long the body is: one that is not takes it for the next packet.
+    pub tells_length: bool,
     /// The value of the `HTTP_UPGRADE` that stands for the client's.
     pub upgrade: Option<Template>,
 }
@@ -172,7 +174,8 @@ pub const DIRECTIVES: &[Directive<Build>] = &[
             "Whether a connection is used again, of those that `keepalive` lets the group keep: when a response \
              whose end was certain says `Connection: keep-alive`, or with `assume` does not say `close`. gunicorn \
              keeps connections, uWSGI never does. One is idle for at most 1 s, unless there is a \
-             `keepalive_timeout`. The client's `Connection` and `Keep-Alive` are not sent then.",
+             `keepalive_timeout`. A request with a body needs `uwsgi_param CONTENT_LENGTH $content_length`. The \
+             client's `Connection` and `Keep-Alive` are not sent then, unless it asks for an upgrade.",
         )
         .differs("Not in nginx.")
         .set(|b, args| {
@@ -317,6 +320,11 @@ impl Settings {
         let mut constant: Vec<u8> = Vec::new();
         for Param { key, value, if_not_empty } in self.param.iter() {
             let literal = value.as_literal();
+            if &**key == "CONTENT_LENGTH" {
+                // Of several the last one counts.
+                plan.tells_length =
+                    matches!(*value.parts, [Part::Variable(Variable::ContentLength)]);
+            }
             if let Some(name) = key.strip_prefix("HTTP_") {
                 plan.default_host &= name != "HOST";
                 plan.suppressed.add(name.as_bytes());
@@ -366,7 +374,6 @@ fn push_string(block: &mut Vec<u8>, text: &[u8]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::http::variable::Part;
 
     #[test]
     fn constant_runs_are_encoded() {
@@ -388,7 +395,7 @@ mod tests {
             settings.param.push(Param { key: key.into(), value, if_not_empty });
         }
         let plan = settings.block_plan();
-        assert!(!plan.default_host);
+        assert!(!plan.default_host && !plan.tells_length);
         assert!(plan.suppressed.contains(b"Host") && plan.suppressed.contains(b"proxy"));
         assert!(!plan.suppressed.contains(b"Path-Info"));
         assert!(plan.upgrade.is_some());
@@ -415,5 +422,26 @@ mod tests {
                 "\\x07\\x00UPGRADE=? Anything",
             ]
         );
+    }
+    #[test]
+    fn the_last_content_length_counts() {
+        let length = Template { parts: vec![Part::Variable(Variable::ContentLength)] };
+        let five = Template::literal(b"5");
+        for (values, tells) in [
+            (vec![&length], true),
+            (vec![&five, &length], true),
+            (vec![&length, &five], false),
+            (vec![], false),
+        ] {
+            let mut settings = Settings::default();
+            for value in values {
+                settings.param.push(Param {
+                    key: "CONTENT_LENGTH".into(),
+                    value: value.clone(),
+                    if_not_empty: false,
+                });
+            }
+            assert_eq!(settings.block_plan().tells_length, tells);
+        }
     }
 }

@@ -109,11 +109,30 @@ impl Exchange<'_> {
     /// False where a head told of a body that is then kept back (`proxy_pass_request_body off`): the
     /// next request on that connection would be read as the body.
     fn sends_what_it_announces(&self, r: &Request) -> bool {
-        let proxy = &self.location.settings.proxy;
-        !body::is_announced(r)
-            || self.body != BodyForm::None
-            || proxy.set_body.is_some()
-            || proxy.head.overrides_length
+        if !body::is_announced(r) {
+            return true;
+        }
+        let settings = &self.location.settings;
+        match self.family {
+            Family::Proxy => {
+                self.body != BodyForm::None
+                    || settings.proxy.set_body.is_some()
+                    || settings.proxy.head.overrides_length
+            }
+            // A body whose length is not told would be read as the next packet.
+            Family::Uwsgi => self.body == BodyForm::Plain && settings.uwsgi.plan.tells_length,
+        }
+    }
+
+    /// It broke before the head was whole. A uwsgi server that has begun to answer has not closed an
+    /// idle connection.
+    fn broken(&self, r: &Request, connection: &UpstreamConnection) -> NoAnswer {
+        let reused =
+            connection.reused && (self.family == Family::Proxy || r.upstream_bytes.is_empty());
+        if reused && self.family == Family::Uwsgi && connection.requests == 2 {
+            self.group.pool.borrow_mut().trial.was_closed();
+        }
+        Failed { condition: NextUpstream::ERROR, status: 502, unsent: false, reused }.into()
     }
 
     /// Whether a client that leaves does not end the exchange. One whose request body is still being
@@ -380,14 +399,14 @@ impl Exchange<'_> {
                     } else {
                         self.log_hang_up(r, "upstream prematurely closed connection", None);
                     }
-                    return Err(Failed::broken(connection.reused).into());
+                    return Err(self.broken(r, connection));
                 }
                 Ok(_) => {
                     self.read_on(r, answer).await?;
                 }
                 Err(Failure::Io(e)) => {
                     self.log_hang_up(r, "recv() failed", Some(&e));
-                    return Err(Failed::broken(connection.reused).into());
+                    return Err(self.broken(r, connection));
                 }
                 Err(failure) => return Err(self.timed_out(r, &failure, false)),
             }
@@ -507,10 +526,6 @@ impl Exchange<'_> {
 impl Failed {
     fn error(unsent: bool) -> Self {
         Failed { condition: NextUpstream::ERROR, status: 502, unsent, reused: false }
-    }
-
-    fn broken(reused: bool) -> Self {
-        Failed { condition: NextUpstream::ERROR, status: 502, unsent: false, reused }
     }
 
     fn invalid_header() -> Self {

@@ -5,11 +5,11 @@ use std::rc::Rc;
 use super::exchange::{Exchange, Family};
 use super::pool::{UpstreamConnection, Use};
 use super::protocol::BodyForm;
+use super::trial::Reuse;
 use crate::error_log::Level;
 use crate::http::modules::upstream::{Peer, PeerAddress};
 use crate::http::modules::uwsgi::UwsgiKeepalive;
 use crate::http::request::Request;
-use crate::http1::ConnectionOption;
 use crate::io::timer;
 
 impl Exchange<'_> {
@@ -28,15 +28,7 @@ impl Exchange<'_> {
         if self.keepalive() == UwsgiKeepalive::Off || is_fresh {
             return None;
         }
-        let mut pool = self.group.pool.borrow_mut();
-        let idle = pool.take(self.connection_for(r, peer), timer::now_ms());
-        if self.family == Family::Uwsgi
-            && pool.is_on()
-            && let Some(verdict) = pool.trial.verdict()
-        {
-            self.c.log(r, Level::Warn, format_args!("{verdict}"));
-        }
-        idle
+        self.group.pool.borrow_mut().take(self.connection_for(r, peer), timer::now_ms())
     }
 
     /// What becomes of a connection after its response: of a `clean` one, all has come and nothing
@@ -48,7 +40,7 @@ impl Exchange<'_> {
         connection: UpstreamConnection,
         is_clean: bool,
     ) {
-        if is_clean && self.is_kept(r, &connection) {
+        if self.allows_another(r, &connection) && is_clean && self.is_kept(r, &connection) {
             let of = self.connection_for(r, peer);
             self.group.pool.borrow_mut().give(of, connection, timer::now_ms());
         } else if is_clean && self.is_over(peer, &connection) {
@@ -56,34 +48,32 @@ impl Exchange<'_> {
         }
     }
 
-    /// Whether it can carry another request. A pool of an earlier configuration is swept by nobody.
-    fn is_kept(&self, r: &Request, connection: &UpstreamConnection) -> bool {
-        connection.request_is_sent
-            && self.allows_another(r, connection)
-            && Rc::ptr_eq(&r.generation, &self.c.shard.generation())
-            && !self.c.shard.is_quitting()
+    /// Whether the response lets it carry another request.
+    fn allows_another(&self, r: &Request, connection: &UpstreamConnection) -> bool {
+        let keepalive = self.keepalive();
+        if self.family == Family::Proxy {
+            return r.upstream_head.keep_alive();
+        }
+        if keepalive == UwsgiKeepalive::Off {
+            return false;
+        }
+        let mut pool = self.group.pool.borrow_mut();
+        if !pool.is_on() {
+            return false;
+        }
+        let reuse = Reuse::of(keepalive, &r.upstream_head, r.message.is_head());
+        if let Some(verdict) = pool.trial.answered(reuse, connection.reused) {
+            let name = &self.upstream.name;
+            self.c.log(r, Level::Warn, format_args!("{verdict}, in upstream \"{name}\""));
+        }
+        reuse == Reuse::Allowed && !pool.trial.is_given_up()
     }
 
-    fn allows_another(&self, r: &Request, connection: &UpstreamConnection) -> bool {
-        let head = &r.upstream_head;
-        let says = match self.keepalive() {
-            UwsgiKeepalive::Off => return false,
-            _ if self.family == Family::Proxy => return head.keep_alive(),
-            // What a uwsgi server does with HEAD is not certain: some send the body.
-            _ if r.message.is_head() => return false,
-            UwsgiKeepalive::On => head.connection == ConnectionOption::KeepAlive,
-            UwsgiKeepalive::Assume => head.connection != ConnectionOption::Close,
-        };
-        let trial = &mut self.group.pool.borrow_mut().trial;
-        if says {
-            trial.was_kept();
-        } else {
-            trial.was_refused();
-        }
-        if connection.reused {
-            trial.was_reused();
-        }
-        says && !trial.is_hopeless()
+    /// Whether nothing else speaks against it. A pool of an earlier configuration is swept by nobody.
+    fn is_kept(&self, r: &Request, connection: &UpstreamConnection) -> bool {
+        connection.request_is_sent
+            && Rc::ptr_eq(&r.generation, &self.c.shard.generation())
+            && !self.c.shard.is_quitting()
     }
 
     /// `uwsgi_keepalive`; what is proxied is kept by `keepalive` alone.

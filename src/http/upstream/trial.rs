@@ -1,119 +1,182 @@
 //! Whether a uwsgi server can be asked again on a connection (`uwsgi_keepalive`; uwsgi, section 9.1): what
-//! it says, and what it does then. Pure.
+//! its responses say, and what it does then. Pure.
 
 use std::fmt;
 
-/// So many first connections must speak against a server, and none for it.
-const ENOUGH: u32 = 8;
+use crate::http::modules::uwsgi::UwsgiKeepalive;
+use crate::http1::ConnectionOption;
+use crate::http1::framing::BodyLength;
+use crate::http1::response::ResponseHead;
+
+/// None of so many first responses let its connection be used again: none will.
+const REFUSALS_MAX: u32 = 8;
+/// So many connections were kept and closed by the server, none used again: keeping was wrong.
+const CLOSED_MAX: u32 = 4;
+
+/// What a response says of asking again on its connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reuse {
+    Allowed,
+    Refused(Refusal),
+    /// Whatever the server is like, not after this one.
+    Impossible,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refusal {
+    Close,
+    NotAnnounced,
+    /// The close is what ends the response.
+    NoLength,
+}
+
+impl Reuse {
+    /// What the head of a uwsgi response says. Its version proves nothing: uWSGI answers HTTP/1.1 and
+    /// closes.
+    pub fn of(keepalive: UwsgiKeepalive, head: &ResponseHead, request_is_head: bool) -> Reuse {
+        // Some servers send the body of a HEAD.
+        if keepalive == UwsgiKeepalive::Off || request_is_head || head.code < 200 {
+            return Reuse::Impossible;
+        }
+        match head.connection {
+            ConnectionOption::Close => Reuse::Refused(Refusal::Close),
+            ConnectionOption::None if keepalive == UwsgiKeepalive::On => {
+                Reuse::Refused(Refusal::NotAnnounced)
+            }
+            _ if head.body_for(false) == BodyLength::UntilClose => {
+                Reuse::Refused(Refusal::NoLength)
+            }
+            _ => Reuse::Allowed,
+        }
+    }
+}
 
 /// What one upstream's uwsgi servers have shown on one shard.
 #[derive(Debug, Default)]
 pub struct Trial {
-    /// Responses that did not let the connection be kept.
-    refusals: u32,
-    /// Connections that were closed before they could be used a second time.
-    closed: u32,
-    /// A connection has been kept.
-    has_kept: bool,
+    /// Some response has allowed reuse.
+    is_allowed: bool,
     /// A connection was used again, and answered.
-    has_reused: bool,
+    works: bool,
+    /// Responses that did not allow it.
+    refused: u32,
+    /// Connections that were kept and closed before they could be used again.
+    closed: u32,
     is_told: bool,
 }
 
-/// What is to be told of it.
+/// What is to be told of a server that does not go along.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
-    /// `on`: no response has ever said keep-alive.
-    NeverSaysSo,
-    /// `assume`: all that was kept has been closed. Nothing is kept any more.
+    NeverAllowed(Refusal),
+    /// Nothing is kept any more.
     Closes,
 }
 
-impl fmt::Display for Verdict {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Verdict::NeverSaysSo => {
-                "\"uwsgi_keepalive\" has no effect: the server does not say \"Connection: keep-alive\""
-            }
-            Verdict::Closes => {
-                "\"uwsgi_keepalive assume\" is given up: the server closes connections after one response"
-            }
-        })
-    }
-}
-
 impl Trial {
-    pub fn was_kept(&mut self) {
-        self.has_kept = true;
+    /// A response has come, on a connection that was used again or not.
+    pub fn answered(&mut self, reuse: Reuse, was_reused: bool) -> Option<Verdict> {
+        self.works |= was_reused;
+        let verdict = match reuse {
+            Reuse::Allowed => {
+                self.is_allowed = true;
+                self.is_given_up().then_some(Verdict::Closes)
+            }
+            Reuse::Refused(refusal) if !self.is_allowed => {
+                self.refused = self.refused.saturating_add(1);
+                (self.refused >= REFUSALS_MAX).then_some(Verdict::NeverAllowed(refusal))
+            }
+            Reuse::Refused(_) | Reuse::Impossible => None,
+        };
+        verdict.filter(|_| !std::mem::replace(&mut self.is_told, true))
     }
 
-    pub fn was_refused(&mut self) {
-        self.refusals = self.refusals.saturating_add(1);
-    }
-
+    /// A connection that had carried one request and was kept has been closed by the server.
     pub fn was_closed(&mut self) {
         self.closed = self.closed.saturating_add(1);
     }
 
-    pub fn was_reused(&mut self) {
-        self.has_reused = true;
+    /// Whether keeping connections has turned out to be wrong, once and for all.
+    pub fn is_given_up(&self) -> bool {
+        !self.works && self.closed >= CLOSED_MAX
     }
+}
 
-    /// Whether keeping connections has turned out to be of no use.
-    pub fn is_hopeless(&self) -> bool {
-        self.closed >= ENOUGH && !self.has_reused
-    }
-
-    /// Once, when there is something to tell.
-    pub fn verdict(&mut self) -> Option<Verdict> {
-        let verdict = if self.is_hopeless() {
-            Verdict::Closes
-        } else if self.refusals >= ENOUGH && !self.has_kept {
-            Verdict::NeverSaysSo
-        } else {
-            return None;
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let why = match self {
+            Verdict::Closes => {
+                return f.write_str(
+                    "\"uwsgi_keepalive\" is given up: the server closes its connections before they \
+                     are used again",
+                );
+            }
+            Verdict::NeverAllowed(Refusal::Close) => "\"Connection: close\"",
+            Verdict::NeverAllowed(Refusal::NotAnnounced) => "no \"Connection: keep-alive\"",
+            Verdict::NeverAllowed(Refusal::NoLength) => "no \"Content-Length\"",
         };
-        (!std::mem::replace(&mut self.is_told, true)).then_some(verdict)
+        write!(
+            f,
+            "\"uwsgi_keepalive\" has no effect: none of {REFUSALS_MAX} responses let its connection be \
+             used again, the last one had {why}"
+        )
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::http1::response::{self, Form};
 
-    #[test]
-    fn a_server_that_never_says_so_is_told_of_once() {
-        let mut trial = Trial::default();
-        for _ in 1..ENOUGH {
-            trial.was_refused();
-            assert_eq!(trial.verdict(), None);
-        }
-        trial.was_refused();
-        assert_eq!((trial.verdict(), trial.verdict()), (Some(Verdict::NeverSaysSo), None));
-        assert!(!trial.is_hopeless());
+    fn reuse(keepalive: UwsgiKeepalive, text: &str) -> Reuse {
+        let mut head = ResponseHead::default();
+        response::parse(text.as_bytes(), Form::Cgi, 4096, &mut head).ok().unwrap();
+        Reuse::of(keepalive, &head, false)
     }
 
     #[test]
-    fn one_that_says_so_now_and_then_is_not() {
-        let mut trial = Trial::default();
-        trial.was_kept();
-        (0..100).for_each(|_| trial.was_refused());
-        assert_eq!(trial.verdict(), None);
+    fn what_a_head_says_of_reuse() {
+        use UwsgiKeepalive::{Assume, Off, On};
+        let says = |field: &str| format!("HTTP/1.1 200 OK\r\nContent-Length: 1\r\n{field}\r\n");
+        let keep = says("Connection: Keep-Alive\r\n");
+        assert_eq!(reuse(On, &keep), Reuse::Allowed);
+        assert_eq!(reuse(Assume, &keep), Reuse::Allowed);
+        assert_eq!(reuse(Off, &keep), Reuse::Impossible);
+        assert_eq!(reuse(On, &says("")), Reuse::Refused(Refusal::NotAnnounced));
+        assert_eq!(reuse(Assume, &says("")), Reuse::Allowed);
+        let close = says("Connection: keep-alive\r\nConnection: close\r\n");
+        assert_eq!(reuse(Assume, &close), Reuse::Refused(Refusal::Close));
+        let endless = "HTTP/1.1 200 OK\r\nConnection: keep-alive\r\n\r\n";
+        assert_eq!(reuse(On, endless), Reuse::Refused(Refusal::NoLength));
+        let bodiless = "HTTP/1.1 204 None\r\nConnection: keep-alive\r\n\r\n";
+        assert_eq!(reuse(On, bodiless), Reuse::Allowed);
+        let switched = "HTTP/1.1 101 Go\r\nConnection: keep-alive\r\nContent-Length: 0\r\n\r\n";
+        assert_eq!(reuse(On, switched), Reuse::Impossible);
     }
 
     #[test]
-    fn one_that_closes_all_the_same_is_given_up() {
+    fn refusals_are_told_once_and_only_of_a_server_that_never_allowed() {
+        let refused = Reuse::Refused(Refusal::NotAnnounced);
         let mut trial = Trial::default();
-        (0..ENOUGH).for_each(|_| trial.was_closed());
-        assert!(trial.is_hopeless());
-        assert_eq!(trial.verdict(), Some(Verdict::Closes));
+        let told: Vec<_> = (0..30).filter_map(|_| trial.answered(refused, false)).collect();
+        assert_eq!(told, [Verdict::NeverAllowed(Refusal::NotAnnounced)]);
+
+        let mut trial = Trial::default();
+        assert_eq!(trial.answered(Reuse::Allowed, false), None);
+        assert!((0..30).all(|_| trial.answered(refused, false).is_none()));
     }
 
     #[test]
-    fn one_that_has_been_asked_twice_may_close() {
+    fn keeping_is_given_up_unless_it_ever_worked() {
         let mut trial = Trial::default();
-        trial.was_reused();
-        (0..100).for_each(|_| trial.was_closed());
-        assert!(!trial.is_hopeless() && trial.verdict().is_none());
+        (0..CLOSED_MAX).for_each(|_| trial.was_closed());
+        assert!(trial.is_given_up());
+        assert_eq!(trial.answered(Reuse::Allowed, false), Some(Verdict::Closes));
+        assert_eq!(trial.answered(Reuse::Allowed, false), None);
+
+        let mut trial = Trial::default();
+        assert_eq!(trial.answered(Reuse::Allowed, true), None);
+        (0..CLOSED_MAX).for_each(|_| trial.was_closed());
+        assert!(!trial.is_given_up());
     }
 }

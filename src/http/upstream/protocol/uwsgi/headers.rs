@@ -29,7 +29,7 @@ impl Left<'_> {
             || (self.upgrade
                 && (same_variable(name, b"Upgrade") || same_variable(name, HTTP2_SETTINGS)))
             || (self.connection
-                && (field.known == Known::Connection || name.eq_ignore_ascii_case(b"keep-alive")))
+                && (same_variable(name, b"Connection") || same_variable(name, b"Keep-Alive")))
             || self.suppressed.contains(name)
     }
 }
