@@ -249,7 +249,7 @@ impl Exchange<'_> {
             body::check_size(self.c, r, span).map_err(NoAnswer::Client)?;
             let chunked = self.body == BodyForm::Chunked;
             self.send_piece(r, stream, Piece::Body { span, chunked }, 0, sent, answer).await?;
-            body::consume(r, span);
+            body::consume(r);
         }
         if matches!(sent.end, SendEnd::Answered) && !r.body.is_done() {
             // Nobody wants the rest.
