@@ -206,3 +206,19 @@ def test_small_chunks_go_on_together(through):
         assert wire.read_response().status == 200
     ((chunks, total),) = sizes
     assert total == 20000 and chunks < 2000
+
+
+def test_behind_a_refused_uri_nothing_is_read(serve):
+    proxy = serve(
+        """
+        log_format f "$status $http_x_y";
+        access_log logs/access.log f;
+        server { listen 127.0.0.1:@port@; }
+        """
+    )
+    with proxy.connect() as wire:
+        wire.send("GET /.. HTTP/1.1\r\nHost: a\r\nX-Y: z\r\nin_valid: x\r\n\r\n")
+        assert wire.read_response().status == 400
+    assert proxy.accessed() == ["400 -"]
+    assert "host:" not in proxy.logged("invalid request")
+    assert "invalid header" not in proxy.error_log()
