@@ -222,3 +222,28 @@ def test_behind_a_refused_uri_nothing_is_read(serve):
     assert proxy.accessed() == ["400 -"]
     assert "host:" not in proxy.logged("invalid request")
     assert "invalid header" not in proxy.error_log()
+
+
+@ringx_only("early hints are of nginx 1.29")
+def test_early_hints_give_a_client_no_more_time(through):
+    gone = threading.Event()
+
+    def hint(wire):
+        wire.read_until(b"\r\n\r\n")
+        try:
+            while not gone.wait(0.1):
+                wire.send(b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n")
+        except OSError:
+            pass
+
+    proxy = through(
+        hint,
+        """
+        client_body_timeout 1s;
+        location / { proxy_http_version 1.1; proxy_request_buffering off; proxy_pass http://@upstream@; }
+        """,
+    )
+    with proxy.connect() as wire:
+        wire.send("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\nhalf")
+        wire.expect_end()
+    gone.set()

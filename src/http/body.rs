@@ -6,6 +6,7 @@ use std::io::{self, IoSlice};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use super::close::Close;
 use super::connection::Connection;
@@ -19,7 +20,7 @@ use crate::http1::request::Method;
 use crate::io::Buffer;
 use crate::io::select::yield_now;
 use crate::io::stream::Failure;
-use crate::io::timer::Wait;
+use crate::io::timer::{self, Wait};
 
 /// Most that is received at once while a body is streamed, buffered or thrown away.
 const PIECE: usize = 16 << 10;
@@ -37,6 +38,8 @@ pub struct RequestBody {
     taken: usize,
     /// Receives since the last one that had to wait.
     in_a_row: u32,
+    /// When the client will have been waited for too long, however often the wait is begun anew.
+    until_ms: Option<u64>,
     state: State,
     /// Pieces of it went to an upstream as they came: no other upstream can have them.
     pub was_streamed: bool,
@@ -94,6 +97,7 @@ impl RequestBody {
         self.raw = Buffer::empty();
         self.taken = 0;
         self.in_a_row = 0;
+        self.until_ms = None;
         self.state = State::Unread;
         self.was_streamed = false;
         self.is_abandoned = false;
@@ -305,13 +309,17 @@ async fn receive(c: &Connection, r: &mut Request) -> Result<(), BodyError> {
         match c.stream.try_recv_into(&mut r.body.raw) {
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
                 r.body.in_a_row = 0;
-                if let Err(failure) = c.stream.readable(limit, Wait::Busy).await {
+                let now_ms = timer::now_ms();
+                let until_ms = r.body.until_ms.get_or_insert(now_ms + limit.as_millis() as u64);
+                let left = Duration::from_millis(until_ms.saturating_sub(now_ms));
+                if let Err(failure) = c.stream.readable(left, Wait::Busy).await {
                     break Err(failure);
                 }
             }
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
             received => {
                 r.body.in_a_row += 1;
+                r.body.until_ms = None;
                 break received.map_err(Failure::Io);
             }
         }

@@ -196,8 +196,8 @@ impl Exchange<'_> {
         Piece::Message { with_body }
     }
 
-    /// Sends head and body, of which the first bytes have gone `ahead`. A server that stops listening may have answered: then the error is kept
-    /// for the case that it has not.
+    /// Sends head and body, of which the first bytes have gone `ahead`. A server that stops listening
+    /// may have answered: then the error is kept for the case that it has not.
     async fn send(
         &self,
         r: &mut Request,
@@ -291,8 +291,8 @@ impl Exchange<'_> {
         Ok(())
     }
 
-    /// Sends all of a piece that has not gone `ahead`, and listens while the socket is full: a server that answers before it
-    /// has read everything may never read on.
+    /// Sends all of a piece that has not gone `ahead`, and listens while the socket is full: a server
+    /// that answers before it has read everything may never read on.
     async fn send_piece(
         &self,
         r: &mut Request,
@@ -380,9 +380,11 @@ impl Exchange<'_> {
                     }
                     return Err(Failed::broken(connection.reused).into());
                 }
-                Ok(_) => {
-                    self.read_on(r, answer).await?;
+                // Early hints do not give it more time.
+                Ok(_) if !self.read_on(r, answer).await? && timer::now_ms() > until_ms => {
+                    return Err(self.timed_out(r, &Failure::TimedOut, false));
                 }
+                Ok(_) => {}
                 Err(Failure::Io(e)) => {
                     self.log_hang_up(r, "recv() failed", Some(&e));
                     return Err(Failed::broken(connection.reused).into());
