@@ -2,6 +2,7 @@
 
 import shutil
 import socket
+import threading
 import time
 
 import pytest
@@ -142,3 +143,107 @@ def test_a_slow_client_does_not_give_the_upstream_more_time(through):
             wire.read_exactly(64 << 10)
             taken += 64 << 10
             time.sleep(0.02)
+
+def asks_meanwhile(proxy, head: str, piece: bytes) -> None:
+    """Asks for something else while a client sends as fast as it is taken, and goes on until that is answered."""
+    stop = threading.Event()
+
+    def upload() -> None:
+        with proxy.connect() as wire:
+            wire.send(head)
+            while not stop.is_set():
+                wire.send(piece)
+
+    thread = threading.Thread(target=upload)
+    thread.start()
+    try:
+        for _ in range(3):
+            assert proxy.get("/else").body == b"else"
+    finally:
+        stop.set()
+        thread.join()
+
+
+@pytest.mark.parametrize("buffering", ["on", "off"])
+def test_a_fast_upload_leaves_others_their_turn(serve, upstream, buffering):
+    proxy = serve(
+        """
+        client_max_body_size 0;
+        server {
+            listen 127.0.0.1:@port@;
+            location = /else { return 200 else; }
+            location / {
+                proxy_http_version 1.1;
+                proxy_request_buffering @buffering@;
+                proxy_pass http://@upstream@;
+            }
+        }
+        """,
+        upstream=upstream(to_end).address,
+        buffering=buffering,
+    )
+    asks_meanwhile(
+        proxy, "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\nx\r\n" * (64 << 10)
+    )
+
+
+def test_small_chunks_go_on_together(through):
+    """Each for itself they would be as many sends."""
+    sizes = []
+
+    def count(wire):
+        wire.read_until(b"\r\n\r\n")
+        chunks, _ = wire.read_chunked()
+        sizes.append((len(chunks), sum(map(len, chunks))))
+        wire.send(response())
+
+    proxy = through(
+        count, "location / { proxy_http_version 1.1; proxy_request_buffering off; proxy_pass http://@upstream@; }"
+    )
+    with proxy.connect() as wire:
+        wire.send(b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n" + b"1\r\nx\r\n" * 20000)
+        wire.send(b"0\r\n\r\n")
+        assert wire.read_response().status == 200
+    ((chunks, total),) = sizes
+    assert total == 20000 and chunks < 2000
+
+
+def test_behind_a_refused_uri_nothing_is_read(serve):
+    proxy = serve(
+        """
+        log_format f "$status $http_x_y";
+        access_log logs/access.log f;
+        server { listen 127.0.0.1:@port@; }
+        """
+    )
+    with proxy.connect() as wire:
+        wire.send("GET /.. HTTP/1.1\r\nHost: a\r\nX-Y: z\r\nin_valid: x\r\n\r\n")
+        assert wire.read_response().status == 400
+    assert proxy.accessed() == ["400 -"]
+    assert "host:" not in proxy.logged("invalid request")
+    assert "invalid header" not in proxy.error_log()
+
+
+@ringx_only("early hints are of nginx 1.29")
+def test_early_hints_give_a_client_no_more_time(through):
+    gone = threading.Event()
+
+    def hint(wire):
+        wire.read_until(b"\r\n\r\n")
+        try:
+            while not gone.wait(0.1):
+                wire.send(b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n")
+        except OSError:
+            pass
+
+    proxy = through(
+        hint,
+        """
+        client_body_timeout 1s;
+        location / { proxy_http_version 1.1; proxy_request_buffering off; proxy_pass http://@upstream@; }
+        """,
+    )
+    with proxy.connect() as wire:
+        wire.send("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\nhalf")
+        wire.expect_end()
+    gone.set()

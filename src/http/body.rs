@@ -6,6 +6,7 @@ use std::io::{self, IoSlice};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use super::close::Close;
 use super::connection::Connection;
@@ -13,15 +14,18 @@ use super::modules::core::{self, InFileOnly, TempPath};
 use super::request::Request;
 use crate::error_log::Level;
 use crate::http1::Span;
-use crate::http1::chunked::Decoder;
+use crate::http1::chunked::{ChunkError, Decoder};
 use crate::http1::framing::BodyLength;
 use crate::http1::request::Method;
 use crate::io::Buffer;
+use crate::io::select::yield_now;
 use crate::io::stream::Failure;
-use crate::io::timer::Wait;
+use crate::io::timer::{self, Wait};
 
 /// Most that is received at once while a body is streamed, buffered or thrown away.
 const PIECE: usize = 16 << 10;
+/// Receives without waiting before the rest of the shard gets its turn: a client may always be ahead.
+const RECEIVES_IN_A_ROW: u32 = 4;
 
 #[derive(Debug, Default)]
 pub struct RequestBody {
@@ -30,6 +34,12 @@ pub struct RequestBody {
     decoder: Decoder,
     /// As received: body bytes, for a chunked body with its framing.
     raw: Buffer,
+    /// Bytes of `raw` that the piece at its front was made of.
+    taken: usize,
+    /// Receives since the last one that had to wait.
+    in_a_row: u32,
+    /// When the client will have been waited for too long, however often the wait is begun anew.
+    until_ms: Option<u64>,
     state: State,
     /// Pieces of it went to an upstream as they came: no other upstream can have them.
     pub was_streamed: bool,
@@ -85,6 +95,9 @@ impl RequestBody {
         self.remaining = 0;
         self.decoder = Decoder::default();
         self.raw = Buffer::empty();
+        self.taken = 0;
+        self.in_a_row = 0;
+        self.until_ms = None;
         self.state = State::Unread;
         self.was_streamed = false;
         self.is_abandoned = false;
@@ -204,8 +217,8 @@ pub fn piece(r: &Request, span: Span) -> &[u8] {
 }
 
 /// Gives back the piece; to be called before the next one is asked for.
-pub fn consume(r: &mut Request, span: Span) {
-    r.body.raw.consume(span.end as usize);
+pub fn consume(r: &mut Request) {
+    r.body.raw.consume(r.body.taken);
     finish_if_complete(r);
 }
 
@@ -216,23 +229,47 @@ fn take(c: &Connection, r: &mut Request) -> Result<Option<Span>, BodyError> {
         r.body.received += n as u64;
         r.body.decoded += n as u64;
         r.body.remaining -= n as u64;
+        r.body.taken = n;
         return Ok(Some(Span::new(0, n)));
     }
-    let Ok(step) = r.body.decoder.decode(r.body.raw.as_slice()) else {
+    let max = *c.settings(r).core.client_max_body_size;
+    let Ok(span) = take_chunks(&mut r.body, if max == 0 { u64::MAX } else { max }) else {
         c.log(r, Level::Error, format_args!("client sent invalid chunked body"));
         return Err(BodyError::Status(400));
     };
-    r.body.received += step.consumed as u64;
-    if step.data.is_empty() {
-        r.body.raw.consume(step.consumed);
-        finish_if_complete(r);
+    if span.is_empty() {
+        consume(r);
         return Ok(None);
     }
-    // A decoder takes no more than up to the end of one run of data: what is behind it is looked at
-    // when this has been consumed.
-    debug_assert!(step.data.end as usize == step.consumed);
-    r.body.decoded += step.data.len() as u64;
-    Ok(Some(step.data))
+    Ok(Some(span))
+}
+
+/// Data at the front of `raw`, which is then made of `taken` bytes. What several chunks have brought is
+/// moved together: a client may send byte by byte, and each piece is a write or a send. A chunk that
+/// makes the body larger than `max` comes on its own.
+fn take_chunks(body: &mut RequestBody, max: u64) -> Result<Span, ChunkError> {
+    let raw = body.raw.as_mut_slice();
+    let first = body.decoder.decode(raw)?;
+    body.taken = first.consumed;
+    body.received += first.consumed as u64;
+    body.decoded += first.data.len() as u64;
+    let (start, mut end) = (first.data.start as usize, first.data.end as usize);
+    while start < end && body.taken < raw.len() {
+        let mut decoder = body.decoder;
+        // What is invalid is refused behind what was valid.
+        let Ok(step) = decoder.decode(&raw[body.taken..]) else { break };
+        let decoded = body.decoded.saturating_add(step.data.len() as u64);
+        if step.consumed == 0 || decoded.saturating_add(decoder.chunk_left()) > max {
+            break;
+        }
+        let data = body.taken + step.data.start as usize..body.taken + step.data.end as usize;
+        raw.copy_within(data, end);
+        end += step.data.len();
+        body.taken += step.consumed;
+        body.received += step.consumed as u64;
+        (body.decoded, body.decoder) = (decoded, decoder);
+    }
+    Ok(Span::new(start, end))
 }
 
 /// Notices the end; what was received behind a chunked body is the next request's.
@@ -263,14 +300,28 @@ async fn receive(c: &Connection, r: &mut Request) -> Result<(), BodyError> {
     buffer.limit_receive(r.body.remaining);
     r.body.raw = buffer;
     let received = loop {
+        if r.body.in_a_row >= RECEIVES_IN_A_ROW {
+            r.body.in_a_row = 0;
+            if let Err(ended) = c.stream.timer().within(limit, Wait::Busy, yield_now()).await {
+                break Err(ended.into());
+            }
+        }
         match c.stream.try_recv_into(&mut r.body.raw) {
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-                if let Err(failure) = c.stream.readable(limit, Wait::Busy).await {
+                r.body.in_a_row = 0;
+                let now_ms = timer::now_ms();
+                let until_ms = r.body.until_ms.get_or_insert(now_ms + limit.as_millis() as u64);
+                let left = Duration::from_millis(until_ms.saturating_sub(now_ms));
+                if let Err(failure) = c.stream.readable(left, Wait::Busy).await {
                     break Err(failure);
                 }
             }
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            received => break received.map_err(Failure::Io),
+            received => {
+                r.body.in_a_row += 1;
+                r.body.until_ms = None;
+                break received.map_err(Failure::Io);
+            }
         }
     };
     let close = match received {
@@ -306,7 +357,7 @@ pub async fn read_all(c: &Connection, r: &mut Request) -> Result<(), BodyError> 
         let kept =
             kept.and_then(|()| store(r, span, memory_max).or_else(|e| file_failed(c, r, core, &e)));
         // Kept or not, it has been taken: whoever reads on begins behind it.
-        consume(r, span);
+        consume(r);
         kept?;
     }
     if only_file && r.body.file.is_none() {
@@ -422,7 +473,7 @@ async fn look_through(c: &Connection, r: &mut Request) -> Result<(), BodyError> 
     }
     while r.body.state != State::Done && !r.body.raw.is_empty() {
         match take(c, r)? {
-            Some(span) => consume(r, span),
+            Some(_) => consume(r),
             None => break,
         }
     }
@@ -431,8 +482,8 @@ async fn look_through(c: &Connection, r: &mut Request) -> Result<(), BodyError> 
 
 /// Throws the rest of the body away, if the connection is to be used again.
 pub async fn discard(c: &Connection, r: &mut Request) -> Result<(), BodyError> {
-    while let Some(span) = next(c, r).await? {
-        consume(r, span);
+    while next(c, r).await?.is_some() {
+        consume(r);
     }
     Ok(())
 }
@@ -561,6 +612,44 @@ impl Drop for TempFile {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The body that comes of `raw` received in pieces of so many bytes, and its pieces.
+    fn decoded(raw: &[u8], piece: usize, max: u64) -> Result<(Vec<u8>, usize), ChunkError> {
+        let mut body = RequestBody::default();
+        let (mut data, mut pieces) = (Vec::new(), 0);
+        for received in raw.chunks(piece) {
+            body.raw.extend(received);
+            while !body.raw.is_empty() && !body.decoder.is_done() {
+                let span = take_chunks(&mut body, max)?;
+                data.extend_from_slice(span.of(body.raw.as_slice()));
+                pieces += usize::from(!span.is_empty());
+                body.raw.consume(body.taken);
+            }
+        }
+        assert!(body.decoder.is_done());
+        assert_eq!(body.decoded, data.len() as u64);
+        assert_eq!(body.received + body.raw.len() as u64, raw.len() as u64);
+        assert_eq!(body.raw.as_slice(), b"GET");
+        Ok((data, pieces))
+    }
+
+    #[test]
+    fn chunks_that_came_together_are_one_piece() {
+        let raw =
+            b"1\r\na\r\n2;x=y\r\nbc\r\n10\r\n0123456789abcdef\r\n3\r\nend\r\n0\r\nT: t\r\n\r\nGET";
+        for piece in 1..=raw.len() {
+            let (data, pieces) = decoded(raw, piece, u64::MAX).unwrap();
+            assert_eq!(data, b"abc0123456789abcdefend", "in pieces of {piece} bytes");
+            if piece == raw.len() {
+                assert_eq!(pieces, 1);
+            }
+        }
+        // Only with the third chunk it becomes too large: then that is for itself.
+        for (max, pieces) in [(22, 1), (21, 2), (18, 3), (2, 4)] {
+            assert_eq!(decoded(raw, raw.len(), max).unwrap().1, pieces, "at most {max} bytes");
+        }
+        assert_eq!(decoded(b"1\r\na\r\n1\nb", 100, u64::MAX), Err(ChunkError));
+    }
 
     #[test]
     fn a_temporary_file_is_named_by_levels_and_goes_away() {

@@ -474,8 +474,13 @@ fn read_lines(c: &Connection, r: &mut Request, reading: &mut Reading) -> Result<
     let mut read = request::parse(r.buffer.as_slice(), &reading.rules, &mut r.head);
     if !reading.has_uri && r.head.is_line_read() {
         reading.has_uri = true;
-        // What is wrong with the target comes before what is wrong with the lines that follow it.
-        set_uri(r, *c.settings(r).core.merge_slashes)?;
+        // What is wrong with the target comes before the lines that follow it: of those nothing is
+        // known then.
+        if let Err(refusal) = set_uri(r, *c.settings(r).core.merge_slashes) {
+            r.head.headers.clear();
+            r.head.dropped.clear();
+            return Err(refusal);
+        }
     }
     if !reading.has_server && (r.head.names_host() || r.head.is_read()) {
         reading.has_server = true;

@@ -55,6 +55,10 @@ impl Buffer {
         &self.data[self.start..]
     }
 
+    pub fn as_mut_slice(&mut self) -> &mut [u8] {
+        &mut self.data[self.start..]
+    }
+
     pub fn len(&self) -> usize {
         self.data.len() - self.start
     }

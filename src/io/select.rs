@@ -4,6 +4,8 @@ use std::future::Future;
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll};
 
+use super::timer;
+
 /// Which of two futures was ready first.
 #[derive(Debug)]
 pub enum Either<A, B> {
@@ -51,7 +53,8 @@ pub async fn both<A: Future, B: Future>(a: A, b: B) -> (A::Output, B::Output) {
     .await
 }
 
-/// Lets every other ready task of the shard run first.
+/// Lets every other ready task of the shard run first, and what has come and what is due meanwhile be
+/// noticed.
 pub async fn yield_now() {
     struct Yield(bool);
     impl Future for Yield {
@@ -60,7 +63,7 @@ pub async fn yield_now() {
             if std::mem::replace(&mut self.0, true) {
                 return Poll::Ready(());
             }
-            cx.waker().wake_by_ref();
+            timer::wake_in_turn(cx.waker());
             Poll::Pending
         }
     }
@@ -93,5 +96,70 @@ impl Signal {
             Poll::Pending
         })
         .await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+    use std::io::Write as _;
+    use std::os::unix::net::UnixStream;
+    use std::rc::Rc;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::io::Stream;
+    use crate::io::runtime::{Ring, spawn};
+
+    /// A task always has something to do: meanwhile a timer of another's fires, and a byte comes to a
+    /// third. It gives up after far more time than that can take.
+    fn others_run(ring: Ring) {
+        let both_ran = ring.run(async {
+            spawn(timer::run_clock(), |_| {});
+            let (slept, heard) = (Rc::new(Cell::new(false)), Rc::new(Cell::new(false)));
+            let (mut sender, receiver) = UnixStream::pair().unwrap();
+            receiver.set_nonblocking(true).unwrap();
+            let (sets_slept, sets_heard) = (Rc::clone(&slept), Rc::clone(&heard));
+            spawn(
+                async move {
+                    timer::sleep(Duration::from_millis(20)).await;
+                    sets_slept.set(true);
+                    sender.write_all(b"x").unwrap();
+                },
+                |_| {},
+            );
+            spawn(
+                async move {
+                    let stream = Stream::new(receiver.into()).unwrap();
+                    stream.readable_unlimited().await.unwrap();
+                    sets_heard.set(true);
+                },
+                |_| {},
+            );
+            let (done, seen) = (Rc::new(Signal::default()), Rc::new(Cell::new((false, false))));
+            let (raises, sets_seen) = (Rc::clone(&done), Rc::clone(&seen));
+            spawn(
+                async move {
+                    let until = timer::now_ms() + 5000;
+                    while !(slept.get() && heard.get()) && timer::now_ms() < until {
+                        yield_now().await;
+                    }
+                    sets_seen.set((slept.get(), heard.get()));
+                    raises.raise();
+                },
+                |_| {},
+            );
+            done.wait().await;
+            seen.get()
+        });
+        assert_eq!(both_ran.unwrap(), (true, true), "a timer, and a socket, with {ring:?}");
+    }
+
+    #[test]
+    fn a_task_that_yields_gives_others_their_turn() {
+        for ring in [Ring::detect().0, Ring::Epoll] {
+            // What is due, and the clock, are a thread's.
+            std::thread::spawn(move || others_run(ring)).join().unwrap();
+        }
     }
 }

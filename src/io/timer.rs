@@ -73,6 +73,9 @@ struct Timers {
     /// The clock task, and until when it sleeps.
     clock: Option<Waker>,
     sleeps_until: u64,
+    has_clock: bool,
+    /// Who lets others run first.
+    yielded: Vec<Waker>,
 }
 
 thread_local! {
@@ -259,8 +262,33 @@ pub fn interrupt(wait: Wait) {
     });
 }
 
+/// Wakes a task when everything that is ready now has run. A task that wakes itself while it runs goes
+/// to the front of monoio's queue, where it keeps all others from running: so the clock wakes it. It
+/// also fires what is due, as the ring's own timers wait for a moment without any task to run.
+pub fn wake_in_turn(waker: &Waker) {
+    TIMERS.with_borrow_mut(|timers| {
+        if !timers.has_clock {
+            return waker.wake_by_ref();
+        }
+        timers.yielded.push(waker.clone());
+        if let Some(clock) = timers.clock.take() {
+            clock.wake();
+        }
+    });
+}
+
+fn wake_yielded() {
+    let mut yielded = TIMERS.with_borrow_mut(|timers| std::mem::take(&mut timers.yielded));
+    for waker in yielded.drain(..) {
+        waker.wake();
+    }
+    // Its room is used again.
+    TIMERS.with_borrow_mut(|timers| timers.yielded = yielded);
+}
+
 /// The shard's clock: sleeps until the next deadline, for ever.
 pub async fn run_clock() {
+    TIMERS.with_borrow_mut(|timers| timers.has_clock = true);
     loop {
         let until = TIMERS.with_borrow_mut(|timers| {
             timers.sleeps_until = timers.expire(now_ms());
@@ -275,8 +303,10 @@ pub async fn run_clock() {
         };
         let mut asleep = std::pin::pin!(asleep);
         std::future::poll_fn(|cx| {
+            wake_yielded();
             TIMERS.with_borrow_mut(|timers| {
-                if timers.places.first().is_some_and(|&(place, _)| place < until) {
+                let is_sooner = timers.places.first().is_some_and(|&(place, _)| place < until);
+                if is_sooner || until <= now_ms() {
                     return Poll::Ready(());
                 }
                 timers.clock = Some(cx.waker().clone());

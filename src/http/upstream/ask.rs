@@ -217,8 +217,8 @@ impl Exchange<'_> {
         Piece::Message { with_body }
     }
 
-    /// Sends head and body, of which the first bytes have gone `ahead`. A server that stops listening may have answered: then the error is kept
-    /// for the case that it has not.
+    /// Sends head and body, of which the first bytes have gone `ahead`. A server that stops listening
+    /// may have answered: then the error is kept for the case that it has not.
     async fn send(
         &self,
         r: &mut Request,
@@ -270,7 +270,7 @@ impl Exchange<'_> {
             body::check_size(self.c, r, span).map_err(NoAnswer::Client)?;
             let chunked = self.body == BodyForm::Chunked;
             self.send_piece(r, stream, Piece::Body { span, chunked }, 0, sent, answer).await?;
-            body::consume(r, span);
+            body::consume(r);
         }
         if matches!(sent.end, SendEnd::Answered) && !r.body.is_done() {
             // Nobody wants the rest.
@@ -312,8 +312,8 @@ impl Exchange<'_> {
         Ok(())
     }
 
-    /// Sends all of a piece that has not gone `ahead`, and listens while the socket is full: a server that answers before it
-    /// has read everything may never read on.
+    /// Sends all of a piece that has not gone `ahead`, and listens while the socket is full: a server
+    /// that answers before it has read everything may never read on.
     async fn send_piece(
         &self,
         r: &mut Request,
@@ -401,9 +401,11 @@ impl Exchange<'_> {
                     }
                     return Err(self.broken(r, connection));
                 }
-                Ok(_) => {
-                    self.read_on(r, answer).await?;
+                // Early hints do not give it more time.
+                Ok(_) if !self.read_on(r, answer).await? && timer::now_ms() > until_ms => {
+                    return Err(self.timed_out(r, &Failure::TimedOut, false));
                 }
+                Ok(_) => {}
                 Err(Failure::Io(e)) => {
                     self.log_hang_up(r, "recv() failed", Some(&e));
                     return Err(self.broken(r, connection));
