@@ -164,7 +164,10 @@ pub async fn tell_continue(c: &Connection, r: &mut Request) -> Result<(), Close>
 }
 
 /// Starts reading: says `100 Continue` to who waits for it, and takes over what came with the head.
-async fn begin(c: &Connection, r: &mut Request) -> Result<(), Close> {
+pub async fn begin(c: &Connection, r: &mut Request) -> Result<(), Close> {
+    if r.body.is_started() {
+        return Ok(());
+    }
     r.body.state = State::Reading;
     r.body.remaining = match r.head.body {
         BodyLength::Length(n) => n,
@@ -193,11 +196,9 @@ fn remove_ahead(r: &mut Request, n: usize) {
 }
 
 /// The next piece of the decoded body: a span of [`piece`]. `None`: the body is complete. It waits
-/// for readiness only: dropped, it has lost nothing.
+/// for readiness only: dropped, it has lost nothing, once the body has begun.
 pub async fn next(c: &Connection, r: &mut Request) -> Result<Option<Span>, BodyError> {
-    if r.body.state == State::Unread {
-        begin(c, r).await?;
-    }
+    begin(c, r).await?;
     loop {
         if r.body.state == State::Done {
             return Ok(None);
@@ -468,9 +469,7 @@ pub async fn begin_discard(c: &Connection, r: &mut Request) -> Result<Option<u16
 }
 
 async fn look_through(c: &Connection, r: &mut Request) -> Result<(), BodyError> {
-    if r.body.state == State::Unread {
-        begin(c, r).await?;
-    }
+    begin(c, r).await?;
     while r.body.state != State::Done && !r.body.raw.is_empty() {
         match take(c, r)? {
             Some(_) => consume(r),

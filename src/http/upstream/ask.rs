@@ -21,7 +21,7 @@ use crate::http::request::Request;
 use crate::http1::refusal::ResponseRefusal;
 use crate::http1::response::{self, NO_VALID_HEADER};
 use crate::http1::{Progress, Span, chunked};
-use crate::io::select::{Either, either};
+use crate::io::select::{Either, either, yield_now};
 use crate::io::stream::{Address, Connecting, Failure, NewSocket};
 use crate::io::timer::{self, Wait};
 use crate::io::{Buffer, Stream};
@@ -256,6 +256,8 @@ impl Exchange<'_> {
         answer: &mut Answer,
     ) -> Result<(), NoAnswer> {
         r.body.was_streamed = true;
+        // `100 Continue` is not to be broken off in the middle.
+        body::begin(self.c, r).await?;
         while sent.is_open() {
             // Both wait for readiness: the one that is dropped loses nothing.
             let span = match either(body::next(self.c, r), stream.readable_unlimited()).await {
@@ -299,6 +301,10 @@ impl Exchange<'_> {
             match file.read_at(offset, &mut piece) {
                 Ok(0) => break,
                 Ok(n) => {
+                    if offset > 0 {
+                        // A server that takes everything at once leaves others their turn.
+                        yield_now().await;
+                    }
                     offset += n as u64;
                     self.send_piece(r, stream, Piece::Bytes(&piece[..n]), 0, sent, answer).await?;
                 }
