@@ -11,6 +11,7 @@ use crate::counters::{Counters, OwnCounters};
 use crate::error_log::{Files, Level, Log};
 use crate::http::listener::Listener;
 use crate::http::modules::access_log::{AccessLogs, LogWriters};
+use crate::http::request::{Request, Requests};
 use crate::http::server::{Http, LocationId, ResolverId, ServerId};
 use crate::http::tunnel::engine::Tunnels;
 use crate::http::upstream::Upstreams;
@@ -42,6 +43,8 @@ pub struct Shard {
     pub counters: OwnCounters,
     pub access_logs: LogWriters,
     pub tunnels: Tunnels,
+    /// For whoever begins to read a head.
+    pub requests: Requests,
     generation: RefCell<Rc<Generation>>,
     listeners: RefCell<Vec<Rc<Listener>>>,
     files: Arc<Files>,
@@ -146,6 +149,11 @@ impl std::fmt::Debug for Generation {
 }
 
 impl Shard {
+    /// Takes back a request that has been reset.
+    pub fn give_request(&self, r: Box<Request>) {
+        self.requests.give(r, &self.generation.borrow());
+    }
+
     /// The configuration for what begins now.
     pub fn generation(&self) -> Rc<Generation> {
         Rc::clone(&self.generation.borrow())
@@ -304,6 +312,7 @@ async fn live(start: Start) -> Result<(), String> {
         counters: OwnCounters::new(counters, id),
         access_logs,
         tunnels: Tunnels::new().map_err(|e| e.to_string())?,
+        requests: Requests::default(),
         generation: RefCell::new(Rc::clone(&generation)),
         listeners: RefCell::default(),
         files,
@@ -335,6 +344,7 @@ async fn live(start: Start) -> Result<(), String> {
                                 old.config.http.as_ref(),
                             );
                             shard.generation.replace(Rc::clone(&next));
+                            shard.requests.clear();
                             Upstreams::look_up_due(&shard, &next);
                             shard.listen(&next, listening);
                         }

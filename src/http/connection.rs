@@ -2,6 +2,7 @@
 
 use std::cell::{Cell, OnceCell};
 use std::fmt;
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::time::Duration;
@@ -11,7 +12,7 @@ use super::body::{self, BodyError};
 use super::close::Close;
 use super::listener::Listener;
 use super::modules::Settings;
-use super::modules::core::{KeepaliveDisable, LingeringClose};
+use super::modules::core::{self, KeepaliveDisable, LingeringClose};
 use super::phase;
 use super::request::{RefusedPart, Request};
 use super::upstream::exchange::Family;
@@ -215,57 +216,133 @@ impl From<Close> for NoHead {
 
 /// Serves a connection to its end, or until it becomes a tunnel.
 pub async fn serve(c: Connection, guard: ConnectionGuard) {
-    let (generation, address) = c.listener.binding();
-    let mut r = Request::new(generation, address);
-    match answer_requests(&c, &guard, &mut r).await {
+    let (mut r, close) = answer_requests(&c, &guard).await;
+    match close {
         Close::Tunnelled(opening) => {
+            drop(r);
             let Connection { shard, stream, .. } = c;
             match stream.into_fd() {
                 Ok(socket) => shard.tunnels.open(&shard, socket, guard, *opening),
                 Err(e) => shard.log_main(Level::Crit, format_args!("a tunnel is lost: {e}")),
             }
         }
-        close => end(&c, &mut r, close).await,
+        close => {
+            Box::pin(end(&c, &mut r, close)).await;
+            let (generation, address) = c.listener.binding();
+            r.reset(generation, address);
+            r.buffer = Buffer::empty();
+            c.shard.give_request(r);
+        }
     }
 }
 
-async fn answer_requests(c: &Connection, guard: &ConnectionGuard, r: &mut Request) -> Close {
-    if r.generation.http().address(r.address).proxy_protocol
-        && let Err(close) = read_proxy_protocol(c, r).await
-    {
-        return close;
-    }
+/// Answers one after the other; gives the last one, and why it was.
+async fn answer_requests(c: &Connection, guard: &ConnectionGuard) -> (Box<Request>, Close) {
     let mut keepalive = None;
+    let mut behind = None;
+    let (generation, address) = c.listener.binding();
+    if generation.http().address(address).proxy_protocol {
+        let mut r = c.shard.requests.take(generation, address);
+        if let Err(close) = Box::pin(read_proxy_protocol(c, &mut r)).await {
+            return (r, close);
+        }
+        behind = when_behind(c, r);
+    } else {
+        drop(generation);
+    }
     loop {
-        let answered = match read_head(c, guard, r, keepalive).await {
+        let mut r = if let Some(mut r) = behind {
+            // The first one may be behind a header of the PROXY protocol.
+            r.pipelined = keepalive.is_some();
+            r
+        } else {
+            // An idle connection holds no request, and no configuration.
+            let came = wait_for_request(c, keepalive).await;
+            let (generation, address) = c.listener.binding();
+            let mut r = c.shard.requests.take(generation, address);
+            match came {
+                Ok(buffer) => r.buffer = buffer,
+                Err(close) => return (r, close),
+            }
+            r
+        };
+        let answered = match read_head(c, guard, &mut r, keepalive.is_none()).await {
             Ok(()) => {
                 guard.enter(Stage::Writing);
                 // What a request needs while it is answered, an idle connection has no room for.
-                Pooled::new(|| phase::answer(c, r)).await
+                Pooled::new(|| phase::answer(c, &mut r)).await
             }
-            Err(NoHead::Refused(refusal)) => Box::pin(refuse(c, r, &refusal)).await,
-            Err(NoHead::Close(close)) => return close,
+            Err(NoHead::Refused(refusal)) => Box::pin(refuse(c, &mut r, &refusal)).await,
+            Err(NoHead::Close(close)) => return (r, close),
         };
         if let Err(close) = answered {
-            return close;
+            return (r, close);
         }
         if !r.keepalive {
-            return Close::Orderly;
+            return (r, Close::Orderly);
         }
         if !r.body.is_done() {
             c.action.set(Action::ClosingRequest);
-            match body::discard(c, r).await {
+            match Box::pin(body::discard(c, &mut r)).await {
                 Ok(()) => {}
-                Err(BodyError::Close(close)) => return close,
-                Err(BodyError::Status(_)) => return Close::Orderly,
+                Err(BodyError::Close(close)) => return (r, close),
+                Err(BodyError::Status(_)) => return (r, Close::Orderly),
             }
         }
-        log_request(c, r);
-        keepalive = Some(Keepalive::after(c, r));
+        log_request(c, &mut r);
+        keepalive = Some(Keepalive::after(c, &r));
         let (generation, address) = c.listener.binding();
         r.reset(generation, address);
         guard.enter(Stage::Waiting);
+        behind = when_behind(c, r);
     }
+}
+
+/// The request that is to come next, if anything of it has come already; if not, nothing is held for it.
+fn when_behind(c: &Connection, r: Box<Request>) -> Option<Box<Request>> {
+    if r.buffer.is_empty() {
+        c.shard.give_request(r);
+        return None;
+    }
+    Some(r)
+}
+
+/// Waits for the first bytes of a request, with no more than a buffer for them: one operation of the
+/// ring waits and receives. An empty one: whoever receives again is told the end.
+async fn wait_for_request(c: &Connection, keepalive: Option<Keepalive>) -> Result<Buffer, Close> {
+    let (limit, wait) = match keepalive {
+        None => {
+            c.action.set(Action::WaitingForRequest);
+            (default_settings(c, |core| *core.client_header_timeout), Wait::Busy)
+        }
+        Some(Keepalive { timeout, min_timeout }) => {
+            c.action.set(Action::Keepalive);
+            if !min_timeout.is_zero() {
+                // A wait that is given up and gone on with is one that takes nothing.
+                match c.stream.readable(min_timeout, Wait::Busy).await {
+                    Ok(()) => return Ok(Buffer::empty()),
+                    // From now on it may be closed at any time.
+                    Err(Failure::TimedOut) => {}
+                    Err(failure) => return Err(Close::from(failure)),
+                }
+            }
+            (timeout.saturating_sub(min_timeout), Wait::Idle)
+        }
+    };
+    let buffer = Buffer::with_capacity(default_settings(c, |core| *core.client_header_buffer_size));
+    match c.stream.recv(buffer, limit, wait).await {
+        (Ok(_), buffer) => Ok(buffer),
+        (Err(Failure::TimedOut), _) if keepalive.is_some() => Err(Close::KeepaliveTimedOut),
+        (Err(failure), _) => Err(Close::from(failure)),
+    }
+}
+
+/// A setting of the address's default server.
+fn default_settings<T>(c: &Connection, get: impl FnOnce(&core::Settings) -> T) -> T {
+    let (generation, address) = c.listener.binding();
+    let http = generation.http();
+    let level = http.server(http.address(address).default_server).level;
+    get(&http.location(level).settings.core)
 }
 
 /// How long the next request is waited for: what the location of the last one says.
@@ -366,25 +443,21 @@ fn limits(c: &Connection, r: &Request) -> Limits {
     }
 }
 
-/// Receives until a whole head is there, and its server and its normalised URI are found.
+/// Receives until a whole head is there, and its server and its normalised URI are found. Something
+/// has come: the first bytes, the end, or an error.
 async fn read_head(
     c: &Connection,
     guard: &ConnectionGuard,
     r: &mut Request,
-    mut keepalive: Option<Keepalive>,
+    is_first: bool,
 ) -> Result<(), NoHead> {
     let mut reading = Reading::of(c, r);
-    let is_first = keepalive.is_none();
-    r.pipelined = !r.buffer.is_empty() && !is_first;
     let mut deadline = None;
-    if r.buffer.is_empty() {
-        c.action.set(if is_first { Action::WaitingForRequest } else { Action::Keepalive });
-    } else {
-        // The next request, or the first one behind a header of the PROXY protocol.
-        c.action.set(if is_first {
-            Action::ReadingRequestLine
-        } else {
+    if !r.buffer.is_empty() {
+        c.action.set(if r.pipelined {
             Action::ReadingPipelinedRequestLine
+        } else {
+            Action::ReadingRequestLine
         });
         deadline = Some(begin_request(c, guard, r, reading.header_timeout));
     }
@@ -407,22 +480,20 @@ async fn read_head(
                 }
             }
         }
-        let (limit, wait) = match (deadline, keepalive) {
-            (Some(deadline), _) => {
-                let left = u64::saturating_sub(deadline, timer::now_ms());
-                (Duration::from_millis(left), Wait::Busy)
-            }
-            (None, None) => (reading.header_timeout, Wait::Busy),
-            (None, Some(Keepalive { timeout, min_timeout: Duration::ZERO })) => {
-                (timeout, Wait::Idle)
-            }
-            (None, Some(Keepalive { min_timeout, .. })) => (min_timeout, Wait::Busy),
+        let limit = match deadline {
+            Some(deadline) => Duration::from_millis(u64::saturating_sub(deadline, timer::now_ms())),
+            None => reading.header_timeout,
         };
         let mut buffer = std::mem::take(&mut r.buffer);
         if buffer.spare() == 0 {
             buffer.grow(buffer.len() + reading.buffer_size(&buffer));
         }
-        let (received, buffer) = c.stream.recv(buffer, limit, wait).await;
+        let (received, buffer) = match c.stream.try_recv_into(&mut buffer) {
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                c.stream.recv(buffer, limit, Wait::Busy).await
+            }
+            received => (received.map_err(Failure::Io), buffer),
+        };
         r.buffer = buffer;
         match received {
             Ok(0) if deadline.is_none() && !is_first => {
@@ -437,26 +508,8 @@ async fn read_head(
             Ok(0) => return Err(Close::ClientAborted.into()),
             Ok(_) => {
                 if deadline.is_none() {
-                    let (generation, address) = c.listener.binding();
-                    if !Rc::ptr_eq(&generation, &r.generation) {
-                        // The configuration changed while the connection was idle.
-                        r.reset(generation, address);
-                        reading = Reading::of(c, r);
-                    }
                     c.action.set(Action::ReadingRequestLine);
                     deadline = Some(begin_request(c, guard, r, reading.header_timeout));
-                }
-            }
-            Err(Failure::TimedOut) if deadline.is_none() && !is_first => {
-                // From now on it may be closed at any time.
-                let left = keepalive.and_then(|keepalive| {
-                    let left = keepalive.timeout.saturating_sub(keepalive.min_timeout);
-                    let is_over = keepalive.min_timeout.is_zero() || left.is_zero();
-                    (!is_over).then_some(Keepalive { timeout: left, min_timeout: Duration::ZERO })
-                });
-                match left {
-                    Some(left) => keepalive = Some(left),
-                    None => return Err(Close::KeepaliveTimedOut.into()),
                 }
             }
             Err(failure) => return Err(Close::from(failure).into()),

@@ -163,7 +163,58 @@ impl Kept {
     }
 }
 
+/// Requests that nobody has at the moment: a connection has one only from the first byte of a head
+/// on, and their buffers are used again and again.
+#[derive(Default)]
+pub struct Requests(
+    // Boxed, because a connection is to have no more than a pointer of it.
+    #[allow(clippy::vec_box)] RefCell<Vec<Box<Request>>>,
+);
+
+impl Requests {
+    /// More are not kept.
+    const KEPT_MAX: usize = 128;
+    /// Nor is one with more than so many bytes of buffers.
+    const HELD_MAX: usize = 32 << 10;
+
+    pub fn take(&self, generation: Rc<Generation>, address: AddressId) -> Box<Request> {
+        match self.0.borrow_mut().pop() {
+            Some(mut r) => {
+                r.bind(generation, address);
+                r
+            }
+            None => Box::new(Request::new(generation, address)),
+        }
+    }
+
+    /// Keeps one that has been reset. No configuration but the `current` one is held by it.
+    pub fn give(&self, r: Box<Request>, current: &Rc<Generation>) {
+        let mut kept = self.0.borrow_mut();
+        if kept.len() < Self::KEPT_MAX
+            && r.held() <= Self::HELD_MAX
+            && Rc::ptr_eq(&r.generation, current)
+        {
+            kept.push(r);
+        }
+    }
+
+    /// Lets go of all, and of the configurations that they hold.
+    pub fn clear(&self) {
+        self.0.borrow_mut().clear();
+    }
+}
+
 impl Request {
+    /// Bytes of buffers that stay with it.
+    fn held(&self) -> usize {
+        self.uri.capacity()
+            + self.args.capacity()
+            + self.host.capacity()
+            + self.response.head.capacity()
+            + self.response.trailers.capacity()
+            + self.message.capacity()
+    }
+
     pub fn new(generation: Rc<Generation>, address: AddressId) -> Self {
         let server = generation.http().address(address).default_server;
         let location = generation.http().server(server).level;
@@ -211,12 +262,25 @@ impl Request {
 
     /// Makes the value ready for the connection's next request; what was received ahead stays.
     pub fn reset(&mut self, generation: Rc<Generation>, address: AddressId) {
+        self.clear();
+        self.bind(generation, address);
+    }
+
+    /// What is to come, comes to this address and under this configuration.
+    fn bind(&mut self, generation: Rc<Generation>, address: AddressId) {
         self.server = generation.http().address(address).default_server;
         self.location = generation.http().server(self.server).level;
         self.generation = generation;
         self.address = address;
+    }
+
+    fn clear(&mut self) {
         self.buffer.consume(self.head_len);
-        self.buffer.compact();
+        if self.buffer.is_empty() {
+            self.buffer = Buffer::empty();
+        } else {
+            self.buffer.compact();
+        }
         self.head.clear();
         self.head_len = 0;
         self.refused = None;

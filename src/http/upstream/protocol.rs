@@ -48,6 +48,11 @@ struct Oversized {
 }
 
 impl Message {
+    /// Bytes that it holds, in use or not.
+    pub fn capacity(&self) -> usize {
+        self.bytes.capacity() + self.upgrade.capacity()
+    }
+
     pub fn clear(&mut self) {
         self.bytes.clear();
         self.inserts.clear();
