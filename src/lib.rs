@@ -2,6 +2,8 @@
 //!
 //! Reading order is calling order: a module uses only what stands below it.
 
+pub mod fuzz;
+
 pub mod demo;
 pub mod options;
 

@@ -223,7 +223,7 @@ fn find(mut tlvs: &[u8], kind: u32) -> Result<Option<&[u8]>, BrokenTlv> {
 
 /// Any bytes: a header ends inside them, what follows it changes nothing, and no look at its TLVs
 /// goes wrong.
-pub fn fuzz_parse(data: &[u8]) {
+pub fn fuzz_proxy_header(data: &[u8]) {
     let parsed = parse(data);
     let Ok(received) = &parsed else { return };
     assert!(received.len <= data.len());
@@ -349,7 +349,7 @@ mod tests {
     proptest! {
         #[test]
         fn any_line(text in "(PROXY ){0,1}(TCP4 |TCP6 |UNKNOWN){0,1}[0-9a-f:. ]{0,30}(\r\n){0,1}x{0,3}") {
-            fuzz_parse(text.as_bytes());
+            fuzz_proxy_header(text.as_bytes());
         }
 
         #[test]
@@ -360,8 +360,8 @@ mod tests {
             cut in any::<prop::sample::Index>(),
         ) {
             let bytes = v2(version_command, family_transport, &body);
-            fuzz_parse(&bytes);
-            fuzz_parse(&bytes[..cut.index(bytes.len())]);
+            fuzz_proxy_header(&bytes);
+            fuzz_proxy_header(&bytes[..cut.index(bytes.len())]);
         }
     }
 }
