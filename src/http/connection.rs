@@ -3,12 +3,14 @@
 use std::cell::{Cell, OnceCell};
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
+use std::pin::pin;
 use std::rc::Rc;
 use std::time::Duration;
 
 use super::action::Action;
 use super::body::{self, BodyError};
 use super::close::Close;
+use super::fault;
 use super::listener::Listener;
 use super::modules::Settings;
 use super::modules::core::{KeepaliveDisable, LingeringClose};
@@ -23,6 +25,7 @@ use crate::http1::host::parse_host;
 use crate::http1::refusal::{Quoted, Refusal};
 use crate::http1::request::{Limits, Method, Rules, Version};
 use crate::http1::{Progress, request, uri};
+use crate::io::runtime::contain;
 use crate::io::stream::Failure;
 use crate::io::timer::{self, Wait};
 use crate::io::{Buffer, Pooled, Stream};
@@ -217,15 +220,22 @@ impl From<Close> for NoHead {
 pub async fn serve(c: Connection, guard: ConnectionGuard) {
     let (generation, address) = c.listener.binding();
     let mut r = Request::new(generation, address);
-    match answer_requests(&c, &guard, &mut r).await {
-        Close::Tunnelled(opening) => {
+    let answered = contain(pin!(answer_requests(&c, &guard, &mut r))).await;
+    match answered {
+        Ok(Close::Tunnelled(opening)) => {
             let Connection { shard, stream, .. } = c;
             match stream.into_fd() {
                 Ok(socket) => shard.tunnels.open(&shard, socket, guard, *opening),
                 Err(e) => shard.log_main(Level::Crit, format_args!("a tunnel is lost: {e}")),
             }
         }
-        close => end(&c, &mut r, close).await,
+        Ok(close) => end(&c, &mut r, close).await,
+        Err(text) => {
+            // With a word on what it was doing: that is what can be done again.
+            c.shard.counters.panics.add(1);
+            c.log(&r, Level::Alert, format_args!("panic: {text}"));
+            end(&c, &mut r, Close::Panicked).await;
+        }
     }
 }
 
@@ -290,7 +300,7 @@ async fn read_proxy_protocol(c: &Connection, r: &mut Request) -> Result<(), Clos
     c.action.set(Action::ReadingProxyProtocol);
     let core = &c.settings(r).core;
     let (size, timeout) = (*core.client_header_buffer_size, *core.client_header_timeout);
-    let (received, buffer) = c.stream.recv(Buffer::with_capacity(size), timeout, Wait::Busy).await;
+    let (received, buffer) = c.stream.recv(Buffer::with_capacity(size), timeout, Wait::Due).await;
     r.buffer = buffer;
     if received? == 0 {
         return Err(Close::ClientClosedKeepalive);
@@ -412,11 +422,11 @@ async fn read_head(
                 let left = u64::saturating_sub(deadline, timer::now_ms());
                 (Duration::from_millis(left), Wait::Busy)
             }
-            (None, None) => (reading.header_timeout, Wait::Busy),
+            (None, None) => (reading.header_timeout, Wait::Due),
             (None, Some(Keepalive { timeout, min_timeout: Duration::ZERO })) => {
                 (timeout, Wait::Idle)
             }
-            (None, Some(Keepalive { min_timeout, .. })) => (min_timeout, Wait::Busy),
+            (None, Some(Keepalive { min_timeout, .. })) => (min_timeout, Wait::Due),
         };
         let mut buffer = std::mem::take(&mut r.buffer);
         if buffer.spare() == 0 {
@@ -622,6 +632,7 @@ async fn end(c: &Connection, r: &mut Request, close: Close) {
                 Close::ClientTimedOut => 408,
                 Close::ClientAborted if r.head_len > 0 => 499,
                 Close::ClientAborted => 400,
+                Close::Panicked => 500,
                 _ => 0,
             };
         }
@@ -697,6 +708,7 @@ pub fn log_request(c: &Connection, r: &mut Request) {
     }
     r.logged = true;
     c.action.set(Action::LoggingRequest);
+    fault::at(r, "before the log line");
     super::modules::access_log::write(c, r);
 }
 

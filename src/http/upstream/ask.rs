@@ -15,6 +15,7 @@ use crate::error_log::Level;
 use crate::http::action::Action;
 use crate::http::body::{self, BodyError};
 use crate::http::close::Close;
+use crate::http::fault;
 use crate::http::modules::exchange::NextUpstream;
 use crate::http::modules::upstream::{Peer, PeerAddress};
 use crate::http::request::Request;
@@ -85,6 +86,7 @@ impl Exchange<'_> {
             attempt.connect = Some(clock::now().saturating_sub(started));
         }
         self.c.action.set(Action::SendingRequestToUpstream);
+        fault::at(r, "before the request is sent on");
         let mut answer = Answer::default();
         r.upstream_head.clear();
         r.upstream_bytes = Buffer::with_capacity(*self.settings.buffer_size);
@@ -163,7 +165,11 @@ impl Exchange<'_> {
                     Ok(connecting)
                 })
             }
-            Err(e) => Err(e),
+            Err(e) => {
+                // The proxy's want, and no server's failure.
+                self.c.log_errno(r, Level::Alert, format_args!("socket() failed"), &e);
+                return Err(NoAnswer::Client(BodyError::Status(500)));
+            }
         };
         let connected = match begun.map(Connecting::try_into_stream) {
             Ok(Ok(stream)) => Ok(stream),
