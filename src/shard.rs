@@ -294,6 +294,8 @@ struct Room {
     leaving: Cell<usize>,
     /// When it may be looked for connections to end again: that takes a look at all of them.
     looks_at_ms: Cell<u64>,
+    /// The last look has found nothing.
+    none_wait: Cell<bool>,
     tells_at_ms: Cell<u64>,
 }
 
@@ -309,13 +311,13 @@ impl Room {
             self.leaving.set(self.leaving.get() - 1);
             return true;
         }
-        if now_ms < self.looks_at_ms.get() || over >= REUSED_MAX as u64 {
+        let is_soon = now_ms < self.looks_at_ms.get() && (free > 0 || self.none_wait.get());
+        if is_soon || over >= REUSED_MAX as u64 {
             return free > 0;
         }
         let reused = reuse();
-        if reused == 0 || free > 0 {
-            self.looks_at_ms.set(now_ms + Self::LOOK_MS);
-        }
+        self.looks_at_ms.set(now_ms + Self::LOOK_MS);
+        self.none_wait.set(reused == 0);
         if free == 0 {
             self.leaving.set(reused.saturating_sub(1));
         }
@@ -457,9 +459,9 @@ mod tests {
         assert!(room.has_place(1, 0, 100, || 3));
         assert!(room.has_place(1, 0, 105, never));
         // None: those that leave make room for as many.
-        assert!(room.has_place(0, 0, 110, || 2));
-        assert!(room.has_place(0, 1, 110, never));
-        assert!(room.has_place(0, 2, 110, || 1));
+        assert!(room.has_place(0, 0, 105, || 2));
+        assert!(room.has_place(0, 1, 105, never));
+        assert!(room.has_place(0, 2, 105, || 1));
         // Nobody waits: that is not looked up again at once.
         assert!(!room.has_place(0, 0, 111, || 0));
         assert!(!room.has_place(0, 0, 115, never));

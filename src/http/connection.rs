@@ -91,7 +91,7 @@ impl Connection {
             stream,
             serial: shard.next_serial(),
             client,
-            accepted: clock::now(),
+            accepted: clock::steady(),
             requests: Cell::new(0),
             action: Cell::new(Action::WaitingForRequest),
             exchange: Cell::new(None),
@@ -521,7 +521,7 @@ fn begin_request(
     header_timeout: Duration,
 ) -> u64 {
     guard.enter(Stage::Reading);
-    r.started = clock::now();
+    r.started = clock::steady();
     c.requests.set(c.requests.get() + 1);
     c.shard.counters.requests.add(1);
     timer::now_ms() + header_timeout.as_millis() as u64

@@ -83,7 +83,7 @@ impl Exchange<'_> {
         connection.requests += 1;
         connection.request_is_sent = false;
         if let Some(attempt) = r.attempts.last_mut() {
-            attempt.connect = Some(clock::now().saturating_sub(started));
+            attempt.connect = Some(clock::steady().saturating_sub(started));
         }
         self.c.action.set(Action::SendingRequestToUpstream);
         fault::at(r, "before the request is sent on");
@@ -103,7 +103,7 @@ impl Exchange<'_> {
             if attempt.status == 0 {
                 attempt.status = r.upstream_head.code;
             }
-            attempt.header = Some(clock::now().saturating_sub(started));
+            attempt.header = Some(clock::steady().saturating_sub(started));
         }
         Ok(connection)
     }

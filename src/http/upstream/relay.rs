@@ -622,7 +622,7 @@ impl<'a> Relay<'a, '_> {
             let received = self.received;
             let allowed = match &mut self.reading_pace {
                 None => Ok(u64::MAX),
-                Some(pace) => pace.allowed(received, clock::now().as_secs(), timer::now_ms()),
+                Some(pace) => pace.allowed(received, clock::steady().as_secs(), timer::now_ms()),
             };
             if let Ok(most) = allowed
                 && self.rest.is_empty()
