@@ -1,8 +1,33 @@
-//! Wall-clock time.
+//! What time it is, and how much has passed.
 
+use std::sync::OnceLock;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// Time since the epoch.
+use crate::io::timer;
+
+/// Time since the epoch. Goes as the system's clock is set: for dates, and for nothing that is
+/// measured or waited for.
 pub fn now() -> Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+}
+
+/// Time since the epoch as if the system's clock had not been set since the process began: seconds
+/// begin when those of [`now`] did then. For what is measured.
+pub fn steady() -> Duration {
+    static OFFSET: OnceLock<Duration> = OnceLock::new();
+    let passed = timer::now_precise();
+    passed + *OFFSET.get_or_init(|| now().saturating_sub(passed))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_clocks_are_alike_while_nobody_sets_one() {
+        let (before, steady, after) = (now(), steady(), now());
+        let about = Duration::from_secs(5);
+        assert!(before.saturating_sub(about) < steady && steady < after + about);
+        assert!(super::steady() >= steady);
+    }
 }

@@ -28,6 +28,7 @@ pub mod request;
 pub mod modules;
 
 pub mod draft;
+pub mod fault;
 pub mod location;
 pub mod server;
 

@@ -2,6 +2,19 @@
 //!
 //! Reading order is calling order: a module uses only what stands below it.
 
+// No panic is reachable from the network. What the lints cannot see (slices, arithmetic) is fuzzed.
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::unreachable,
+        clippy::todo,
+        clippy::unimplemented
+    )
+)]
+
 pub mod fuzz;
 
 pub mod demo;

@@ -190,6 +190,7 @@ impl<'a> Master<'a> {
         let ring = choose_ring(report);
         introduce(report, ring);
 
+        runtime::note_panics();
         os::set_environment(&process.env);
         if *process.daemon {
             os::daemonize().map_err(Failure::call("daemon"))?;

@@ -52,6 +52,7 @@ pub struct Shard {
     /// Raised when the last connection of a quitting shard is gone.
     empty: Signal,
     date: RefCell<HttpDate>,
+    room: Room,
     serial: Cell<u64>,
     serial_step: u64,
 }
@@ -116,6 +117,10 @@ impl Generation {
     }
 
     /// The http configuration. Requests exist only where there is one.
+    #[allow(
+        clippy::unreachable,
+        reason = "only an http block listens, and only listening brings requests"
+    )]
     pub fn http(&self) -> &Http {
         match &self.config.http {
             Some(http) => http,
@@ -179,10 +184,24 @@ impl Shard {
         self.access_logs.flush_pending();
     }
 
-    /// Whether another connection fits under `worker_connections`.
+    /// Whether another connection fits under `worker_connections`. When few places are left, those
+    /// of connections that wait for a request are taken.
     pub fn has_room(&self) -> bool {
-        let limit = *self.generation.borrow().config.events.worker_connections;
-        self.counters.connections.get() < limit as u64
+        let limit = *self.generation.borrow().config.events.worker_connections as u64;
+        let open = self.counters.connections.get();
+        let free = limit.saturating_sub(open);
+        if free > limit / 16 {
+            return true;
+        }
+        self.room.has_place(free, open.saturating_sub(limit), timer::now_ms(), || {
+            let reused = timer::reuse(REUSED_MAX);
+            if reused > 0 && self.room.tells(timer::now_ms()) {
+                let text =
+                    format_args!("{limit} worker_connections are not enough, reusing connections");
+                self.log_main(Level::Warn, text);
+            }
+            reused
+        })
     }
 
     /// Counts a connection until the guard is dropped.
@@ -199,10 +218,28 @@ impl Shard {
     /// Starts a task; a panic in it is logged at alert and ends nothing else.
     pub fn spawn(self: &Rc<Self>, what: &'static str, task: impl Future<Output = ()> + 'static) {
         let shard = Rc::clone(self);
-        runtime::spawn(task, move |text| {
-            shard.counters.panics.add(1);
-            shard.log_main(Level::Alert, format_args!("panic in a {what}: {text}"));
-        });
+        runtime::spawn(task, move |text| shard.panicked(what, text));
+    }
+
+    /// Starts what the shard cannot do without: after a panic, which is logged, it begins anew.
+    fn spawn_service<F>(
+        self: &Rc<Self>,
+        what: &'static str,
+        make: impl Fn(Rc<Shard>) -> F + 'static,
+    ) where
+        F: Future<Output = ()> + 'static,
+    {
+        let (shard, told) = (Rc::clone(self), Rc::clone(self));
+        runtime::spawn_service(
+            move || make(Rc::clone(&shard)),
+            move |text| told.panicked(what, text),
+        );
+    }
+
+    /// Counts and logs a panic of no request.
+    pub fn panicked(&self, what: &str, text: &str) {
+        self.counters.panics.add(1);
+        self.log_main(Level::Alert, format_args!("panic in a {what}: {text}"));
     }
 
     /// Takes the listening sockets of a configuration: known ones go on under the new settings, new
@@ -216,7 +253,9 @@ impl Shard {
                     Ok(listener) => {
                         let listener = Rc::new(listener);
                         self.listeners.borrow_mut().push(Rc::clone(&listener));
-                        self.spawn("listener", listener.accept(Rc::clone(self)));
+                        self.spawn_service("listener", move |shard| {
+                            Rc::clone(&listener).accept(shard)
+                        });
                     }
                     Err(e) => self.log_main(
                         Level::Emerg,
@@ -250,6 +289,56 @@ impl Shard {
         if self.quitting.get() && self.counters.connections.get() == 0 {
             self.empty.raise();
         }
+    }
+}
+
+/// Connections ended at a time to make room.
+const REUSED_MAX: usize = 32;
+
+/// What a shard that runs out of `worker_connections` does about it.
+#[derive(Debug, Default)]
+struct Room {
+    /// Connections that were told to end and, until their tasks run, are still counted.
+    leaving: Cell<usize>,
+    /// When it may be looked for connections to end again: that takes a look at all of them.
+    looks_at_ms: Cell<u64>,
+    /// The last look has found nothing.
+    none_wait: Cell<bool>,
+    tells_at_ms: Cell<u64>,
+}
+
+impl Room {
+    /// Between two looks that are no need yet, or of which the first has found nothing.
+    const LOOK_MS: u64 = 10;
+
+    /// For one more connection, with so many places free, or connections over the limit.
+    fn has_place(&self, free: u64, over: u64, now_ms: u64, reuse: impl FnOnce() -> usize) -> bool {
+        if free > 0 {
+            self.leaving.set(0);
+        } else if self.leaving.get() > 0 && over < REUSED_MAX as u64 {
+            self.leaving.set(self.leaving.get() - 1);
+            return true;
+        }
+        let is_soon = now_ms < self.looks_at_ms.get() && (free > 0 || self.none_wait.get());
+        if is_soon || over >= REUSED_MAX as u64 {
+            return free > 0;
+        }
+        let reused = reuse();
+        self.looks_at_ms.set(now_ms + Self::LOOK_MS);
+        self.none_wait.set(reused == 0);
+        if free == 0 {
+            self.leaving.set(reused.saturating_sub(1));
+        }
+        free > 0 || reused > 0
+    }
+
+    /// At most once a second.
+    fn tells(&self, now_ms: u64) -> bool {
+        let tells = now_ms >= self.tells_at_ms.get();
+        if tells {
+            self.tells_at_ms.set(now_ms + 1000);
+        }
+        tells
     }
 }
 
@@ -319,13 +408,14 @@ async fn live(start: Start) -> Result<(), String> {
         quitting: Cell::new(false),
         empty: Signal::default(),
         date: RefCell::default(),
+        room: Room::default(),
         serial: Cell::new(id as u64 + 1),
         serial_step: shards as u64,
     });
-    shard.spawn("clock", timer::run_clock());
-    shard.spawn("tunnel engine", Tunnels::run(Rc::clone(&shard)));
-    shard.spawn("log writer", LogWriters::write_behind(Rc::clone(&shard)));
-    shard.spawn("upstream keeper", Upstreams::keep(Rc::clone(&shard)));
+    shard.spawn_service("clock", |_| timer::run_clock());
+    shard.spawn_service("tunnel engine", Tunnels::run);
+    shard.spawn_service("log writer", LogWriters::write_behind);
+    shard.spawn_service("upstream keeper", Upstreams::keep);
     shard.listen(&generation, listening);
     events.send(channel::Event::Ready { shard: id });
 
@@ -365,4 +455,37 @@ async fn live(start: Start) -> Result<(), String> {
     crate::io::select::either(obey, shard.empty.wait()).await;
     shard.access_logs.flush_all();
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn room_is_made_by_ending_what_waits() {
+        let room = Room::default();
+        let never = || -> usize { panic!("nothing is to be looked for") };
+        // Few places: some are made before they are needed, but not at each connection.
+        assert!(room.has_place(1, 0, 100, || 3));
+        assert!(room.has_place(1, 0, 105, never));
+        // None: those that leave make room for as many.
+        assert!(room.has_place(0, 0, 105, || 2));
+        assert!(room.has_place(0, 1, 105, never));
+        assert!(room.has_place(0, 2, 105, || 1));
+        // Nobody waits: that is not looked up again at once.
+        assert!(!room.has_place(0, 0, 111, || 0));
+        assert!(!room.has_place(0, 0, 115, never));
+        assert!(room.has_place(0, 0, 121, || 1));
+        // Whoever was to leave and did not is not made up for without end.
+        assert!(!room.has_place(0, 32, 131, never));
+    }
+
+    #[test]
+    fn the_warning_comes_once_a_second() {
+        let room = Room::default();
+        assert_eq!(
+            [5, 6, 1004, 1005, 1006].map(|now| room.tells(now)),
+            [true, false, false, true, false]
+        );
+    }
 }

@@ -185,6 +185,7 @@ fn ports(text: &str, form: Form) -> Result<RangeInclusive<u16>, AddressError> {
 }
 
 /// Any text: what is read can be written and read again.
+#[allow(clippy::expect_used, reason = "the property that is tested")]
 pub fn fuzz_address(data: &[u8]) {
     let text = String::from_utf8_lossy(data);
     for form in [Form::Listen, Form::Peer, Form::Url] {

@@ -85,6 +85,7 @@ const fn mask6(bits: u8) -> u128 {
 }
 
 /// Any text: a network holds its first address, and is read again as it was.
+#[allow(clippy::expect_used, reason = "the property that is tested")]
 pub fn fuzz_cidr(data: &[u8]) {
     let text = String::from_utf8_lossy(data);
     let Some(Written { network, .. }) = Cidr::parse(&text) else { return };

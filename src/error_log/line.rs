@@ -204,6 +204,7 @@ impl fmt::Display for Errno {
 }
 
 /// What is escaped stays within quotes and on its line, and nothing is lost.
+#[allow(clippy::panic, reason = "the property that is tested")]
 pub fn fuzz_escape(data: &[u8]) {
     let text = escape(data).to_string();
     assert!(text.bytes().all(|byte| (b' '..0x7f).contains(&byte) && byte != b'"'));

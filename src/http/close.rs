@@ -23,8 +23,10 @@ pub enum Close {
     KeepaliveTimedOut,
     /// The response could not be completed (the upstream broke off): the client must notice.
     Truncated,
-    /// The shard ends.
+    /// The shard ends, or has no room for a connection that waits.
     Interrupted,
+    /// A fault of the proxy's own; the line has been written.
+    Panicked,
     /// Not an end: the sockets go on as a tunnel, and the request is logged when that ends.
     Tunnelled(Box<Opening>),
     /// A system call on the client's socket failed.
@@ -40,6 +42,7 @@ impl Close {
             | Close::KeepaliveTimedOut
             | Close::Truncated
             | Close::Interrupted
+            | Close::Panicked
             | Close::Tunnelled(_)
             | Close::ClientClosedKeepalive
             | Close::ClientAbortedExchange

@@ -4,12 +4,14 @@ use std::cell::{Cell, OnceCell};
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::pin::pin;
 use std::rc::Rc;
 use std::time::Duration;
 
 use super::action::Action;
 use super::body::{self, BodyError};
 use super::close::Close;
+use super::fault;
 use super::listener::Listener;
 use super::modules::Settings;
 use super::modules::core::{self, KeepaliveDisable, LingeringClose};
@@ -24,6 +26,7 @@ use crate::http1::host::parse_host;
 use crate::http1::refusal::{Quoted, Refusal};
 use crate::http1::request::{Limits, Method, Rules, Version};
 use crate::http1::{Progress, request, uri};
+use crate::io::runtime::contain;
 use crate::io::stream::Failure;
 use crate::io::timer::{self, Wait};
 use crate::io::{Buffer, Pooled, Stream};
@@ -89,7 +92,7 @@ impl Connection {
             stream,
             serial: shard.next_serial(),
             client,
-            accepted: clock::now(),
+            accepted: clock::steady(),
             requests: Cell::new(0),
             action: Cell::new(Action::WaitingForRequest),
             exchange: Cell::new(None),
@@ -216,95 +219,109 @@ impl From<Close> for NoHead {
 
 /// Serves a connection to its end, or until it becomes a tunnel.
 pub async fn serve(c: Connection, guard: ConnectionGuard) {
-    let (mut r, close) = answer_requests(&c, &guard).await;
-    match close {
-        Close::Tunnelled(opening) => {
-            drop(r);
+    // Out of reach of what may panic.
+    let mut current = None;
+    let answered = contain(pin!(answer_requests(&c, &guard, &mut current))).await;
+    let close = match answered {
+        Ok(Close::Tunnelled(opening)) => {
+            drop(current);
             let Connection { shard, stream, .. } = c;
-            match stream.into_fd() {
+            return match stream.into_fd() {
                 Ok(socket) => shard.tunnels.open(&shard, socket, guard, *opening),
                 Err(e) => shard.log_main(Level::Crit, format_args!("a tunnel is lost: {e}")),
-            }
+            };
         }
-        close => {
-            Box::pin(end(&c, &mut r, close)).await;
-            let (generation, address) = c.listener.binding();
-            r.reset(generation, address);
-            r.buffer = Buffer::empty();
-            c.shard.give_request(r);
+        other => other,
+    };
+    let mut r = current.unwrap_or_else(|| take_request(&c));
+    let close = match close {
+        Ok(close) => close,
+        Err(text) => {
+            // With a word on what it was doing: that is what can be done again.
+            c.shard.counters.panics.add(1);
+            c.log(&r, Level::Alert, format_args!("panic: {text}"));
+            return Box::pin(end(&c, &mut r, Close::Panicked)).await;
         }
-    }
+    };
+    Box::pin(end(&c, &mut r, close)).await;
+    let (generation, address) = c.listener.binding();
+    r.reset(generation, address);
+    r.buffer = Buffer::empty();
+    c.shard.give_request(r);
 }
 
-/// Answers one after the other; gives the last one, and why it was.
-async fn answer_requests(c: &Connection, guard: &ConnectionGuard) -> (Box<Request>, Close) {
+fn take_request(c: &Connection) -> Box<Request> {
+    let (generation, address) = c.listener.binding();
+    c.shard.requests.take(generation, address)
+}
+
+/// Answers one request after the other; tells why it was the last. `current` is the one under way.
+async fn answer_requests(
+    c: &Connection,
+    guard: &ConnectionGuard,
+    current: &mut Option<Box<Request>>,
+) -> Close {
     let mut keepalive = None;
-    let mut behind = None;
     let (generation, address) = c.listener.binding();
     if generation.http().address(address).proxy_protocol {
-        let mut r = c.shard.requests.take(generation, address);
-        if let Err(close) = Box::pin(read_proxy_protocol(c, &mut r)).await {
-            return (r, close);
+        let r = current.insert(c.shard.requests.take(generation, address));
+        if let Err(close) = Box::pin(read_proxy_protocol(c, r)).await {
+            return close;
         }
-        behind = when_behind(c, r);
     } else {
         drop(generation);
     }
     loop {
-        let mut r = if let Some(mut r) = behind {
-            // The first one may be behind a header of the PROXY protocol.
-            r.pipelined = keepalive.is_some();
-            r
-        } else {
-            // An idle connection holds no request, and no configuration.
-            let came = wait_for_request(c, keepalive).await;
-            let (generation, address) = c.listener.binding();
-            let mut r = c.shard.requests.take(generation, address);
-            match came {
-                Ok(buffer) => r.buffer = buffer,
-                Err(close) => return (r, close),
+        let r = match current.take() {
+            // The next one has begun to come already; the first may be behind a header of the PROXY
+            // protocol.
+            Some(mut r) if !r.buffer.is_empty() => {
+                r.pipelined = keepalive.is_some();
+                current.insert(r)
             }
-            r
+            // An idle connection holds no request, and no configuration.
+            last => {
+                if let Some(last) = last {
+                    c.shard.give_request(last);
+                }
+                let buffer = match wait_for_request(c, keepalive).await {
+                    Ok(buffer) => buffer,
+                    Err(close) => return close,
+                };
+                let r = current.insert(take_request(c));
+                r.buffer = buffer;
+                r
+            }
         };
-        let answered = match read_head(c, guard, &mut r, keepalive.is_none()).await {
+        let answered = match read_head(c, guard, r, keepalive.is_none()).await {
             Ok(()) => {
                 guard.enter(Stage::Writing);
                 // What a request needs while it is answered, an idle connection has no room for.
-                Pooled::new(|| phase::answer(c, &mut r)).await
+                Pooled::new(|| phase::answer(c, r)).await
             }
-            Err(NoHead::Refused(refusal)) => Box::pin(refuse(c, &mut r, &refusal)).await,
-            Err(NoHead::Close(close)) => return (r, close),
+            Err(NoHead::Refused(refusal)) => Box::pin(refuse(c, r, &refusal)).await,
+            Err(NoHead::Close(close)) => return close,
         };
         if let Err(close) = answered {
-            return (r, close);
+            return close;
         }
         if !r.keepalive {
-            return (r, Close::Orderly);
+            return Close::Orderly;
         }
         if !r.body.is_done() {
             c.action.set(Action::ClosingRequest);
-            match Box::pin(body::discard(c, &mut r)).await {
+            match Box::pin(body::discard(c, r)).await {
                 Ok(()) => {}
-                Err(BodyError::Close(close)) => return (r, close),
-                Err(BodyError::Status(_)) => return (r, Close::Orderly),
+                Err(BodyError::Close(close)) => return close,
+                Err(BodyError::Status(_)) => return Close::Orderly,
             }
         }
-        log_request(c, &mut r);
-        keepalive = Some(Keepalive::after(c, &r));
+        log_request(c, r);
+        keepalive = Some(Keepalive::after(c, r));
         let (generation, address) = c.listener.binding();
         r.reset(generation, address);
         guard.enter(Stage::Waiting);
-        behind = when_behind(c, r);
     }
-}
-
-/// The request that is to come next, if anything of it has come already; if not, nothing is held for it.
-fn when_behind(c: &Connection, r: Box<Request>) -> Option<Box<Request>> {
-    if r.buffer.is_empty() {
-        c.shard.give_request(r);
-        return None;
-    }
-    Some(r)
 }
 
 /// Waits for the first bytes of a request, with no more than a buffer for them: one operation of the
@@ -313,13 +330,13 @@ async fn wait_for_request(c: &Connection, keepalive: Option<Keepalive>) -> Resul
     let (limit, wait) = match keepalive {
         None => {
             c.action.set(Action::WaitingForRequest);
-            (default_settings(c, |core| *core.client_header_timeout), Wait::Busy)
+            (default_settings(c, |core| *core.client_header_timeout), Wait::Due)
         }
         Some(Keepalive { timeout, min_timeout }) => {
             c.action.set(Action::Keepalive);
             if !min_timeout.is_zero() {
                 // A wait that is given up and gone on with is one that takes nothing.
-                match c.stream.readable(min_timeout, Wait::Busy).await {
+                match c.stream.readable(min_timeout, Wait::Due).await {
                     Ok(()) => return Ok(Buffer::empty()),
                     // From now on it may be closed at any time.
                     Err(Failure::TimedOut) => {}
@@ -367,7 +384,7 @@ async fn read_proxy_protocol(c: &Connection, r: &mut Request) -> Result<(), Clos
     c.action.set(Action::ReadingProxyProtocol);
     let core = &c.settings(r).core;
     let (size, timeout) = (*core.client_header_buffer_size, *core.client_header_timeout);
-    let (received, buffer) = c.stream.recv(Buffer::with_capacity(size), timeout, Wait::Busy).await;
+    let (received, buffer) = c.stream.recv(Buffer::with_capacity(size), timeout, Wait::Due).await;
     r.buffer = buffer;
     if received? == 0 {
         return Err(Close::ClientClosedKeepalive);
@@ -569,7 +586,7 @@ fn begin_request(
     header_timeout: Duration,
 ) -> u64 {
     guard.enter(Stage::Reading);
-    r.started = clock::now();
+    r.started = clock::steady();
     c.requests.set(c.requests.get() + 1);
     c.shard.counters.requests.add(1);
     timer::now_ms() + header_timeout.as_millis() as u64
@@ -680,6 +697,7 @@ async fn end(c: &Connection, r: &mut Request, close: Close) {
                 Close::ClientTimedOut => 408,
                 Close::ClientAborted if r.head_len > 0 => 499,
                 Close::ClientAborted => 400,
+                Close::Panicked => 500,
                 _ => 0,
             };
         }
@@ -755,6 +773,7 @@ pub fn log_request(c: &Connection, r: &mut Request) {
     }
     r.logged = true;
     c.action.set(Action::LoggingRequest);
+    fault::at(r, "before the log line");
     super::modules::access_log::write(c, r);
 }
 

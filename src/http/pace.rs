@@ -127,7 +127,7 @@ pub fn of_response(c: &Connection, r: &Request) -> Option<Pace> {
 pub fn of_upstream(c: &Connection, r: &Request, rate: &Size) -> Option<Pace> {
     match rate {
         Size::Fixed(0) => None,
-        rate => Pace::new(rate.of(c, r), 0, clock::now().as_secs()),
+        rate => Pace::new(rate.of(c, r), 0, clock::steady().as_secs()),
     }
 }
 
@@ -163,7 +163,7 @@ pub async fn send_all(
             return (total, Ok(()));
         }
         let before = moved + total;
-        let most = match pace.allowed(before, clock::now().as_secs(), timer::now_ms()) {
+        let most = match pace.allowed(before, clock::steady().as_secs(), timer::now_ms()) {
             Ok(most) => most,
             Err(wait) => {
                 if let Err(failure) = hold(stream, wait).await {

@@ -18,7 +18,7 @@ use super::response::{self, Head, Length};
 use super::server::{Http, LocationId};
 use super::upstream::exchange;
 use super::variable::{Captures, Template};
-use super::{special_response, value};
+use super::{fault, special_response, value};
 use crate::error_log::Level;
 use crate::http1::encode;
 use crate::http1::framing::BodyLength;
@@ -51,6 +51,7 @@ enum Enter {
 pub async fn answer(c: &Connection, r: &mut Request) -> Result<(), Close> {
     r.keepalive = true;
     realip::run(c, r);
+    fault::at(r, "before the phases");
     let outcome = match read_body_early(c, r).await? {
         Some(status) => Outcome::Status(status),
         None => run(c, r, Enter::ServerRewrite).await?,

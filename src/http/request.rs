@@ -357,7 +357,7 @@ impl Request {
 
     /// Seconds and milliseconds since the first byte.
     pub fn elapsed(&self) -> std::time::Duration {
-        clock::now().saturating_sub(self.started)
+        clock::steady().saturating_sub(self.started)
     }
 
     pub fn set_slot(&self, slot: super::variable::VariableSlot, value: &[u8]) {

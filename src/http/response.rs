@@ -11,7 +11,7 @@ use super::close::Close;
 use super::connection::{self, Connection};
 use super::modules::{core, headers};
 use super::request::Request;
-use super::{pace, special_response, value};
+use super::{fault, pace, special_response, value};
 use crate::http1::request::Version;
 use crate::http1::{chunked, encode};
 
@@ -106,7 +106,10 @@ pub fn begin(c: &Connection, r: &mut Request, head: &Head<'_>) {
         encode::header(b"Server", name.as_bytes(), &mut out);
     }
     if head.date {
-        c.shard.with_http_date(|date| encode::header(b"Date", date, &mut out));
+        c.shard.with_http_date(|date| {
+            fault::at(r, "while the date is borrowed");
+            encode::header(b"Date", date, &mut out);
+        });
     }
     let kept_type = r.response.kept.content_type.as_deref();
     if let Some(content_type) = kept_type.or(head.content_type).filter(|_| !is_own_204) {

@@ -154,7 +154,7 @@ pub fn append(variable: &Variable, c: &Connection, r: &Request, out: &mut Vec<u8
         Variable::BytesSent => number(out, r.response.bytes_sent),
         Variable::Connection => number(out, c.serial),
         Variable::ConnectionRequests => number(out, c.requests.get()),
-        Variable::ConnectionTime => seconds(out, clock::now().saturating_sub(c.accepted)),
+        Variable::ConnectionTime => seconds(out, clock::steady().saturating_sub(c.accepted)),
         Variable::ContentLength => {
             if r.body.is_done() && r.head.body == BodyLength::Chunked {
                 return number(out, r.body.decoded);

@@ -1,7 +1,9 @@
 //! The shard's ring: monoio with `io_uring`, or with epoll where that is denied.
 
+use std::cell::RefCell;
 use std::future::Future;
 use std::io;
+use std::time::Duration;
 
 use io_uring::{IoUring, Probe, opcode};
 use monoio::{IoUringDriver, LegacyDriver, RuntimeBuilder};
@@ -126,17 +128,53 @@ pub async fn contain<F: Future>(future: F) -> Result<F::Output, String> {
         let step = std::panic::AssertUnwindSafe(|| future.as_mut().poll(cx));
         match std::panic::catch_unwind(step) {
             Ok(poll) => poll.map(Ok),
-            Err(panic) => std::task::Poll::Ready(Err(panic_text(&*panic).to_owned())),
+            Err(panic) => std::task::Poll::Ready(Err(panic_text(&*panic))),
         }
     })
     .await
 }
 
-/// What a panic said.
-pub fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
-    panic
+/// Starts what the shard cannot do without: after a panic, given to `on_panic`, it is made anew.
+pub fn spawn_service<F>(make: impl Fn() -> F + 'static, on_panic: impl Fn(&str) + 'static)
+where
+    F: Future<Output = ()> + 'static,
+{
+    /// What panics each time is not to fill the log, nor to keep the core busy.
+    const PAUSE: Duration = Duration::from_millis(100);
+    monoio::spawn(async move {
+        while let Err(text) = contain(Box::pin(make())).await {
+            on_panic(&text);
+            // Not by the shard's clock: that is one of the services.
+            monoio::time::sleep(PAUSE).await;
+        }
+    });
+}
+
+thread_local! {
+    /// Where this thread has panicked last.
+    static PANICKED_AT: RefCell<Option<String>> = const { RefCell::new(None) };
+}
+
+/// Has the place of a panic noted for [`panic_text`], from now on and in every thread.
+pub fn note_panics() {
+    let before = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        if let Some(place) = info.location() {
+            let _ = PANICKED_AT.try_with(|at| *at.borrow_mut() = Some(place.to_string()));
+        }
+        before(info);
+    }));
+}
+
+/// What the panic just caught in this thread said, and where.
+pub fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic
         .downcast_ref::<&str>()
         .copied()
         .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
-        .unwrap_or("no text")
+        .unwrap_or("no text");
+    match PANICKED_AT.take() {
+        Some(place) => format!("{text} at {place}"),
+        None => text.to_owned(),
+    }
 }

@@ -28,6 +28,8 @@ pub enum Expired {
 pub enum Wait {
     /// Nothing is under way: an idle keepalive connection. A graceful quit ends it.
     Idle,
+    /// Nothing has come yet, or too little time has passed for a graceful quit to end it.
+    Due,
     /// A request is under way. Only a forced end interrupts it.
     Busy,
     /// The shard itself waits: nothing interrupts it.
@@ -286,6 +288,25 @@ fn wake_yielded() {
     TIMERS.with_borrow_mut(|timers| timers.yielded = yielded);
 }
 
+/// Ends waits with nothing under way ([`Wait::Idle`], [`Wait::Due`]) as an [`interrupt`] does: an
+/// eighth of them, `most` at most, those that would end first. Tells how many.
+pub fn reuse(most: usize) -> usize {
+    TIMERS.with_borrow_mut(|timers| {
+        let waits = timers.entries.iter().filter(|(_, entry)| {
+            entry.deadline != NEVER && entry.fired.is_none() && entry.wait <= Wait::Due
+        });
+        let mut waits: Vec<_> = waits.map(|(key, entry)| (entry.deadline, key)).collect();
+        let count = (waits.len() / 8).clamp(1, most).min(waits.len());
+        if count < waits.len() {
+            waits.select_nth_unstable(count);
+        }
+        for (_, key) in waits.drain(..count) {
+            timers.entries[key].fire(Expired::Interrupted);
+        }
+        count
+    })
+}
+
 /// The shard's clock: sleeps until the next deadline, for ever.
 pub async fn run_clock() {
     TIMERS.with_borrow_mut(|timers| timers.has_clock = true);
@@ -369,6 +390,28 @@ mod tests {
         assert_eq!(count.0.load(Ordering::Relaxed), 1);
         drop(timer);
         TIMERS.with_borrow(|t| assert!(t.entries.is_empty() && t.places.is_empty()));
+    }
+
+    #[test]
+    fn the_waits_that_end_first_are_reused() {
+        let waker = Waker::noop();
+        let waits = [Wait::Busy, Wait::Idle, Wait::Service].into_iter().chain([Wait::Due; 16]);
+        let timers: Vec<_> = waits.map(|wait| (Timer::new(), wait)).collect();
+        for (at, (timer, wait)) in timers.iter().enumerate() {
+            let limit = 1000 - at as u64;
+            TIMERS.with_borrow_mut(|t| t.arm(timer.key, limit, *wait, waker));
+        }
+        let fired = || -> Vec<usize> {
+            let has_fired = |timer: &Timer| {
+                TIMERS.with_borrow(|t| t.entries[timer.key].fired == Some(Expired::Interrupted))
+            };
+            (0..timers.len()).filter(|&at| has_fired(&timers[at].0)).collect()
+        };
+        assert_eq!(reuse(32), 2);
+        assert_eq!(fired(), [17, 18]);
+        assert_eq!((reuse(1), fired()), (1, vec![16, 17, 18]));
+        while reuse(32) > 0 {}
+        assert_eq!(fired(), [&[1][..], &(3..19).collect::<Vec<_>>()].concat());
     }
 
     #[test]

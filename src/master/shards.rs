@@ -11,7 +11,7 @@ use crate::channel::{self, Command, Event, Events, Outbox};
 use crate::counters;
 use crate::error_log::{Errno, Files, Level, Log};
 use crate::http::server::Address;
-use crate::io::runtime::Ring;
+use crate::io::runtime::{self, Ring};
 use crate::modules::Config;
 use crate::modules::process::{CpuAffinity, Settings};
 use crate::os;
@@ -171,11 +171,7 @@ fn live(start: Start, cores: &[usize], gives_up_capabilities: bool) {
     }
     // The shard says itself that it has ended, unless it panics.
     if let Err(panic) = catch_unwind(AssertUnwindSafe(|| shard::run(start))) {
-        let text = panic
-            .downcast_ref::<&str>()
-            .copied()
-            .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
-            .unwrap_or("no text");
+        let text = runtime::panic_text(&*panic);
         events.send(Event::Ended { shard, failure: Some(format!("panic: {text}")) });
     }
 }

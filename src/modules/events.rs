@@ -8,7 +8,7 @@ use crate::config::value::number;
 
 #[derive(Debug, Clone, Default)]
 pub struct Settings {
-    /// How many connections a shard holds: clients, upstreams and listeners together.
+    /// How many connections of clients a shard holds.
     pub worker_connections: Setting<usize>,
 }
 
@@ -25,7 +25,11 @@ pub const DIRECTIVES: &[Directive<Build>] = &[
     Directive::new("worker_connections", EVENTS, ONE)
         .syntax("number")
         .default("512")
-        .doc("How many connections each shard may hold: clients, upstreams and listeners.")
+        .doc(
+            "How many connections of clients each shard may hold. When few places are left, \
+             connections that wait for a request are closed, the oldest first.",
+        )
+        .differs("nginx counts listening sockets and connections to servers as well")
         .set(|b, args| {
             args.fill(&mut b.events.worker_connections, |args| {
                 let text = args.at(0);

@@ -61,6 +61,7 @@ pub const DIRECTIVES: &[Directive<Build>] = &[
 ];
 
 /// Those of the `upstream` block or the level being read.
+#[allow(clippy::unreachable, reason = "at load, and `upstream_at` is set by adding that upstream")]
 fn settings(b: &mut Build) -> &mut Settings {
     if b.http.upstream_at.is_none() {
         return &mut b.http.level().resolver;

@@ -333,7 +333,7 @@ impl Engine {
                 false
             }
             Err(panic) => {
-                self.end(key, End::Panicked(runtime::panic_text(&*panic).to_owned()));
+                self.end(key, End::Panicked(runtime::panic_text(&*panic)));
                 false
             }
         }

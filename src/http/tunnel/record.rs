@@ -80,7 +80,7 @@ impl Record {
             lines: logs.filter_map(|log| Line::new(log, c, r)).collect(),
             accepted: c.accepted,
             started: r.started,
-            upstream_started: clock::now().saturating_sub(exchange),
+            upstream_started: clock::steady().saturating_sub(exchange),
             bytes_sent: r.response.bytes_sent,
             body_bytes_sent: r.response.body_bytes(),
             upstream_bytes_sent: last.map_or(0, |last| last.bytes_sent),
@@ -96,9 +96,9 @@ impl Record {
     /// The access log's lines. They are written when the shard is idle, or with
     /// [`LogWriters::flush_pending`].
     pub fn write_access(&self, logs: &LogWriters, ended: &Ended<'_>) {
-        let now = clock::now();
+        let (wall, now) = (clock::now(), clock::steady());
         let values = LateValues {
-            now,
+            now: wall,
             bytes_sent: self.bytes_sent + ended.to_client,
             body_bytes_sent: self.body_bytes_sent + ended.to_client,
             connection_time: now.saturating_sub(self.accepted),

@@ -15,6 +15,7 @@ use crate::error_log::Level;
 use crate::http::action::Action;
 use crate::http::body::{self, BodyError};
 use crate::http::close::Close;
+use crate::http::fault;
 use crate::http::modules::exchange::NextUpstream;
 use crate::http::modules::upstream::{Peer, PeerAddress};
 use crate::http::request::Request;
@@ -82,9 +83,10 @@ impl Exchange<'_> {
         connection.requests += 1;
         connection.request_is_sent = false;
         if let Some(attempt) = r.attempts.last_mut() {
-            attempt.connect = Some(clock::now().saturating_sub(started));
+            attempt.connect = Some(clock::steady().saturating_sub(started));
         }
         self.c.action.set(Action::SendingRequestToUpstream);
+        fault::at(r, "before the request is sent on");
         let mut answer = Answer::default();
         r.upstream_head.clear();
         r.upstream_bytes = Buffer::with_capacity(*self.settings.buffer_size);
@@ -101,7 +103,7 @@ impl Exchange<'_> {
             if attempt.status == 0 {
                 attempt.status = r.upstream_head.code;
             }
-            attempt.header = Some(clock::now().saturating_sub(started));
+            attempt.header = Some(clock::steady().saturating_sub(started));
         }
         Ok(connection)
     }
@@ -163,7 +165,11 @@ impl Exchange<'_> {
                     Ok(connecting)
                 })
             }
-            Err(e) => Err(e),
+            Err(e) => {
+                // The proxy's want, and no server's failure.
+                self.c.log_errno(r, Level::Alert, format_args!("socket() failed"), &e);
+                return Err(NoAnswer::Client(BodyError::Status(500)));
+            }
         };
         let connected = match begun.map(Connecting::try_into_stream) {
             Ok(Ok(stream)) => Ok(stream),

@@ -326,7 +326,7 @@ impl Exchange<'_> {
                 bytes_received: 0,
                 starts_group: std::mem::take(&mut starts_group),
             });
-            let started = clock::now();
+            let started = clock::steady();
             let asked = self.ask(r, &member.peer, started, is_fresh).await;
             if let Some(turn) = &mut turn {
                 if matches!(asked, Err(NoAnswer::BacklogFull)) {
@@ -367,7 +367,7 @@ impl Exchange<'_> {
             drop(active);
             if let Some(attempt) = r.attempts.last_mut() {
                 attempt.status = failed.status;
-                attempt.response = Some(clock::now().saturating_sub(started));
+                attempt.response = Some(clock::steady().saturating_sub(started));
             }
             now_ms = timer::now_ms();
             // The server may have closed an idle connection: that is one more try.
@@ -585,7 +585,7 @@ fn client_asks(r: &Request) -> bool {
 
 fn set_response_time(r: &mut Request, started: Duration) {
     if let Some(attempt) = r.attempts.last_mut() {
-        attempt.response = Some(clock::now().saturating_sub(started));
+        attempt.response = Some(clock::steady().saturating_sub(started));
     }
 }
 

@@ -77,7 +77,7 @@ pub fn run(start: Start) {
 
 async fn live(config: Arc<Config>, files: &Files, bell: UnixStream) -> Result<(), String> {
     let Some(http) = &config.http else { return Ok(()) };
-    runtime::spawn(timer::run_clock(), |_| {});
+    runtime::spawn_service(timer::run_clock, |_| {});
     for (at, _) in http.upstreams.iter().enumerate() {
         let upstream = UpstreamId(at as u32);
         if checks_of(http, upstream).next().is_some() {
@@ -165,6 +165,7 @@ impl Group {
         })
     }
 
+    #[allow(clippy::unreachable, reason = "`live` makes groups only of an http block's upstreams")]
     fn http(&self) -> &Http {
         match &self.config.http {
             Some(http) => http,

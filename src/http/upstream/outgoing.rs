@@ -229,7 +229,8 @@ impl<'a> Outgoing<'a> {
             let moved = r.response.bytes_sent;
             let sent = match &mut r.response.pace {
                 None => self.c.stream.try_send(&slices),
-                Some(pace) => match pace.allowed(moved, clock::now().as_secs(), timer::now_ms()) {
+                Some(pace) => match pace.allowed(moved, clock::steady().as_secs(), timer::now_ms())
+                {
                     Ok(most) => self.c.stream.try_send(&pace::clip(&slices, most)),
                     Err(_) => return Ok(Sent::Blocked),
                 },

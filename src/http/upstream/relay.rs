@@ -18,6 +18,7 @@ use crate::http::action::Action;
 use crate::http::body;
 use crate::http::close::Close;
 use crate::http::connection::Connection;
+use crate::http::fault;
 use crate::http::location::Location;
 use crate::http::modules::exchange::{IgnoreHeaders, Settings};
 use crate::http::modules::headers;
@@ -586,6 +587,7 @@ impl<'a> Relay<'a, '_> {
         let (received, buffer) =
             receive_watching_client(self.c, r, self.upstream, buffer, limit, ignore_abort).await?;
         *piece = buffer;
+        fault::at(r, "in the response");
         match received {
             Ok(0) => Ok(Received::End),
             Ok(n) => {
@@ -620,7 +622,7 @@ impl<'a> Relay<'a, '_> {
             let received = self.received;
             let allowed = match &mut self.reading_pace {
                 None => Ok(u64::MAX),
-                Some(pace) => pace.allowed(received, clock::now().as_secs(), timer::now_ms()),
+                Some(pace) => pace.allowed(received, clock::steady().as_secs(), timer::now_ms()),
             };
             if let Ok(most) = allowed
                 && self.rest.is_empty()

@@ -92,13 +92,13 @@ impl<'a> Turn<'a> {
 
     /// How long the wait has been up to now.
     pub fn waited(&self) -> Option<Duration> {
-        self.ticket.map(|ticket| clock::now().saturating_sub(ticket.since))
+        self.ticket.map(|ticket| clock::steady().saturating_sub(ticket.since))
     }
 
     fn new_ticket(&self, number: u64) -> Ticket {
         let timeout_ms = self.queue.timeout().as_millis() as u64;
         let until_ms = timer::now_ms().saturating_add(timeout_ms);
-        Ticket { number, since: clock::now(), until_ms }
+        Ticket { number, since: clock::steady(), until_ms }
     }
 }
 

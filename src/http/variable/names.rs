@@ -194,6 +194,7 @@ fn push_literal(parts: &mut Vec<Part>, text: &str) {
     }
 }
 /// Any text: a template holds its literal bytes in order, and a regex search stays in its subject.
+#[allow(clippy::expect_used, reason = "the property that is tested")]
 pub fn fuzz_template(data: &[u8]) {
     let text = String::from_utf8_lossy(data);
     let mut names = Names::default();

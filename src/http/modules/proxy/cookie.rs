@@ -199,6 +199,7 @@ impl Flags {
 }
 
 /// A cookie taken apart and put together reads the same again, and no line end gets in.
+#[allow(clippy::expect_used, reason = "the property that is tested")]
 pub fn fuzz_cookie(data: &[u8]) {
     let line: Vec<u8> = data.iter().copied().filter(|byte| !b"\r\n\0".contains(byte)).collect();
     let Some(mut cookie) = Cookie::parse(&line) else { return };
