@@ -18,6 +18,8 @@ use crate::http::close::Close;
 use crate::http::modules::exchange::NextUpstream;
 use crate::http::modules::upstream::{Peer, PeerAddress};
 use crate::http::request::Request;
+use crate::http1::framing::BodyLength;
+use crate::http1::header::Known;
 use crate::http1::refusal::ResponseRefusal;
 use crate::http1::response::{self, NO_VALID_HEADER};
 use crate::http1::{Progress, Span, chunked};
@@ -110,7 +112,11 @@ impl Exchange<'_> {
     /// next request on that connection would be read as the body.
     fn sends_what_it_announces(&self, r: &Request) -> bool {
         if !body::is_announced(r) {
-            return true;
+            // Of a body that was given up, the request of an error page or after X-Accel-Redirect
+            // still has the length, in `$content_length`.
+            let is_given_up = r.head.body == BodyLength::None
+                && r.head.headers.contains(Known::ContentLength);
+            return !is_given_up;
         }
         let settings = &self.location.settings;
         match self.family {
