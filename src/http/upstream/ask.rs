@@ -113,9 +113,11 @@ impl Exchange<'_> {
     fn sends_what_it_announces(&self, r: &Request) -> bool {
         if !body::is_announced(r) {
             // Of a body that was given up, the request of an error page or after X-Accel-Redirect
-            // still has the length, in `$content_length`.
+            // still has the length or coding, in `$content_length` or `HTTP_TRANSFER_ENCODING`.
+            let headers = &r.head.headers;
             let is_given_up = r.head.body == BodyLength::None
-                && r.head.headers.contains(Known::ContentLength);
+                && (headers.contains(Known::ContentLength)
+                    || headers.contains(Known::TransferEncoding));
             return !is_given_up;
         }
         let settings = &self.location.settings;
