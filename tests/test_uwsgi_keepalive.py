@@ -236,6 +236,44 @@ def test_a_body_that_is_kept_back_but_announced(group, upstream):
     assert len(server.connections) == 3
 
 
+@pytest.mark.parametrize("way", ["error_page", "X-Accel-Redirect", "chunked"])
+def test_a_body_that_was_given_up_but_announced(group, upstream, way):
+    """$content_length is still the client's: the server would take the next packet for the body."""
+    lengths = []
+
+    def serve(wire):
+        while True:
+            packet = read_packet(wire)
+            lengths.append(packet.get("CONTENT_LENGTH"))
+            if packet.get("PATH_INFO") == "/stream":
+                read_body(wire, packet)
+                wire.send(response(b"", KEEP, "X-Accel-Redirect: /page"))
+            else:
+                wire.send(OK)
+
+    server = upstream(serve)
+    proxy = group(
+        server.address,
+        more="""
+        location = /small { client_max_body_size 1; error_page 413 /page; uwsgi_pass app; }
+        location = /stream { uwsgi_request_buffering off; uwsgi_pass app; }
+        """,
+    )
+    target = "/stream" if way == "X-Accel-Redirect" else "/small"
+    framing = "Transfer-Encoding: chunked" if way == "chunked" else "Content-Length: 2"
+    with_body = f"POST {target} HTTP/1.1\r\nHost: a\r\n{framing}\r\n\r\n"
+    wire = proxy.connect()
+    wire.send(with_body)
+    if way == "X-Accel-Redirect":
+        eventually(lambda: lengths, "the packet")
+    wire.send("2\r\nab\r\n0\r\n\r\n" if way == "chunked" else "ab")
+    assert wire.read_response().body == b"ok"
+    assert lengths[-1] == ("" if way == "chunked" else "2")
+    behind_the_page = len(server.connections)
+    assert ask(proxy, 1)[0].body == b"ok"
+    assert len(server.connections) == behind_the_page + 1
+
+
 def test_an_answer_before_the_whole_body(group, upstream):
     """The rest of the body must not become the next packet."""
     ended = []

@@ -19,6 +19,8 @@ use crate::http::fault;
 use crate::http::modules::exchange::NextUpstream;
 use crate::http::modules::upstream::{Peer, PeerAddress};
 use crate::http::request::Request;
+use crate::http1::framing::BodyLength;
+use crate::http1::header::Known;
 use crate::http1::refusal::ResponseRefusal;
 use crate::http1::response::{self, NO_VALID_HEADER};
 use crate::http1::{Progress, Span, chunked};
@@ -112,7 +114,13 @@ impl Exchange<'_> {
     /// next request on that connection would be read as the body.
     fn sends_what_it_announces(&self, r: &Request) -> bool {
         if !body::is_announced(r) {
-            return true;
+            // Of a body that was given up, the request of an error page or after X-Accel-Redirect
+            // still has the length or coding, in `$content_length` or `HTTP_TRANSFER_ENCODING`.
+            let headers = &r.head.headers;
+            let is_given_up = r.head.body == BodyLength::None
+                && (headers.contains(Known::ContentLength)
+                    || headers.contains(Known::TransferEncoding));
+            return !is_given_up;
         }
         let settings = &self.location.settings;
         match self.family {
