@@ -225,6 +225,23 @@ def test_a_body_whose_length_may_not_be_what_is_told(group, upstream, params, co
     assert len(server.connections) == connections
 
 
+@pytest.mark.parametrize("params", ["uwsgi_param CONTENT_LENGTH 0;", "uwsgi_string abc;"])
+def test_a_length_that_is_the_configurations_own(group, upstream, params):
+    """What a server makes of it is not known, not even for a request without a body."""
+    packets = 0
+
+    def serve(wire):
+        nonlocal packets
+        while True:
+            read_packet(wire, decode=False)
+            packets += 1
+            wire.send(OK)
+
+    server = upstream(serve)
+    assert {each.body for each in ask(group(server.address, params=params), 3)} == {b"ok"}
+    assert (packets, len(server.connections)) == (3, 3)
+
+
 def test_a_body_that_is_kept_back_but_announced(group, upstream):
     def serve(wire):
         while True:

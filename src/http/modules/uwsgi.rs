@@ -86,10 +86,21 @@ pub struct BlockPlan {
     pub suppressed: NameSet,
     /// Whether the default `HTTP_HOST` is sent (no param names it).
     pub default_host: bool,
-    /// Whether the server is told how long the body is: one that is not takes it for the next packet.
-    pub tells_length: bool,
+    /// What the server is told of the body's length.
+    pub length: LengthTold,
     /// The value of the `HTTP_UPGRADE` that stands for the client's.
     pub upgrade: Option<Template>,
+}
+
+/// `uwsgi_param CONTENT_LENGTH`: a server that is not told the truth takes what there is of a body for
+/// the next packet, or the next packet for a body.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum LengthTold {
+    #[default]
+    Nothing,
+    /// `$content_length`
+    Truly,
+    Otherwise,
 }
 
 #[derive(Debug, Clone)]
@@ -315,15 +326,17 @@ impl Settings {
     /// The variables of this level with all that is constant encoded (uwsgi, sections 1 and 3).
     pub fn block_plan(&self) -> BlockPlan {
         let mut plan = BlockPlan { default_host: true, ..BlockPlan::default() };
-        // What is appended may be pairs: one is 4 bytes at least.
+        // What is appended may be pairs: one is 4 bytes at least, and may be any.
         plan.variables_max = self.param.len() + 1 + self.string.get().map_or(0, |s| s.len() / 4);
         let mut constant: Vec<u8> = Vec::new();
         for Param { key, value, if_not_empty } in self.param.iter() {
             let literal = value.as_literal();
             if &**key == "CONTENT_LENGTH" {
                 // Of several the last one counts.
-                plan.tells_length =
-                    matches!(*value.parts, [Part::Variable(Variable::ContentLength)]);
+                plan.length = match *value.parts {
+                    [Part::Variable(Variable::ContentLength)] => LengthTold::Truly,
+                    _ => LengthTold::Otherwise,
+                };
             }
             if let Some(name) = key.strip_prefix("HTTP_") {
                 plan.default_host &= name != "HOST";
@@ -395,7 +408,7 @@ mod tests {
             settings.param.push(Param { key: key.into(), value, if_not_empty });
         }
         let plan = settings.block_plan();
-        assert!(!plan.default_host && !plan.tells_length);
+        assert!(!plan.default_host);
         assert!(plan.suppressed.contains(b"Host") && plan.suppressed.contains(b"proxy"));
         assert!(!plan.suppressed.contains(b"Path-Info"));
         assert!(plan.upgrade.is_some());
@@ -427,11 +440,11 @@ mod tests {
     fn the_last_content_length_counts() {
         let length = Template { parts: vec![Part::Variable(Variable::ContentLength)] };
         let five = Template::literal(b"5");
-        for (values, tells) in [
-            (vec![&length], true),
-            (vec![&five, &length], true),
-            (vec![&length, &five], false),
-            (vec![], false),
+        for (values, told) in [
+            (vec![&length], LengthTold::Truly),
+            (vec![&five, &length], LengthTold::Truly),
+            (vec![&length, &five], LengthTold::Otherwise),
+            (vec![], LengthTold::Nothing),
         ] {
             let mut settings = Settings::default();
             for value in values {
@@ -441,7 +454,7 @@ mod tests {
                     if_not_empty: false,
                 });
             }
-            assert_eq!(settings.block_plan().tells_length, tells);
+            assert_eq!(settings.block_plan().length, told);
         }
     }
 }

@@ -18,6 +18,7 @@ use crate::http::close::Close;
 use crate::http::fault;
 use crate::http::modules::exchange::NextUpstream;
 use crate::http::modules::upstream::{Peer, PeerAddress};
+use crate::http::modules::uwsgi::LengthTold;
 use crate::http::request::Request;
 use crate::http1::framing::BodyLength;
 use crate::http1::header::Known;
@@ -113,6 +114,10 @@ impl Exchange<'_> {
     /// False where a head told of a body that is then kept back (`proxy_pass_request_body off`): the
     /// next request on that connection would be read as the body.
     fn sends_what_it_announces(&self, r: &Request) -> bool {
+        let settings = &self.location.settings;
+        let uwsgi = &settings.uwsgi;
+        let tells_otherwise = self.family == Family::Uwsgi
+            && (uwsgi.plan.length == LengthTold::Otherwise || !uwsgi.string.is_empty());
         if !body::is_announced(r) {
             // Of a body that was given up, the request of an error page or after X-Accel-Redirect
             // still has the length or coding, in `$content_length` or `HTTP_TRANSFER_ENCODING`.
@@ -120,9 +125,8 @@ impl Exchange<'_> {
             let is_given_up = r.head.body == BodyLength::None
                 && (headers.contains(Known::ContentLength)
                     || headers.contains(Known::TransferEncoding));
-            return !is_given_up;
+            return !is_given_up && !tells_otherwise;
         }
-        let settings = &self.location.settings;
         match self.family {
             Family::Proxy => {
                 self.body != BodyForm::None
@@ -130,7 +134,9 @@ impl Exchange<'_> {
                     || settings.proxy.head.overrides_length
             }
             // A body whose length is not told would be read as the next packet.
-            Family::Uwsgi => self.body == BodyForm::Plain && settings.uwsgi.plan.tells_length,
+            Family::Uwsgi => {
+                self.body == BodyForm::Plain && settings.uwsgi.plan.length == LengthTold::Truly
+            }
         }
     }
 

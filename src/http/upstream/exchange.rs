@@ -515,7 +515,8 @@ impl Exchange<'_> {
 
     /// Hands the answer to the client, or to the tunnel.
     async fn deliver(&self, r: &mut Request, delivery: Delivery<'_>) -> Result<Outcome, Close> {
-        let Delivery { set, member, connection, active, started } = delivery;
+        // Dropped in reverse order: the place at the server is free when the connection is closed.
+        let Delivery { set, member, active, connection, started } = delivery;
         let code = r.upstream_head.code;
         self.learn(r, member, false);
         if code == 101 {
