@@ -329,6 +329,7 @@ def test_no_descriptor_for_a_server_or_a_file(serving, upstream):
         assert ready[0].read_response().status == 500
         assert "[alert]" in proxy.logged("socket() failed (24: Too many open files) while connecting to upstream")
         # A 500 ends its connection, and another is accepted instead.
+        ready[0].expect_end()
         eventually(lambda: descriptors(proxy) == 60, "there are none again")
         ready[1].send(b"GET /file HTTP/1.1\r\nHost: a\r\n\r\n")
         assert ready[1].read_response().status == 500
