@@ -356,7 +356,7 @@ pub async fn read_all(c: &Connection, r: &mut Request) -> Result<(), BodyError> 
             kept = move_to_file(c, r, core);
         }
         let kept =
-            kept.and_then(|()| store(r, span, memory_max).or_else(|e| file_failed(c, r, core, &e)));
+            kept.and_then(|()| store(r, span, memory_max).or_else(|e| file_failed(c, r, &e)));
         // Kept or not, it has been taken: whoever reads on begins behind it.
         consume(r);
         kept?;
@@ -390,19 +390,12 @@ fn move_to_file(c: &Connection, r: &mut Request, core: &core::Settings) -> Resul
             r.body.file = Some(file);
             Ok(())
         }
-        Err(e) => file_failed(c, r, core, &e),
+        Err(failed) => file_failed(c, r, &failed),
     }
 }
 
-fn file_failed(
-    c: &Connection,
-    r: &Request,
-    core: &core::Settings,
-    error: &io::Error,
-) -> Result<(), BodyError> {
-    let path = core.client_body_temp_path.path.display();
-    let text = format_args!("write to a temporary file in \"{path}\" failed");
-    c.log_errno(r, Level::Crit, text, error);
+fn file_failed(c: &Connection, r: &Request, failed: &FileError) -> Result<(), BodyError> {
+    c.log_errno(r, Level::Crit, format_args!("{failed}"), &failed.error);
     Err(BodyError::Status(500))
 }
 
@@ -425,7 +418,7 @@ pub fn check_size(c: &Connection, r: &mut Request, span: Span) -> Result<(), Bod
 }
 
 /// Adds a piece to the file, if there is one, else to memory.
-fn store(r: &mut Request, span: Span, memory_max: usize) -> io::Result<()> {
+fn store(r: &mut Request, span: Span, memory_max: usize) -> Result<(), FileError> {
     let body = &mut r.body;
     let bytes = span.of(body.raw.as_slice());
     if let Some(file) = &mut body.file {
@@ -507,10 +500,10 @@ pub enum After {
     Kept,
 }
 
-/// Why there is no temporary file.
+/// What a temporary file has failed with.
 #[derive(Debug, thiserror::Error)]
 #[error("{call} \"{}\" failed", path.display())]
-pub struct NotCreated {
+pub struct FileError {
     /// The system call.
     call: &'static str,
     path: PathBuf,
@@ -523,29 +516,29 @@ static NEXT_NUMBER: AtomicU64 = AtomicU64::new(1);
 
 impl TempFile {
     /// A file that only its owner can reach.
-    pub fn create(temp: &TempPath) -> io::Result<Self> {
+    pub fn create(temp: &TempPath) -> Result<Self, FileError> {
         Self::create_for(temp, After::Nameless)
     }
 
     /// Makes `PATH/…/0000000001`; the level directories are the number's last digits.
-    pub fn create_for(temp: &TempPath, after: After) -> io::Result<Self> {
-        let (file, path) = Self::open(temp).map_err(|failed| failed.error)?;
-        if after == After::Nameless {
-            std::fs::remove_file(&path)?;
-        }
+    pub fn create_for(temp: &TempPath, after: After) -> Result<Self, FileError> {
+        let (file, path) = match after {
+            After::Nameless => Self::create_unlinked(temp)?,
+            After::Removed | After::Kept => Self::open(temp)?,
+        };
         Ok(TempFile { file, path, len: 0, after })
     }
 
     /// Makes such a file without a name: it lives as long as it is open. The path is where it was.
-    pub fn create_unlinked(temp: &TempPath) -> Result<(File, PathBuf), NotCreated> {
+    pub fn create_unlinked(temp: &TempPath) -> Result<(File, PathBuf), FileError> {
         let (file, path) = Self::open(temp)?;
         match std::fs::remove_file(&path) {
             Ok(()) => Ok((file, path)),
-            Err(error) => Err(NotCreated { call: "unlink()", path, error }),
+            Err(error) => Err(FileError { call: "unlink()", path, error }),
         }
     }
 
-    fn open(temp: &TempPath) -> Result<(File, PathBuf), NotCreated> {
+    fn open(temp: &TempPath) -> Result<(File, PathBuf), FileError> {
         loop {
             let name = format!("{:010}", NEXT_NUMBER.fetch_add(1, Ordering::Relaxed));
             let mut directory = temp.path.clone();
@@ -563,7 +556,7 @@ impl TempFile {
                     std::os::unix::fs::DirBuilderExt::mode(&mut std::fs::DirBuilder::new(), 0o700)
                         .recursive(true)
                         .create(&directory)
-                        .map_err(|error| NotCreated { call: "mkdir()", path: directory, error })?;
+                        .map_err(|error| FileError { call: "mkdir()", path: directory, error })?;
                     open()
                 }
                 opened => opened,
@@ -571,13 +564,17 @@ impl TempFile {
             match file {
                 Ok(file) => return Ok((file, path)),
                 Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
-                Err(error) => return Err(NotCreated { call: "open()", path, error }),
+                Err(error) => return Err(FileError { call: "open()", path, error }),
             }
         }
     }
 
-    pub fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.file.write_all_at(bytes, self.len)?;
+    pub fn append(&mut self, bytes: &[u8]) -> Result<(), FileError> {
+        self.file.write_all_at(bytes, self.len).map_err(|error| FileError {
+            call: "pwrite()",
+            path: self.path.clone(),
+            error,
+        })?;
         self.len += bytes.len() as u64;
         Ok(())
     }

@@ -239,6 +239,9 @@ pub async fn serve(c: Connection, guard: ConnectionGuard) {
         Err(text) => {
             // With a word on what it was doing: that is what can be done again.
             c.shard.counters.panics.add(1);
+            if r.response.bytes_sent == 0 {
+                r.response.status = 500;
+            }
             c.log(&r, Level::Alert, format_args!("panic: {text}"));
             return Box::pin(end(&c, &mut r, Close::Panicked)).await;
         }
@@ -697,7 +700,6 @@ async fn end(c: &Connection, r: &mut Request, close: Close) {
                 Close::ClientTimedOut => 408,
                 Close::ClientAborted if r.head_len > 0 => 499,
                 Close::ClientAborted => 400,
-                Close::Panicked => 500,
                 _ => 0,
             };
         }

@@ -12,3 +12,12 @@ pub fn at(r: &Request, place: &str) {
         assert!(!lines.any(|line| r.text(line.value) == place.as_bytes()), "asked for {place}");
     }
 }
+
+/// Panics where a tunnel is to carry `X-Ringx-Panic`.
+#[inline]
+#[track_caller]
+pub fn among(bytes: &[u8]) {
+    if cfg!(debug_assertions) {
+        assert!(memchr::memmem::find(bytes, b"X-Ringx-Panic").is_none(), "asked for in a tunnel");
+    }
+}

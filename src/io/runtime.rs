@@ -178,3 +178,46 @@ pub fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
         None => text.to_owned(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+    use std::rc::Rc;
+
+    use super::*;
+
+    #[test]
+    fn a_service_begins_anew_after_a_panic_and_a_task_does_not() {
+        let (begun, told) = (Rc::new(Cell::new(0)), Rc::new(RefCell::new(Vec::new())));
+        let (begins, tells) = (Rc::clone(&begun), Rc::clone(&told));
+        let make = move || {
+            let begins = Rc::clone(&begins);
+            async move {
+                begins.set(begins.get() + 1);
+                assert!(begins.get() == 3, "time {}", begins.get());
+            }
+        };
+        let once = Rc::clone(&told);
+        let live = async {
+            spawn(async { panic!("task") }, move |text| once.borrow_mut().push(text.to_owned()));
+            spawn_service(make, move |text| tells.borrow_mut().push(text.to_owned()));
+            while begun.get() < 3 {
+                monoio::time::sleep(Duration::from_millis(10)).await;
+            }
+            monoio::time::sleep(Duration::from_millis(150)).await;
+        };
+        Ring::Epoll.run(live).unwrap();
+        assert_eq!(begun.get(), 3, "one that ends has ended");
+        let told = told.borrow();
+        let said: Vec<_> = told.iter().map(|text| text.split(" at ").next().unwrap()).collect();
+        assert_eq!(said, ["task", "time 1", "time 2"]);
+    }
+
+    #[test]
+    fn the_place_of_a_panic_is_told() {
+        note_panics();
+        let panicked = std::panic::catch_unwind(|| panic!("{} things", 3)).unwrap_err();
+        let text = panic_text(&*panicked);
+        assert!(text.starts_with("3 things at src/io/runtime.rs:"), "{text}");
+    }
+}

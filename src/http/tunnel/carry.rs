@@ -18,6 +18,7 @@ use super::frame::{self, Event, Follower, Masking, Opcode};
 use super::metrics::{Metrics, Side};
 use super::pipe::{self, Pipe, Pipes};
 use crate::counters::TunnelCounters;
+use crate::http::fault;
 use crate::http::modules::websocket::{IdleCounts, IdleTimeout};
 use crate::io::{Buffer, timer};
 
@@ -427,6 +428,7 @@ impl Tunnel {
             self.way(from).readable = false;
         }
         let bytes = &m.scratch[..received];
+        fault::among(bytes);
         let passed = self.follow(from, bytes, m.counters, m.now_ms);
         let bytes = &bytes[..passed];
         let sent = self.send(from, bytes)?;
