@@ -218,6 +218,23 @@ def test_a_head_that_does_not_end_is_a_408_in_the_log_only(server, part, doing):
     proxy.logged(f"client timed out (110: Connection timed out) while reading client request {doing}")
 
 
+def test_what_had_come_of_a_head_that_does_not_end_is_in_the_logs(server):
+    form = "log_format got '$status [$request] $http_a'; access_log logs/access.log got;"
+    proxy = server("client_header_timeout 1s; location / { return 200 x; }", form)
+    with proxy.connect() as wire:
+        wire.send(b"GET /x?y HTTP/1.1\r\nHost: a\r\nA: b\r\n")
+        wire.expect_end()
+    with proxy.connect() as wire:
+        wire.send(b"GET /x?y HTT")
+        wire.expect_end()
+    with proxy.connect() as wire:
+        wire.send(b"GET /x?y HT")
+        wire.finish()
+        wire.expect_end()
+    assert proxy.accessed(3) == ["408 [GET /x?y HTTP/1.1] b", "408 [GET /x?y HTT] -", "400 [GET /x?y HT] -"]
+    assert 'request: "GET /x?y HTTP/1.1", host: "a"' in proxy.logged("while reading client request headers")
+
+
 def test_the_header_timeout_is_for_the_whole_head(server):
     proxy = server("client_header_timeout 1s; location / { return 200 x; }")
     wire = proxy.connect()

@@ -509,8 +509,9 @@ async fn read_head(
             buffer.grow(buffer.len() + reading.buffer_size(&buffer));
         }
         let (received, buffer) = match c.stream.try_recv_into(&mut buffer) {
+            // If the time is up before the rest is here, the logs tell of what is.
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-                c.stream.recv(buffer, limit, Wait::Busy).await
+                c.stream.recv_keeping(buffer, limit, Wait::Busy).await
             }
             received => (received.map_err(Failure::Io), buffer),
         };
@@ -670,12 +671,7 @@ async fn refuse(c: &Connection, r: &mut Request, refusal: &Refusal) -> Result<()
     };
     r.refused = Some(part);
     c.action.set(action);
-    if r.head.line.is_empty() && r.head_len == 0 {
-        // The line as far as it was read is what the logs show.
-        let line = r.buffer.as_slice();
-        let end = memchr::memchr2(b'\r', b'\n', line).unwrap_or(line.len());
-        r.head.line = crate::http1::Span::new(0, end);
-    }
+    show_unread_line(r);
     c.log(r, Level::Info, format_args!("{refusal}"));
     let code = refusal.status();
     // What came with the refused head is neither its body nor a next request.
@@ -685,8 +681,20 @@ async fn refuse(c: &Connection, r: &mut Request, refusal: &Refusal) -> Result<()
     phase::answer_status(c, r, code).await
 }
 
+/// The request line as far as it was read is what the logs show.
+fn show_unread_line(r: &mut Request) {
+    if r.head.line.is_empty() && r.head_len == 0 {
+        let line = r.buffer.as_slice();
+        let end = memchr::memchr2(b'\r', b'\n', line).unwrap_or(line.len());
+        r.head.line = crate::http1::Span::new(0, end);
+    }
+}
+
 /// The last things: the log line, a linger if the client may still be sending, the close.
 async fn end(c: &Connection, r: &mut Request, close: Close) {
+    if !r.started.is_zero() && matches!(close, Close::ClientTimedOut | Close::ClientAborted) {
+        show_unread_line(r);
+    }
     if let Some((level, text)) = close.line() {
         if c.action.get() != Action::Keepalive {
             c.log(r, level, format_args!("{text}"));

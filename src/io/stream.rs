@@ -242,6 +242,28 @@ impl Stream {
         (received, buffer)
     }
 
+    /// [`Stream::recv`] that gives the buffer back also when the time is up: it waits first, and receives
+    /// then.
+    pub async fn recv_keeping(
+        &self,
+        mut buffer: Buffer,
+        limit: Duration,
+        wait: Wait,
+    ) -> (Result<usize, Failure>, Buffer) {
+        let received = loop {
+            match self.try_recv_into(&mut buffer) {
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                    if let Err(failure) = self.readable(limit, wait).await {
+                        break Err(failure);
+                    }
+                }
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                received => break received.map_err(Failure::Io),
+            }
+        };
+        (received, buffer)
+    }
+
     /// Receives what is there, without waiting.
     pub fn try_recv(&self, buffer: &mut [u8]) -> io::Result<usize> {
         Ok(rustix::net::recv(self.fd(), buffer, RecvFlags::DONTWAIT)?.0)
