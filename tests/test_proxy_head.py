@@ -1,6 +1,7 @@
 """What becomes of an upstream's response head: accepted or not, hidden, rewritten, acted on."""
 
 import re
+import threading
 
 import pytest
 
@@ -78,6 +79,36 @@ def test_a_sub_code_is_passed_on(through):
     with through(b"HTTP/1.1 403.1 Foo bar\r\nContent-Length: 2\r\n\r\nok").connect() as wire:
         wire.send("GET /app/ HTTP/1.1\r\nHost: h\r\n\r\n")
         assert wire.read_head().start == "HTTP/1.1 403.1 Foo bar"
+
+
+@differs("it goes on, and what the client asks next is answered to what it asked first")
+@pytest.mark.parametrize("method, lines", [("GET", "Content-Length: 0\r\n"), ("HEAD", "")])
+def test_an_interim_response_that_is_passed_on_as_the_last_ends_both_connections(serve, upstream, method, lines):
+    """The client, which knows what a 100 is, would take the next response for this one, and so would ringx."""
+    done = threading.Event()
+
+    def handler(wire):
+        wire.read_request()
+        wire.send(f"HTTP/1.1 100 Continue\r\n{lines}\r\n")
+        assert done.wait(10)
+        wire.close()
+
+    server = upstream(handler, answering(response(b"second")))
+    proxy = serve(
+        f"""
+        upstream kept {{ server @upstream@; keepalive 4; }}
+        server {{ listen 127.0.0.1:@port@; location / {{ {MODERN} proxy_pass http://kept; }} }}
+        """,
+        upstream=server.address,
+    )
+    with proxy.connect() as wire:
+        wire.send(f"{method} / HTTP/1.1\r\nHost: h\r\n\r\n" * 2)
+        head = wire.read_head()
+        assert (head.start, head.get("Connection")) == ("HTTP/1.1 100 Continue", "close")
+        wire.expect_end()
+    assert proxy.get("/").body == b"second"
+    assert len(server.requests) == 2
+    done.set()
 
 
 @ringx_only("the older one waits for more")
