@@ -157,6 +157,9 @@ def answer(rng: random.Random) -> Answer:
     status, more = "HTTP/1.1 200 OK", []
     kind = "whole"
     odd = rng.choice([""] * 8 + ["head", "status", "mangled", "extra", "extra", "cut", "cut", "early"])
+    if odd == "extra":
+        # What comes too late may be taken for the answer to the next request: it comes at once.
+        body = body[:5000]
     if odd == "head":
         more, kind = [rng.choice(ODD_HEADS)], "odd"
     if odd == "status":
@@ -184,7 +187,8 @@ def answer(rng: random.Random) -> Answer:
         kind = "odd" if framing == "close" else "cut"
     if odd == "mangled":
         data, kind = mangled(rng, data[:600]) + data[600:], "odd"
-    return Answer(data, kind, body, ending, odd == "early", rng.choice([1, 1, 1, 2, 4]))
+    pieces = 1 if odd == "extra" or kind == "odd" else rng.choice([1, 1, 1, 2, 4])
+    return Answer(data, kind, body, ending, odd == "early", pieces)
 
 
 @dataclass

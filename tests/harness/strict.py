@@ -126,8 +126,8 @@ def read_length(message: Message, stream: bytes, at: int, length: int) -> int:
 def read_chunks(message: Message, stream: bytes, at: int) -> int:
     while True:
         line, at = crlf_line(stream, at)
-        # Blanks around the size are old chunk extensions' (RFC 9112 section 7.1.1).
-        match = re.fullmatch(rb"([0-9A-Fa-f]+)[ \t]*(;[^\x00-\x08\x0a-\x1f\x7f]*)?", line)
+        # What follows a blank is an extension, too, by nginx's lights, and may be anything on this line.
+        match = re.fullmatch(rb"([0-9A-Fa-f]+)([ \t;].*)?", line, re.DOTALL)
         if not match:
             raise Broken(f"no size of a chunk: {line!r}")
         size = int(match[1], 16)
