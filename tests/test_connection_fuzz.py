@@ -31,7 +31,7 @@ http {{
     client_body_timeout 400ms;
     lingering_timeout 300ms;
     lingering_time 1s;
-    proxy_read_timeout 1s;
+    proxy_read_timeout 3s;
     proxy_next_upstream error timeout;
     server {{
         listen 127.0.0.1:@port_status@;

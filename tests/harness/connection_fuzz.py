@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from . import strict
 from .strict import Broken, Cut, Message
 
-DEADLINE = 8.0
+DEADLINE = 20.0
 """Seconds for the proxy to be done with a client, several timeouts of the configuration among them."""
 
 LAST = b"GET /last HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
