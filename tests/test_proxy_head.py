@@ -1,6 +1,7 @@
 """What becomes of an upstream's response head: accepted or not, hidden, rewritten, acted on."""
 
 import re
+import threading
 
 import pytest
 
@@ -78,6 +79,66 @@ def test_a_sub_code_is_passed_on(through):
     with through(b"HTTP/1.1 403.1 Foo bar\r\nContent-Length: 2\r\n\r\nok").connect() as wire:
         wire.send("GET /app/ HTTP/1.1\r\nHost: h\r\n\r\n")
         assert wire.read_head().start == "HTTP/1.1 403.1 Foo bar"
+
+
+@differs("it passes the rest on, without a head")
+@pytest.mark.parametrize("method, status, body", [("GET", 200, b"second"), ("POST", 502, None)])
+def test_the_late_body_of_a_head_is_no_answer_to_the_next_request(serve, upstream, method, status, body):
+    """A connection that was kept has not spoken HTTP/0.9: another one is tried, if the request may be repeated."""
+
+    def handler(wire):
+        wire.read_request()
+        wire.send("HTTP/1.1 200 OK\r\nX: y\r\n\r\n")
+        wire.read_request()
+        wire.send("the bodyHTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil")
+
+    server = upstream(handler, answering(response(b"second")))
+    proxy = serve(
+        f"""
+        upstream kept {{ server @upstream@; keepalive 4; }}
+        server {{ listen 127.0.0.1:@port@; location / {{ {MODERN} proxy_pass http://kept; }} }}
+        """,
+        upstream=server.address,
+    )
+    with proxy.connect() as wire:
+        wire.send("HEAD / HTTP/1.1\r\nHost: h\r\n\r\n")
+        assert wire.read_response("HEAD").status == 200
+        wire.send(f"{method} / HTTP/1.1\r\nHost: h\r\nContent-Length: 0\r\n\r\n")
+        answer = wire.read_response()
+        assert answer.status == status
+        assert body in (None, answer.body)
+        assert b"evil" not in wire.transcript
+    proxy.logged("upstream sent no valid HTTP/1.0 header")
+
+
+@differs("it goes on, and what the client asks next is answered to what it asked first")
+@pytest.mark.parametrize("method, lines", [("GET", "Content-Length: 0\r\n"), ("HEAD", "")])
+def test_an_interim_response_that_is_passed_on_as_the_last_ends_both_connections(serve, upstream, method, lines):
+    """The client, which knows what a 100 is, would take the next response for this one, and so would ringx."""
+    done = threading.Event()
+
+    def handler(wire):
+        wire.read_request()
+        wire.send(f"HTTP/1.1 100 Continue\r\n{lines}\r\n")
+        assert done.wait(10)
+        wire.close()
+
+    server = upstream(handler, answering(response(b"second")))
+    proxy = serve(
+        f"""
+        upstream kept {{ server @upstream@; keepalive 4; }}
+        server {{ listen 127.0.0.1:@port@; location / {{ {MODERN} proxy_pass http://kept; }} }}
+        """,
+        upstream=server.address,
+    )
+    with proxy.connect() as wire:
+        wire.send(f"{method} / HTTP/1.1\r\nHost: h\r\n\r\n" * 2)
+        head = wire.read_head()
+        assert (head.start, head.get("Connection")) == ("HTTP/1.1 100 Continue", "close")
+        wire.expect_end()
+    assert proxy.get("/").body == b"second"
+    assert len(server.requests) == 2
+    done.set()
 
 
 @ringx_only("the older one waits for more")

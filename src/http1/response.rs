@@ -103,9 +103,11 @@ impl ResponseHead {
     }
 
     /// Whether the server may be asked again on this connection, by version and `Connection`: HTTP/1.1
-    /// without `close`. An HTTP/1.0 server is not believed, whatever it says.
+    /// without `close`. An HTTP/1.0 server is not believed, whatever it says. After a 1xx the response
+    /// is still to come.
     pub fn keep_alive(&self) -> bool {
         self.version.is_some_and(|version| version >= (1, 1))
+            && self.code >= 200
             && self.connection != ConnectionOption::Close
     }
 }
@@ -438,6 +440,7 @@ mod tests {
         assert!(keep("HTTP/1.1 200\n\n"));
         assert!(keep("HTTP/1.2 200\n\n"));
         assert!(keep("HTTP/2.0 200\n\n"));
+        assert!(!keep("HTTP/1.1 100\n\n"));
         assert!(!keep("HTTP/1.0 200\nConnection: keep-alive\n\n"));
         assert!(!keep("HTTP/1.1 200\nConnection: x, Close\nConnection: keep-alive\n\n"));
         let head = read(b"Connection: keep-alive\n\n", Form::Cgi).1;

@@ -440,6 +440,11 @@ impl Exchange<'_> {
             }
         }
         self.c.action.set(Action::ReadingUpstreamHead);
+        if connection.reused && r.upstream_head.is_http09 {
+            // A server that has kept a connection is not one of HTTP/0.9: this is what it had still to
+            // say of the request before (the body of a HEAD, of a 304), and no answer to this one.
+            return Err(self.broken(r, connection));
+        }
         Ok(())
     }
 

@@ -39,6 +39,10 @@ pub fn put_head(
         r.keepalive = false;
         return;
     }
+    if (100..200).contains(&r.upstream_head.code) && r.upstream_head.code != 101 {
+        // nginx takes it for the response; the client does not, and would take the next one for it.
+        r.keepalive = false;
+    }
     let settings = settings_of(family, location);
     // Both are put back below: the head is written beside them.
     let bytes = std::mem::take(&mut r.upstream_bytes);
