@@ -138,28 +138,44 @@ impl Refusal {
 
     /// The status to answer with. 494 is nginx's own: `error_page` sees it, the wire says 400.
     pub fn status(&self) -> u16 {
-        match self {
-            Refusal::InvalidMethod
-            | Refusal::InvalidRequest
-            | Refusal::InvalidHttp09Method
-            | Refusal::InvalidTargetHost
-            | Refusal::InvalidHeaderLine { .. }
-            | Refusal::DuplicateHost { .. }
-            | Refusal::InvalidHost
-            | Refusal::DuplicateHeader { .. }
-            | Refusal::MissingHost
-            | Refusal::InvalidContentLength
-            | Refusal::ContentLengthAndTransferEncoding
-            | Refusal::TransferEncodingInHttp10 => 400,
-            Refusal::Trace | Refusal::Connect => 405,
-            Refusal::UriTooLong => 414,
+        self.rule().status
+    }
+
+    /// What is broken, and what that leads to.
+    pub fn rule(&self) -> Rule {
+        let (status, section) = match self {
+            Refusal::InvalidMethod => (400, "RFC 9110 section 9.1"),
+            Refusal::VersionNotSupported => (505, "RFC 9112 section 2.3"),
+            Refusal::InvalidHttp09Method => (400, "RFC 9112 section 3"),
+            Refusal::InvalidTargetHost => (400, "RFC 9110 section 4.2.1"),
+            Refusal::UriTooLong => (414, "RFC 9112 section 3"),
+            Refusal::InvalidHeaderLine { .. } => (400, "RFC 9112 section 5"),
             Refusal::HeaderLineTooLong { .. }
             | Refusal::HeaderTooLarge
-            | Refusal::TooManyHeaders => 494,
-            Refusal::UnknownTransferEncoding { .. } => 501,
-            Refusal::VersionNotSupported => 505,
-        }
+            | Refusal::TooManyHeaders => (494, "RFC 6585 section 5"),
+            Refusal::InvalidRequest
+            | Refusal::DuplicateHost { .. }
+            | Refusal::InvalidHost
+            | Refusal::MissingHost => (400, "RFC 9112 section 3.2"),
+            Refusal::DuplicateHeader { .. } => (400, "RFC 9110 section 5.3"),
+            Refusal::InvalidContentLength => (400, "RFC 9112 section 6.3"),
+            Refusal::ContentLengthAndTransferEncoding | Refusal::TransferEncodingInHttp10 => {
+                (400, "RFC 9112 section 6.1")
+            }
+            Refusal::UnknownTransferEncoding { .. } => (501, "RFC 9112 section 6.1"),
+            Refusal::Trace => (405, "RFC 9110 section 9.3.8"),
+            Refusal::Connect => (405, "RFC 9110 section 9.3.6"),
+        };
+        Rule { status, section }
     }
+}
+
+/// What a refusal goes by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rule {
+    pub status: u16,
+    /// Where it is written.
+    pub section: &'static str,
 }
 
 /// Why the head of an upstream's response is refused: 502, and the next upstream may be tried
@@ -191,7 +207,21 @@ pub enum ResponseRefusal {
 
 impl ResponseRefusal {
     pub fn status(&self) -> u16 {
-        502
+        self.rule().status
+    }
+
+    /// What is broken; it always leads to a 502, and to the end of the connection.
+    pub fn rule(&self) -> Rule {
+        let section = match self {
+            ResponseRefusal::InvalidHeader { .. } => "RFC 9112 section 5",
+            ResponseRefusal::HeaderTooBig => "RFC 9110 section 5.4",
+            ResponseRefusal::DuplicateHeader { .. }
+            | ResponseRefusal::InvalidContentLength { .. } => "RFC 9112 section 6.3",
+            ResponseRefusal::ContentLengthAndTransferEncoding
+            | ResponseRefusal::UnknownTransferEncoding { .. } => "RFC 9112 section 6.1",
+            ResponseRefusal::InvalidStatus { .. } => "RFC 3875 section 6.3.3",
+        };
+        Rule { status: 502, section }
     }
 }
 
@@ -204,6 +234,7 @@ mod tests {
         let refusal = Refusal::InvalidHeaderLine { seen: Quoted::new(b"Foo"), offender: b' ' };
         assert_eq!(refusal.to_string(), "client sent invalid header line: \"Foo\\x20...\"");
         assert_eq!(refusal.status(), 400);
+        assert_eq!(refusal.rule().section, "RFC 9112 section 5");
 
         let refusal = ResponseRefusal::DuplicateHeader {
             line: Quoted::line(b"Content-Length", b"2"),

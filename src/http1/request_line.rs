@@ -45,6 +45,8 @@ enum State {
     Minor(u16, u8),
     AfterVersion,
     LineCr,
+    /// After a CR where there is no version yet.
+    UnversionedCr,
     Done,
 }
 
@@ -131,7 +133,9 @@ impl RequestLine {
             (State::Path, _) => State::Path,
 
             (State::AfterTarget, b' ') => State::AfterTarget,
-            (State::AfterTarget, b'\r' | b'\n') => self.without_version(byte),
+            (State::AfterTarget, b'\r' | b'\n') | (State::UnversionedCr, b'\n') => {
+                self.without_version(byte)
+            }
             (State::AfterTarget, b'H') => State::Protocol(1),
             (State::Protocol(seen), _) if PROTOCOL.get(seen) == Some(&byte) => {
                 if seen + 1 == PROTOCOL.len() { State::Major } else { State::Protocol(seen + 1) }
@@ -204,8 +208,12 @@ impl RequestLine {
     }
 
     fn without_version(&mut self, line_end: u8) -> State {
+        if line_end == b'\r' {
+            // Unless a LF follows, it is not a line of HTTP/0.9, and the answer has a head.
+            return State::UnversionedCr;
+        }
         self.version = Version::Http09;
-        if line_end == b'\r' { State::LineCr } else { State::Done }
+        State::Done
     }
 
     /// A scanner for a line whose method begins at `start`.
