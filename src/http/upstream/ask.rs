@@ -134,9 +134,7 @@ impl Exchange<'_> {
                     || settings.proxy.head.overrides_length
             }
             // A body whose length is not told would be read as the next packet.
-            Family::Uwsgi => {
-                self.body == BodyForm::Plain && settings.uwsgi.plan.length == LengthTold::Truly
-            }
+            Family::Uwsgi => self.body == BodyForm::Plain && uwsgi.plan.length == LengthTold::Truly,
         }
     }
 

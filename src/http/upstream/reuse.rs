@@ -18,14 +18,18 @@ impl Exchange<'_> {
         Use { address: &peer.address, family: self.family, location: r.location }
     }
 
-    /// A connection that has been kept, unless a `fresh` one is wanted.
+    /// A connection that has been kept, unless a fresh one is wanted.
     pub(super) fn idle_connection(
         &self,
         r: &Request,
         peer: &Peer,
         is_fresh: bool,
     ) -> Option<UpstreamConnection> {
-        if self.keepalive() == UwsgiKeepalive::Off || is_fresh {
+        let is_kept_at_all = match self.family {
+            Family::Proxy => true,
+            Family::Uwsgi => *self.location.settings.uwsgi.keepalive != UwsgiKeepalive::Off,
+        };
+        if !is_kept_at_all || is_fresh {
             return None;
         }
         self.group.pool.borrow_mut().take(self.connection_for(r, peer), timer::now_ms())
@@ -50,15 +54,12 @@ impl Exchange<'_> {
 
     /// Whether the response lets it carry another request.
     fn allows_another(&self, r: &Request, connection: &UpstreamConnection) -> bool {
-        let keepalive = self.keepalive();
         if self.family == Family::Proxy {
             return r.upstream_head.keep_alive();
         }
-        if keepalive == UwsgiKeepalive::Off {
-            return false;
-        }
+        let keepalive = *self.location.settings.uwsgi.keepalive;
         let mut pool = self.group.pool.borrow_mut();
-        if !pool.is_on() {
+        if keepalive == UwsgiKeepalive::Off || !pool.is_on() {
             return false;
         }
         let reuse = Reuse::of(keepalive, &r.upstream_head, r.message.is_head());
@@ -74,14 +75,6 @@ impl Exchange<'_> {
         connection.request_is_sent
             && Rc::ptr_eq(&r.generation, &self.c.shard.generation())
             && !self.c.shard.is_quitting()
-    }
-
-    /// `uwsgi_keepalive`; what is proxied is kept by `keepalive` alone.
-    fn keepalive(&self) -> UwsgiKeepalive {
-        match self.family {
-            Family::Proxy => UwsgiKeepalive::On,
-            Family::Uwsgi => *self.location.settings.uwsgi.keepalive,
-        }
     }
 
     /// Whether a uwsgi connection over TCP that is not kept can be ended by a reset: both sides have
