@@ -19,8 +19,6 @@ pub use line::{Errno, Escaped, LINE_LENGTH_MAX, Tail, escape, fuzz_escape};
 
 use crate::local_time::LocalTime;
 use crate::syslog::{self, Sender};
-pub use file::Handle as FileHandle;
-use file::Handle;
 use line::Line;
 
 /// Most severe first, as in the `error_log` directive.
@@ -112,7 +110,7 @@ pub struct Log {
 
 #[derive(Debug)]
 enum Output {
-    File(Handle),
+    File(Arc<LogFile>),
     Stderr,
     Syslog(Sender),
     /// Standard error before there are workers: for a person at a terminal, so without the time.
@@ -126,7 +124,7 @@ impl Log {
             Ok((
                 *level,
                 match destination {
-                    Destination::File(path) => Output::File(Handle::new(files.open(path)?)),
+                    Destination::File(path) => Output::File(files.open(path)?),
                     Destination::Stderr => Output::Stderr,
                     Destination::Syslog(server) => Output::Syslog(Sender::new(server.clone())),
                 },
@@ -138,7 +136,7 @@ impl Log {
     /// The log of a process that starts: warnings and worse on stderr as `nginx: [level] text`, and
     /// notices too in `first`, the log of `-e`.
     pub fn startup(first: Option<Arc<LogFile>>) -> Self {
-        let file = first.map(|file| (Level::Notice, Output::File(Handle::new(file))));
+        let file = first.map(|file| (Level::Notice, Output::File(file)));
         Self::new([(Level::Warn, Output::Startup)].into_iter().chain(file).collect())
     }
 

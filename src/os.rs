@@ -123,6 +123,15 @@ pub fn redirect_stderr(file: &impl AsFd) -> io::Result<()> {
     Ok(rustix::stdio::dup2_stderr(file)?)
 }
 
+/// Lets the descriptor of `old` be the file of `new` from now on, for every thread at once.
+pub fn replace_file(old: &impl AsFd, new: &impl AsFd) -> io::Result<()> {
+    let (old, new) = (old.as_fd().as_raw_fd(), new.as_fd().as_raw_fd());
+    #[allow(unsafe_code)]
+    // SAFETY: no memory is touched. Both descriptors are open while they are borrowed, and `old`
+    // stays open and its owner's: it is as if the owner had opened it on the other file.
+    check(unsafe { libc::dup3(new, old, libc::O_CLOEXEC) })
+}
+
 /// Sets variables of the process's environment (`NAME=value`; `NAME` alone keeps what it is).
 ///
 /// To be called before there is a second thread: others may be reading the environment.

@@ -1,17 +1,17 @@
 //! Log files: opened once for the process, shared by its threads, reopened behind their backs.
 
-use std::cell::RefCell;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use thiserror::Error;
 
 use super::line::Errno;
 use super::write_to_stderr;
+use crate::os;
 
 /// Every log file of the process. A file closes when no configuration and no log holds it.
 #[derive(Debug, Default)]
@@ -52,22 +52,16 @@ pub struct OpenError {
 #[derive(Debug)]
 pub struct LogFile {
     path: PathBuf,
-    current: Mutex<Arc<File>>,
-    /// Counts the times that `current` was replaced. Threads keep the file they know and look here
-    /// before each line, so the lock is taken once per thread and reopening.
-    generation: AtomicU64,
+    /// Reopening changes what the descriptor means, for all threads at once.
+    file: File,
     /// The second in which the disk was last found full: nothing is written in it any more.
     full_at: AtomicI64,
 }
 
 impl LogFile {
     fn open(path: &Path) -> Result<Self, OpenError> {
-        Ok(Self {
-            path: path.to_owned(),
-            current: Mutex::new(Arc::new(open(path)?)),
-            generation: AtomicU64::new(0),
-            full_at: AtomicI64::new(i64::MIN),
-        })
+        let full_at = AtomicI64::new(i64::MIN);
+        Ok(Self { path: path.to_owned(), file: open(path)?, full_at })
     }
 
     pub fn path(&self) -> &Path {
@@ -75,44 +69,19 @@ impl LogFile {
     }
 
     fn reopen(&self) -> Result<(), OpenError> {
-        let file = Arc::new(open(&self.path)?);
-        let mut current = lock(&self.current);
-        *current = file;
-        self.generation.fetch_add(1, Ordering::Release);
-        Ok(())
-    }
-
-    /// The file to write to, and the generation it is of.
-    fn current(&self) -> (u64, Arc<File>) {
-        let current = lock(&self.current);
-        (self.generation.load(Ordering::Acquire), Arc::clone(&current))
-    }
-}
-
-/// A thread's hold on a log file.
-#[derive(Debug)]
-pub struct Handle {
-    shared: Arc<LogFile>,
-    known: RefCell<(u64, Arc<File>)>,
-}
-
-impl Handle {
-    pub fn new(shared: Arc<LogFile>) -> Self {
-        let known = RefCell::new(shared.current());
-        Self { shared, known }
+        let path = &self.path;
+        let new = open(path)?;
+        os::replace_file(&self.file, &new)
+            .map_err(|source| OpenError { path: path.clone(), source })
     }
 
     /// Writes one line. `now` is the second it is written in. A failure loses the line, no more.
     pub fn write(&self, line: &[u8], now: i64) {
-        let LogFile { path, generation, full_at, .. } = &*self.shared;
+        let Self { path, file, full_at } = self;
         if full_at.load(Ordering::Relaxed) == now {
             return;
         }
-        let mut known = self.known.borrow_mut();
-        if known.0 != generation.load(Ordering::Acquire) {
-            *known = self.shared.current();
-        }
-        if let Err(error) = write_once(&known.1, line) {
+        if let Err(error) = write_once(file, line) {
             if error.kind() == io::ErrorKind::StorageFull {
                 full_at.store(now, Ordering::Relaxed);
             }
@@ -186,6 +155,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 #[cfg(test)]
 pub mod tests {
+    use std::sync::atomic::AtomicU64;
     use std::sync::mpsc::channel;
     use std::{env, fs, process, thread};
 
@@ -253,9 +223,8 @@ pub mod tests {
         let (go, wait) = channel::<()>();
         let (done, written) = channel();
         let writer = thread::spawn(move || {
-            let handle = Handle::new(file);
             for number in 0.. {
-                handle.write(format!("{number}\n").as_bytes(), 0);
+                file.write(format!("{number}\n").as_bytes(), 0);
                 done.send(()).unwrap();
                 if wait.recv().is_err() {
                     break;
@@ -281,21 +250,20 @@ pub mod tests {
         let directory = directory();
         let path = directory.join("error.log");
         let files = Files::default();
-        let handle = Handle::new(files.open(&path).unwrap());
+        let file = files.open(&path).unwrap();
         fs::rename(&path, directory.join("old")).unwrap();
         fs::create_dir(&path).unwrap();
         assert_eq!(files.reopen().len(), 1);
-        handle.write(b"line\n", 0);
+        file.write(b"line\n", 0);
         assert_eq!(fs::read(directory.join("old")).unwrap(), b"line\n");
     }
 
     #[test]
     fn a_full_disk_pauses_the_log_for_the_second() {
         let file = Files::default().open(Path::new("/dev/full")).unwrap();
-        let handle = Handle::new(Arc::clone(&file));
-        handle.write(b"line\n", 5);
+        file.write(b"line\n", 5);
         assert_eq!(file.full_at.load(Ordering::Relaxed), 5);
-        handle.write(b"line\n", 6);
+        file.write(b"line\n", 6);
         assert_eq!(file.full_at.load(Ordering::Relaxed), 6);
     }
 }

@@ -6,6 +6,7 @@ use std::cell::{Cell, RefCell};
 use std::io::{self, Write as _};
 use std::path::PathBuf;
 use std::rc::{Rc, Weak};
+use std::sync::Arc;
 use std::time::Duration;
 
 use flate2::Compression;
@@ -13,7 +14,7 @@ use flate2::write::GzEncoder;
 
 use super::path::{PathError, PathFiles};
 use super::{AccessFile, AccessLog, Escape, FileCache, Frozen, Hold, LateValues, To};
-use crate::error_log::{FileHandle, Files, OpenError};
+use crate::error_log::{Files, LogFile, OpenError};
 use crate::http::connection::Connection;
 use crate::http::request::Request;
 use crate::http::server::Http;
@@ -41,7 +42,7 @@ pub struct LogWriters {
 #[derive(Debug)]
 pub struct LogWriter {
     path: PathBuf,
-    file: FileHandle,
+    file: Arc<LogFile>,
     /// As the newest configuration has it.
     hold: Cell<Hold>,
     lines: RefCell<Lines>,
@@ -92,7 +93,7 @@ impl LogWriters {
                 known.hold.set(*hold);
                 return Ok(known);
             }
-            let file = FileHandle::new(files.open(path)?);
+            let file = files.open(path)?;
             let lines = RefCell::default();
             let hold = Cell::new(*hold);
             let writer = Rc::new(LogWriter { path: path.clone(), file, hold, lines });
