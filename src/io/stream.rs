@@ -463,3 +463,29 @@ impl std::fmt::Debug for Stream {
         write!(f, "Stream({})", self.tcp().as_raw_fd())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use monoio::{LegacyDriver, RuntimeBuilder};
+    use std::os::unix::net::UnixStream;
+    use std::task::Poll;
+
+    #[test]
+    fn operations_dropped_under_way_are_held_beyond_32_bits_of_them() {
+        let mut runtime = RuntimeBuilder::<LegacyDriver>::new().build().unwrap();
+        runtime.block_on(async {
+            let (ours, _theirs) = UnixStream::pair().unwrap();
+            ours.set_nonblocking(true).unwrap();
+            let stream = Stream::new(ours.into()).unwrap();
+            stream.in_flight.set(u64::from(u32::MAX));
+            {
+                let mut wait = std::pin::pin!(stream.readable_unlimited());
+                let is_pending =
+                    std::future::poll_fn(|cx| Poll::Ready(wait.as_mut().poll(cx).is_pending()));
+                assert!(is_pending.await);
+            }
+            assert_eq!(stream.in_flight.get(), 1 << 32, "dropped under way: still held");
+        });
+    }
+}
