@@ -186,13 +186,14 @@ pub async fn begin(c: &Connection, r: &mut Request) -> Result<(), Close> {
 /// Takes what belongs to the body out from behind the head; what follows moves up.
 fn take_ahead(r: &mut Request) {
     let most = usize::try_from(r.body.remaining).unwrap_or(usize::MAX);
-    let ahead = r.behind_head();
-    if ahead.is_empty() || most == 0 {
+    let take = r.behind_head().len().min(most);
+    if take == 0 {
         return;
     }
-    let (bytes, rest) = ahead.split_at(ahead.len().min(most));
-    let (bytes, rest) = (bytes.to_vec(), rest.to_vec());
-    r.body.raw.extend(&bytes);
+    #[expect(clippy::indexing_slicing, reason = "`head_len` counts bytes of `buffer`")]
+    let (bytes, rest) = r.buffer.as_slice()[r.head_len..].split_at(take);
+    r.body.raw.extend(bytes);
+    let rest = rest.to_vec();
     r.buffer.truncate(r.head_len);
     r.buffer.extend(&rest);
 }
@@ -226,13 +227,13 @@ pub fn consume(r: &mut Request) {
 }
 
 /// One span of decoded bytes at the front of `raw`, if there are any there.
+#[expect(clippy::arithmetic_side_effects, reason = "no more is received than remains")]
 fn take(c: &Connection, r: &mut Request) -> Result<Option<Span>, BodyError> {
     if r.head.body != BodyLength::Chunked {
         let n = r.body.raw.len();
         count::add(&mut r.body.received, n as u64);
         count::add(&mut r.body.decoded, n as u64);
-        // Not more was received than remained.
-        r.body.remaining = r.body.remaining.saturating_sub(n as u64);
+        r.body.remaining -= n as u64;
         r.body.taken = n;
         return Ok(Some(Span::new(0, n)));
     }

@@ -327,3 +327,18 @@ pub async fn send_begun(c: &Connection, r: &mut Request, body: &[&[u8]]) -> Resu
     send_head(c, r, &mut slices).await?;
     end_body(c, r).await
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The modification time of a file is anything.
+    #[test]
+    fn dates_have_four_digits_of_a_year() {
+        assert_eq!(http_date(0), "Thu, 01 Jan 1970 00:00:00 GMT");
+        assert_eq!(http_date(253_402_300_799), "Fri, 31 Dec 9999 23:59:59 GMT");
+        for late in [253_402_300_800, i64::MAX as u64, u64::MAX] {
+            assert_eq!(http_date(late), "Fri, 31 Dec 9999 23:59:59 GMT");
+        }
+    }
+}
