@@ -206,6 +206,7 @@ impl Requests {
 
 impl Request {
     /// Bytes of buffers that stay with it.
+    #[expect(clippy::arithmetic_side_effects, reason = "all of it is allocated")]
     fn held(&self) -> usize {
         self.uri.capacity()
             + self.args.capacity()
@@ -213,6 +214,24 @@ impl Request {
             + self.response.head.capacity()
             + self.response.trailers.capacity()
             + self.message.capacity()
+    }
+
+    /// What has been received behind the head.
+    #[expect(
+        clippy::indexing_slicing,
+        reason = "`head_len` counts bytes of `buffer`, and is 0 before there is a head"
+    )]
+    pub fn behind_head(&self) -> &[u8] {
+        &self.buffer.as_slice()[self.head_len..]
+    }
+
+    /// What the server has sent behind its head.
+    #[expect(
+        clippy::indexing_slicing,
+        reason = "`upstream_head_len` counts bytes of `upstream_bytes`, set when the head was whole"
+    )]
+    pub fn behind_upstream_head(&self) -> &[u8] {
+        &self.upstream_bytes.as_slice()[self.upstream_head_len..]
     }
 
     pub fn new(generation: Rc<Generation>, address: AddressId) -> Self {

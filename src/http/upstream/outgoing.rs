@@ -14,6 +14,7 @@ use crate::http::action::Action;
 use crate::http::body::TempFile;
 use crate::http::close::Close;
 use crate::http::connection::Connection;
+use crate::http::count;
 use crate::http::modules::exchange::Settings;
 use crate::http::pace;
 use crate::http::request::Request;
@@ -83,9 +84,10 @@ impl<'a> Outgoing<'a> {
 
     /// Bytes that wait in the file.
     fn spilled(&self) -> u64 {
-        self.spill.as_ref().map_or(0, |spill| spill.written - spill.read)
+        self.spill.as_ref().map_or(0, Spill::left)
     }
 
+    #[expect(clippy::arithmetic_side_effects, reason = "all of it is allocated")]
     fn in_memory(&self) -> usize {
         self.queue.len + self.tail.len
     }
@@ -127,15 +129,13 @@ impl<'a> Outgoing<'a> {
     /// The road of most responses: nothing waits, and the socket takes it.
     fn send_now(&mut self, r: &mut Request, mut slices: &mut [IoSlice<'_>]) -> Result<Sent, Close> {
         loop {
-            while slices.first().is_some_and(|slice| slice.is_empty()) {
-                slices = &mut slices[1..];
-            }
+            IoSlice::advance_slices(&mut slices, 0);
             if slices.is_empty() {
                 return Ok(Sent::All);
             }
             match self.c.stream.try_send(slices) {
                 Ok(sent) => {
-                    r.response.bytes_sent += sent as u64;
+                    count::add(&mut r.response.bytes_sent, sent as u64);
                     IoSlice::advance_slices(&mut slices, sent);
                 }
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
@@ -239,7 +239,7 @@ impl<'a> Outgoing<'a> {
                 Ok(sent) => {
                     drop(slices);
                     self.progress_ms = timer::now_ms();
-                    r.response.bytes_sent += sent as u64;
+                    count::add(&mut r.response.bytes_sent, sent as u64);
                     if let Some(pace) = &mut r.response.pace {
                         pace.account(moved, r.response.bytes_sent, self.progress_ms);
                     }
@@ -262,7 +262,7 @@ impl<'a> Outgoing<'a> {
             // A client that takes everything at once leaves others their turn.
             yield_now().await;
             let mut buffer = Buffer::with_capacity(busy);
-            buffer.limit_receive((spill.written - spill.read).min(busy as u64));
+            buffer.limit_receive(spill.left().min(busy as u64));
             let (read, buffer) = spill.file.read_at(buffer, spill.read).await;
             match read {
                 Ok(0) => {
@@ -272,9 +272,8 @@ impl<'a> Outgoing<'a> {
                     return Err(Close::Truncated);
                 }
                 Ok(n) => {
-                    spill.read += n as u64;
-                    self.queue.len += n;
-                    self.queue.buffers.push_back(buffer);
+                    count::add(&mut spill.read, n as u64);
+                    self.queue.push_buffer(buffer);
                 }
                 Err(e) => {
                     let path = spill.path.display();
@@ -317,19 +316,19 @@ impl<'a> Outgoing<'a> {
             None => self.create(r)?,
         };
         let max = *self.settings.max_temp_file_size;
-        while let Some(buffer) = self.tail.buffers.pop_front() {
+        let fits = |spill: &Spill, buffer: &Buffer| {
+            spill.written.saturating_add(buffer.len() as u64) <= max
+        };
+        while self.tail.buffers.front().is_some_and(|buffer| fits(&spill, buffer))
+            && let Some(buffer) = self.tail.pop_buffer()
+        {
             let length = buffer.len();
-            if spill.written.saturating_add(length as u64) > max {
-                self.tail.buffers.push_front(buffer);
-                break;
-            }
-            self.tail.len -= length;
             if let Err(e) = spill.file.write_all_at(buffer, spill.written).await {
                 let path = spill.path.display();
                 self.c.log_errno(r, Level::Crit, format_args!("pwrite() \"{path}\" failed"), &e);
                 return Err(Close::Truncated);
             }
-            spill.written += length as u64;
+            count::add(&mut spill.written, length as u64);
         }
         self.spill = Some(spill);
         Ok(())
@@ -349,7 +348,30 @@ impl<'a> Outgoing<'a> {
     }
 }
 
+impl Spill {
+    /// Bytes that have not been read back.
+    #[expect(clippy::arithmetic_side_effects, reason = "only what is written is read")]
+    fn left(&self) -> u64 {
+        self.written - self.read
+    }
+}
+
+#[expect(
+    clippy::arithmetic_side_effects,
+    reason = "`len` is what the buffers hold, and that is allocated"
+)]
 impl Queue {
+    fn push_buffer(&mut self, buffer: Buffer) {
+        self.len += buffer.len();
+        self.buffers.push_back(buffer);
+    }
+
+    fn pop_buffer(&mut self) -> Option<Buffer> {
+        let buffer = self.buffers.pop_front()?;
+        self.len -= buffer.len();
+        Some(buffer)
+    }
+
     /// Appends, in buffers of `size` bytes.
     fn push(&mut self, mut bytes: &[u8], size: usize) {
         self.len += bytes.len();

@@ -18,12 +18,12 @@ use crate::http::action::Action;
 use crate::http::body;
 use crate::http::close::Close;
 use crate::http::connection::Connection;
-use crate::http::fault;
 use crate::http::location::Location;
 use crate::http::modules::exchange::{IgnoreHeaders, Settings};
 use crate::http::modules::headers;
 use crate::http::pace::{self, Pace};
 use crate::http::request::Request;
+use crate::http::{count, fault};
 use crate::http1::Span;
 use crate::http1::chunked::{self, Decoder};
 use crate::http1::framing::BodyLength;
@@ -90,7 +90,7 @@ pub async fn run<'a>(
     };
     head::put_head(c, r, family, location, length);
 
-    let ahead = r.upstream_bytes.len() - r.upstream_head_len;
+    let ahead = r.behind_upstream_head().len();
     let buffering = buffering(r, settings);
     let reading_pace = if buffering {
         pace::of_upstream(c, r, &settings.limit_rate)
@@ -235,6 +235,10 @@ impl Incoming {
     }
 
     /// Finds body bytes in a piece, from `from` on. Trailers must fit in `trailers_max`.
+    #[expect(
+        clippy::arithmetic_side_effects,
+        reason = "`from` is in the piece, all else lies behind it, and no more is taken than is `left`"
+    )]
     fn find(&mut self, piece: &[u8], from: usize, trailers_max: usize) -> Result<Found, BadBody> {
         let mut found = Found { consumed: from, ..Found::default() };
         match self {
@@ -278,6 +282,11 @@ impl Incoming {
 }
 
 impl Found {
+    #[expect(
+        clippy::indexing_slicing,
+        clippy::arithmetic_side_effects,
+        reason = "a step lies within what is decoded, which `consumed` never passes"
+    )]
     fn read_chunks(&mut self, decoder: &mut Decoder, piece: &[u8]) -> Result<(), BadBody> {
         while self.consumed < piece.len() && self.spans.len() < SPANS {
             let step = decoder.decode(&piece[self.consumed..])?;
@@ -329,6 +338,7 @@ impl<'a> Relay<'a, '_> {
     async fn run(mut self, r: &mut Request, ahead: usize) -> Result<Relayed<'a>, Close> {
         // Kept for the variables that tell of the upstream's headers.
         let first = std::mem::take(&mut r.upstream_bytes);
+        #[expect(clippy::arithmetic_side_effects, reason = "counted behind the head")]
         let head_len = first.len() - ahead;
         let relayed = self.relay(r, &first, head_len).await;
         r.upstream_bytes = first;
@@ -346,6 +356,10 @@ impl<'a> Relay<'a, '_> {
         first: &Buffer,
         head_len: usize,
     ) -> Result<(End, bool), Close> {
+        #[expect(
+            clippy::arithmetic_side_effects,
+            reason = "the first bytes are the head and what is behind it"
+        )]
         let ahead = first.len() - head_len;
         let buffer_size = *self.settings.buffer_size;
         let mut piece = Buffer::empty();
@@ -361,7 +375,7 @@ impl<'a> Relay<'a, '_> {
             clean = self.forward(r, first, head_len, More::Maybe).await?;
             full = self.piece_size();
         } else {
-            piece = Buffer::with_capacity(full.max(ahead + 1).max(self.piece_size()));
+            piece = Buffer::with_capacity(full.max(ahead.saturating_add(1)).max(self.piece_size()));
             piece.extend(first.as_slice().get(head_len..).unwrap_or_default());
         }
         while !self.body.is_complete() {
@@ -543,7 +557,7 @@ impl<'a> Relay<'a, '_> {
                 // The body alone.
                 self.rest.send(r, &mut slices).await
             } else if found.bytes <= COPIED {
-                r.response.head_bytes += head_len as u64;
+                count::add(&mut r.response.head_bytes, head_len as u64);
                 for slice in &slices {
                     head.extend_from_slice(slice);
                 }
@@ -551,7 +565,7 @@ impl<'a> Relay<'a, '_> {
                 head.truncate(head_len);
                 sent
             } else {
-                r.response.head_bytes += head_len as u64;
+                count::add(&mut r.response.head_bytes, head_len as u64);
                 slices.insert(0, IoSlice::new(&head));
                 self.rest.send(r, &mut slices).await
             }
@@ -592,12 +606,12 @@ impl<'a> Relay<'a, '_> {
             Ok(0) => Ok(Received::End),
             Ok(n) => {
                 let before = self.received;
-                self.received += n as u64;
+                count::add(&mut self.received, n as u64);
                 if let Some(pace) = &mut self.reading_pace {
                     pace.account(before, self.received, timer::now_ms());
                 }
                 if let Some(attempt) = r.attempts.last_mut() {
-                    attempt.bytes_received += n as u64;
+                    count::add(&mut attempt.bytes_received, n as u64);
                 }
                 Ok(Received::Bytes)
             }
@@ -647,7 +661,8 @@ impl<'a> Relay<'a, '_> {
                     Err(wait) => pace::hold(upstream, wait).await.map(|()| None),
                     Ok(most) if has_room => {
                         let now_ms = timer::now_ms();
-                        let until_ms = *until_ms.get_or_insert(now_ms + limit.as_millis() as u64);
+                        let limit_ms = limit.as_millis() as u64;
+                        let until_ms = *until_ms.get_or_insert(now_ms.saturating_add(limit_ms));
                         let left = Duration::from_millis(until_ms.saturating_sub(now_ms));
                         upstream.readable(left, Wait::Busy).await.map(|()| Some(most))
                     }
