@@ -15,6 +15,7 @@ use crate::http::request::{Request, Requests};
 use crate::http::server::{Http, LocationId, ResolverId, ServerId};
 use crate::http::tunnel::engine::Tunnels;
 use crate::http::upstream::Upstreams;
+use crate::http::upstream::outgoing::Relaying;
 use crate::http1::encode::HttpDate;
 use crate::io::runtime::{self, Ring};
 use crate::io::select::Signal;
@@ -45,6 +46,7 @@ pub struct Shard {
     pub tunnels: Tunnels,
     /// For whoever begins to read a head.
     pub requests: Requests,
+    pub relaying: Relaying,
     generation: RefCell<Rc<Generation>>,
     listeners: RefCell<Vec<Rc<Listener>>>,
     files: Arc<Files>,
@@ -406,6 +408,7 @@ async fn live(start: Start) -> Result<(), String> {
         counters: OwnCounters::new(counters, id),
         access_logs,
         tunnels: Tunnels::new().map_err(|e| e.to_string())?,
+        relaying: Relaying::default(),
         requests: Requests::default(),
         generation: RefCell::new(Rc::clone(&generation)),
         listeners: RefCell::default(),

@@ -308,6 +308,12 @@ async fn answer_requests(
         if let Err(close) = answered {
             return close;
         }
+        if let Some(unsent) = r.response.unsent.take() {
+            // A client that is slow to take it costs no more than that.
+            if let Err(close) = Box::pin(unsent.send(c, r)).await {
+                return close;
+            }
+        }
         if !r.keepalive {
             return Close::Orderly;
         }

@@ -13,6 +13,7 @@ use super::server::{AddressId, LocationId, ServerId};
 use super::slots::Slots;
 use super::upstream::Attempt;
 use super::upstream::protocol::Message;
+use super::upstream::rest::Unsent;
 use super::upstream::window::Window;
 use super::variable::Captures;
 use crate::clock;
@@ -111,6 +112,8 @@ pub enum RefusedPart {
 /// What the client has been or will be told.
 #[derive(Debug, Default)]
 pub struct Response {
+    /// What the client has still to take when all else is done.
+    pub unsent: Option<Box<Unsent>>,
     /// Zero until decided.
     pub status: u16,
     /// The status that an error page's redirect keeps.

@@ -15,6 +15,7 @@ pub mod pool;
 pub mod protocol;
 pub mod queue;
 pub mod relay;
+pub mod rest;
 pub mod reuse;
 pub mod trial;
 pub mod turn;

@@ -102,6 +102,16 @@ impl Buffer {
         self.data.truncate(self.start.saturating_add(n));
     }
 
+    /// Keeps only the first `n` bytes, and no more memory than they need.
+    pub fn keep_only(&mut self, n: usize) {
+        self.truncate(n);
+        let mut smaller = Buffer::with_capacity(self.len());
+        if smaller.capacity() < self.capacity() {
+            smaller.extend(self.as_slice());
+            *self = smaller;
+        }
+    }
+
     pub fn clear(&mut self) {
         self.data.clear();
         self.start = 0;
