@@ -1,26 +1,29 @@
 """Generated connections against the invariants of harness/connection_fuzz.py: a few seconds of them, or as
 many as RINGX_TEST_FUZZ_SECONDS says (`scripts/fuzz connection SECONDS`). RINGX_TEST_SEED takes the place
-of the seed, and RINGX_TEST_FUZZ_CASES=N,N runs these numbers alone."""
+of the seed, and RINGX_TEST_FUZZ_CASES=NAME,NAME runs these cases alone (`scripts/fuzz connection --case`)."""
 
 import asyncio
 import contextlib
 import json
 import os
+import tempfile
 from collections import Counter
+from itertools import count
 from pathlib import Path
 
 import pytest
 
-from harness import connection_fuzz
-from harness.connection_fuzz import Result, Upstream
+from harness import connection_fuzz, strict
+from harness.connection_fuzz import SERVERS, Result, Upstream
 from harness.proxy import Proxy, eventually
 
 SECONDS = float(os.environ.get("RINGX_TEST_FUZZ_SECONDS", "5"))
 SEED = os.environ.get("RINGX_TEST_SEED", "ringx")
-NUMBERS = [int(number) for number in os.environ.get("RINGX_TEST_FUZZ_CASES", "").split(",") if number]
+CASES = connection_fuzz.named(os.environ.get("RINGX_TEST_FUZZ_CASES", ""))
 LANES = 20
 
-pytestmark = [pytest.mark.timeout(SECONDS + 120), pytest.mark.ringx_only("asks ringx_status for panics and connections")]
+# Of its findings, what was mended.
+KNOWN = ["d/7228"]
 
 CONFIGURATION = """
 events {{ }}
@@ -33,6 +36,10 @@ http {{
     lingering_time 1s;
     proxy_read_timeout 3s;
     proxy_next_upstream error timeout;
+    uwsgi_read_timeout 3s;
+    uwsgi_next_upstream error timeout;
+    uwsgi_keepalive assume;
+{params}
     server {{
         listen 127.0.0.1:@port_status@;
         location / {{ ringx_status; }}
@@ -42,18 +49,45 @@ http {{
 """
 
 SERVER = """
-    upstream up{n} {{ server 127.0.0.1:@upstream{n}@ max_fails=0; keepalive 4; }}
+    upstream http_{c} {{ server @http_{c}@ max_fails=0; keepalive 4; }}
     server {{
-        listen 127.0.0.1:@port_{c}@;
+        listen 127.0.0.1:@port_http_{c}@;
         proxy_http_version 1.1;
         proxy_set_header Connection "";
-        location / {{ proxy_pass http://up{n}; }}
-        location /stream/ {{ proxy_request_buffering off; proxy_pass http://up{n}; }}
-        location /plain/ {{ proxy_buffering off; proxy_pass http://up{n}; }}
-        location /old/ {{ proxy_http_version 1.0; proxy_set_header Connection close; proxy_pass http://up{n}; }}
+        location / {{ proxy_pass http://http_{c}; }}
+        location /stream/ {{ proxy_request_buffering off; proxy_pass http://http_{c}; }}
+        location /plain/ {{ proxy_buffering off; proxy_pass http://http_{c}; }}
+        location /old/ {{ proxy_http_version 1.0; proxy_set_header Connection close; proxy_pass http://http_{c}; }}
         location = /last {{ return 200 "last\\n"; }}
     }}
 """
+
+UWSGI_SERVER = """
+    upstream {kind}_{c} {{ server @{kind}_{c}@ max_fails=0; keepalive 4; }}
+    server {{
+        listen 127.0.0.1:@port_{kind}_{c}@;
+        location / {{ uwsgi_pass {kind}_{c}; }}
+        location /stream/ {{ uwsgi_request_buffering off; uwsgi_pass {kind}_{c}; }}
+        location /plain/ {{ uwsgi_buffering off; uwsgi_pass {kind}_{c}; }}
+        location /on/ {{ uwsgi_keepalive on; uwsgi_pass {kind}_{c}; }}
+        location /old/ {{ uwsgi_keepalive off; uwsgi_pass {kind}_{c}; }}
+        location /once/ {{ uwsgi_keepalive off; uwsgi_request_buffering off; uwsgi_pass {kind}_{c}; }}
+        location /raw/ {{ uwsgi_request_buffering off; uwsgi_chunked_body raw; uwsgi_pass {kind}_{c}; }}
+        location = /last {{ return 200 "last\\n"; }}
+    }}
+"""
+
+VALUES = {
+    b"QUERY_STRING": "$query_string",
+    b"REQUEST_METHOD": "$request_method",
+    b"CONTENT_TYPE": "$content_type",
+    b"CONTENT_LENGTH": "$content_length",
+    b"REQUEST_URI": "$request_uri",
+    b"PATH_INFO": "$document_uri",
+    b"SERVER_PROTOCOL": "$server_protocol",
+    b"REMOTE_ADDR": "$remote_addr",
+}
+PARAMS = "".join(f"    uwsgi_param {key.decode()} {VALUES[key]};\n" for key in strict.PARAMS)
 
 
 def names() -> list[str]:
@@ -74,18 +108,30 @@ def descriptors(proxy: Proxy) -> Counter[str]:
     return found
 
 
+@pytest.mark.ringx_only("asks ringx_status for panics and connections")
+@pytest.mark.timeout(SECONDS + 180)
 def test_generated_connections(proxy) -> None:
-    async def run() -> Result:
-        upstreams = [Upstream() for _ in range(LANES)]
-        ports = {f"upstream{n}": await upstream.start() for n, upstream in enumerate(upstreams)}
-        servers = "".join(SERVER.format(n=n, c=c) for n, c in enumerate(names()))
-        started = await asyncio.to_thread(proxy, CONFIGURATION.format(servers=servers), **ports)
-        eventually(lambda: status(started)["connections"] == 1, "nobody else is connected")
+    async def run(folder: Path) -> Result:
+        upstreams = {f"{kind}_{c}": Upstream(kind) for c in names() for kind in SERVERS}
+        addresses = {name: await upstream.start(folder) for name, upstream in upstreams.items()}
+        servers = "".join(SERVER.format(c=c) for c in names())
+        servers += "".join(UWSGI_SERVER.format(kind=kind, c=c) for c in names() for kind in SERVERS[1:])
+        text = CONFIGURATION.format(params=PARAMS, servers=servers)
+        started = await asyncio.to_thread(proxy, text, **addresses)
+        await asyncio.to_thread(eventually, lambda: status(started)["connections"] == 1, "nobody else is connected")
         # Until the question itself is closed: the last of what was open for the start.
         before = min((descriptors(started) for _ in range(100)), key=Counter.total)
-        lanes = [(int(started.values[f"port_{c}"]), upstream) for c, upstream in zip(names(), upstreams, strict=True)]
-        result = await connection_fuzz.many(SEED, SECONDS, lanes, NUMBERS or None)
-        for upstream in upstreams:
+        lanes = [
+            {kind: (int(started.values[f"port_{kind}_{c}"]), upstreams[f"{kind}_{c}"]) for kind in SERVERS}
+            for c in names()
+        ]
+        if CASES:
+            result = await connection_fuzz.many(CASES, None, lanes)
+        else:
+            known = await connection_fuzz.many(KNOWN, None, lanes)
+            result = await connection_fuzz.many(connection_fuzz.names(SEED, count()), SECONDS, lanes)
+            result.found += known.found
+        for upstream in upstreams.values():
             await upstream.stop()
         await asyncio.to_thread(is_clean, started, before)
         return result
@@ -101,8 +147,14 @@ def test_generated_connections(proxy) -> None:
         assert not left, f"still open: {left}"
         return True
 
-    result = asyncio.run(run())
-    print(f"{result.count} cases of seed {SEED!r}: {result.passed_on} requests passed on, {result.answered} answers")
+    # The name of a unix socket must be short.
+    with tempfile.TemporaryDirectory(prefix="ringx-") as folder:
+        result = asyncio.run(run(Path(folder)))
+    print(
+        f"{result.count} cases of seed {SEED!r}: {result.passed_on} requests passed on, "
+        f"{result.reused} on a uwsgi connection that was kept, {result.answered} answers"
+    )
     told = "\n".join(result.found)
     assert not result.found, f"of {result.count} cases of seed {SEED!r} {len(result.found)} failed:\n{told}"
-    assert NUMBERS or result.passed_on > result.count / 4, "hardly anything was passed on"
+    assert CASES or result.passed_on > result.count / 4, "hardly anything was passed on"
+    assert CASES or result.reused > result.count / 50, "hardly any uwsgi connection was used again"
