@@ -6,7 +6,9 @@ import asyncio
 import contextlib
 import json
 import os
+import struct
 import tempfile
+import time
 from collections import Counter
 from itertools import count
 from pathlib import Path
@@ -16,6 +18,7 @@ import pytest
 from harness import connection_fuzz, strict
 from harness.connection_fuzz import SERVERS, Result, Upstream
 from harness.proxy import Proxy, eventually
+from harness.wire import DEADLINE
 
 SECONDS = float(os.environ.get("RINGX_TEST_FUZZ_SECONDS", "5"))
 SEED = os.environ.get("RINGX_TEST_SEED", "ringx")
@@ -158,3 +161,113 @@ def test_generated_connections(proxy) -> None:
     assert not result.found, f"of {result.count} cases of seed {SEED!r} {len(result.found)} failed:\n{told}"
     assert CASES or result.passed_on > result.count / 4, "hardly anything was passed on"
     assert CASES or result.reused > result.count / 50, "hardly any uwsgi connection was used again"
+
+
+# The harness itself.
+
+EVIL = connection_fuzz.EVIL_RESPONSE
+
+
+@pytest.mark.parametrize(
+    "answer, rest",
+    [
+        (b"HTTP/1.1 103 Early Hin\r\nContent-Length: 54\r\n\r\n" + EVIL, EVIL),
+        (b"HTTP/1.1 103 A\n\nHTTP/1.0 103\r\nTransfer-Encoding: chunked\r\n\r\n" + EVIL, EVIL),
+        (EVIL, EVIL),
+        (b"HTTP/1.1 1030 A\r\n\r\n" + EVIL, b"HTTP/1.1 1030 A\r\n\r\n" + EVIL),
+        (b"HTTP/1.1 103 A\r\nLink: <", b"HTTP/1.1 103 A\r\nLink: <"),
+    ],
+)
+def test_early_hints_have_no_body(answer, rest) -> None:
+    assert strict.behind_hints(answer) == rest
+
+
+def packet(*pairs: tuple[bytes, bytes], modifiers: bytes = b"\0\0", tail: bytes = b"", **values: bytes) -> bytes:
+    given = {b"REQUEST_METHOD": b"GET", b"REQUEST_URI": b"/a", b"PATH_INFO": b"/a"}
+    given |= {key.encode(): value for key, value in values.items()}
+    block = b"".join(
+        struct.pack("<H", len(text)) + text
+        for pair in [*((key, given.get(key, b"")) for key in strict.PARAMS), *pairs]
+        if b"\0left out" not in pair
+        for text in pair
+    )
+    return modifiers[:1] + struct.pack("<H", len(block + tail)) + modifiers[1:] + block + tail
+
+
+def test_packets_are_read() -> None:
+    two = packet(CONTENT_LENGTH=b"3") + b"abc" + packet((b"HTTP_X", b"1"))
+    first, end = strict.one_packet(two, 0)
+    assert (first.method, first.start, first.path, first.body, first.is_whole) == (b"GET", b"/a", b"/a", b"abc", True)
+    second, end = strict.one_packet(two, end)
+    assert (second.fields[-1], second.body, end) == ((b"HTTP_X", b"1"), b"", len(two))
+    in_chunks = packet((b"HTTP_TRANSFER_ENCODING", b"chunked"), CONTENT_LENGTH=b"\0left out")
+    message, _ = strict.one_packet(in_chunks + b"3\r\nabc\r\n0\r\n\r\n", 0)
+    assert (message.body, message.is_whole) == (b"abc", True)
+    message, _ = strict.one_packet(in_chunks + b"3\r\nabc\r\n0\r\n", 0)
+    assert (message.body, message.is_whole) == (b"abc", False)
+    assert not strict.one_packet(packet(CONTENT_LENGTH=b"3") + b"ab", 0)[0].is_whole
+
+
+@pytest.mark.parametrize("length", [0, 3, 4, 60])
+def test_half_a_packet_is_no_packet(length) -> None:
+    with pytest.raises(strict.Cut):
+        strict.one_packet(packet()[:length], 0)
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        packet(modifiers=b"\1\0"),
+        packet(modifiers=b"\0\1"),
+        packet((b"REQUEST_METHOD", b"GET")),
+        packet((b"HTTP_X", b"1"), (b"HTTP_X", b"1")),
+        packet((b"", b"1")),
+        packet((b"UWSGI_FILE", b"1")),
+        packet((b"HTTP_X", b"a\nb")),
+        packet(tail=b"\5"),
+        packet(tail=b"\5\0abcd"),
+        packet(tail=b"\1\0a"),
+        packet(REQUEST_METHOD=b""),
+        packet(REQUEST_URI=b"/a b"),
+        packet(CONTENT_LENGTH=b"-1"),
+        packet(CONTENT_LENGTH=b"\0left out"),
+        packet((b"HTTP_TRANSFER_ENCODING", b"chunked")),
+        packet((b"HTTP_TRANSFER_ENCODING", b"gzip"), CONTENT_LENGTH=b"\0left out"),
+        packet((b"HTTP_TRANSFER_ENCODING", b"chunked"), CONTENT_LENGTH=b"\0left out") + b"x\r\n",
+    ],
+)
+def test_broken_packets_are_refused(broken) -> None:
+    with pytest.raises(strict.Broken) as refused:
+        strict.one_packet(broken, 0)
+    assert refused.type is strict.Broken
+
+
+@pytest.mark.parametrize("name", ["x/1", "x/1/uwsgi"])
+def test_a_wait_that_has_no_end_is_a_finding(name, monkeypatch) -> None:
+    """In front of a proxy that never answers."""
+    monkeypatch.setattr(connection_fuzz, "DEADLINE", 0.2)
+
+    async def run() -> Result:
+        held = []
+        silent = await asyncio.start_server(lambda *both: held.append(both), "127.0.0.1", 0)
+        port = silent.sockets[0].getsockname()[1]
+        result = await connection_fuzz.many([name], None, [{kind: (port, Upstream(kind)) for kind in SERVERS}])
+        for _, writer in held:
+            writer.close()
+        silent.close()
+        return result
+
+    (told,) = asyncio.run(run()).found
+    assert f"case {name}," in told and "still reading to the end after 0.2 s" in told
+
+
+def test_an_event_loop_that_does_not_turn_is_a_finding(monkeypatch) -> None:
+    monkeypatch.setattr(connection_fuzz, "STUCK", 0.2)
+    watch = connection_fuzz.Watch()
+    watch.under_way["x/1"] = 0
+    with watch:
+        until = time.monotonic() + DEADLINE
+        while not watch.found and time.monotonic() < until:
+            pass
+    (told,) = watch.found
+    assert "under way: x/1" in told
