@@ -76,6 +76,7 @@ UWSGI_SERVER = """
         location /old/ {{ uwsgi_keepalive off; uwsgi_pass {kind}_{c}; }}
         location /once/ {{ uwsgi_keepalive off; uwsgi_request_buffering off; uwsgi_pass {kind}_{c}; }}
         location /raw/ {{ uwsgi_request_buffering off; uwsgi_chunked_body raw; uwsgi_pass {kind}_{c}; }}
+        location /nested/ {{ uwsgi_decode_chunked off; uwsgi_pass {kind}_{c}; }}
         location = /last {{ return 200 "last\\n"; }}
     }}
 """
