@@ -631,11 +631,10 @@ def answered(one: Case, outcome: Outcome, asked: list[Message], got: list[Messag
 
 
 def answers_evil(seen: Seen) -> bool:
-    """Whether what looks like another response within the answer is the answer: behind an interim one, that
-    has no body whatever it says."""
-    answer = with_id(seen)
-    rest = strict.behind_hints(answer)
-    return len(rest) < len(answer) and b"X-Id: evil\r\n" in rest.partition(b"\r\n\r\n")[0]
+    """Whether what looks like another response within the answer is the answer: in its own head, where it was
+    mangled so, or behind an interim one, that has no body whatever it says."""
+    rest = strict.behind_hints(with_id(seen))
+    return b"X-Id: evil\r\n" in re.split(rb"\n\r*\n", rest, maxsplit=1)[0] + b"\n"
 
 
 def is_all_there(seen: Seen) -> bool:
