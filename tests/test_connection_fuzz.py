@@ -26,7 +26,7 @@ CASES = connection_fuzz.named(os.environ.get("RINGX_TEST_FUZZ_CASES", ""))
 LANES = 20
 
 # Of its findings, what was mended.
-KNOWN = ["d/7228", "k2/8026", "p2/38376/uwsgi", "p3/33960/uwsgi"]
+KNOWN = ["d/7228", "k2/8026", "p2/38376/uwsgi", "p3/33960/uwsgi", "q1/2534", "q1/26665"]
 
 CONFIGURATION = """
 events {{ }}

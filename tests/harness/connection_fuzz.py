@@ -566,8 +566,11 @@ def passed_on(asked: list[Message], seen: list[Seen]) -> list[str]:
         if message.start.startswith(b"/q/accel"):
             continue
         next_at = next((n for n in range(at, len(asked)) if (asked[n].method, own_target(asked[n])) == told), None)
-        if next_at is None:
-            if last and (last.message.method, last.message.start) == told:
+        is_last = bool(last) and ident(last.message) == told
+        # Or another of its name that was asked later, which the body tells.
+        is_again = is_last and bool(again[told]) and message.body == last.message.body
+        if next_at is None or (is_again and message.body != asked[next_at].body):
+            if is_last:
                 if not again[told]:
                     found.append(f"passed on twice: {told}")
                 again[told] += may_be_repeated(each) - 1

@@ -16,8 +16,8 @@ TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 NAME = re.compile(rb"[^\x00-\x20:\x7f]+")
 VALUE = re.compile(rb"[^\0\r\n]*")
 # What the upstream says behind its status is passed on as it is, by nginx's lights: any byte, or not even the
-# space of RFC 9112 section 4.
-STATUS_LINE = re.compile(rb"HTTP/1\.1 ([1-9][0-9]{2})(?: [^\r\n]*)?")
+# space of RFC 9112 section 4: a dot may be there, too.
+STATUS_LINE = re.compile(rb"HTTP/1\.1 ([1-9][0-9]{2})(?:[ .][^\r\n]*)?")
 REQUEST_LINE = re.compile(rb"([A-Z_-]+) ([\x21-\x7e\x80-\xff]+) HTTP/1\.([01])")
 
 
