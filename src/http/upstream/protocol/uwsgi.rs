@@ -57,7 +57,7 @@ pub fn uwsgi(
     if passes_headers {
         let left = Left {
             suppressed: &settings.plan.suppressed,
-            coding: was_chunked && !in_chunks,
+            coding: !in_chunks,
             upgrade: is_refused,
             connection: *settings.keepalive != UwsgiKeepalive::Off
                 && !r.head.headers.contains(Known::Upgrade),

@@ -14,7 +14,7 @@ use crate::uwsgi::{
 pub struct Left<'a> {
     /// What variables of the configuration stand for.
     pub suppressed: &'a NameSet,
-    /// Transfer-Encoding: the body has been decoded.
+    /// Transfer-Encoding: the body has been decoded, or was sent to another server and is no more.
     pub coding: bool,
     /// Upgrade and what belongs to it, in any spelling: it is kept back.
     pub upgrade: bool,
