@@ -266,7 +266,7 @@ async fn send(
     r.response.status_override = None;
     write_head(c, r, &plan, &current);
     let layout = match plan.layout {
-        Some(layout) if !r.is_head() && plan.status != 304 => layout,
+        Some(layout) if !r.response.is_bodiless && plan.status != 304 => layout,
         _ => {
             response::send_head(c, r, &mut []).await?;
             response::end_body(c, r).await?;
@@ -477,7 +477,7 @@ async fn send_not_satisfiable(
     let range = range::content_range_of_none(length);
     response::finish_with(c, r, Some((b"Content-Range", range.as_bytes())));
     let mut slices = page.pieces.map(IoSlice::new);
-    let body = if r.is_head() { &mut [] } else { slices.as_mut_slice() };
+    let body = if r.response.is_bodiless { &mut [] } else { slices.as_mut_slice() };
     response::send_head(c, r, body).await?;
     response::end_body(c, r).await?;
     Ok(Outcome::Done)
