@@ -28,6 +28,7 @@ use crate::http1::refusal::{Quoted, Refusal};
 use crate::http1::request::{Limits, Method, Rules, Version};
 use crate::http1::{Progress, request, uri};
 use crate::io::runtime::contain;
+use crate::io::select::{in_turn, yield_now};
 use crate::io::stream::Failure;
 use crate::io::timer::{self, Wait};
 use crate::io::{Buffer, Pooled, Stream};
@@ -281,7 +282,12 @@ async fn answer_requests(
             // protocol.
             Some(mut r) if !r.buffer.is_empty() => {
                 r.pipelined = keepalive.is_some();
-                current.insert(r)
+                let r = current.insert(r);
+                if r.pipelined {
+                    // Who is always ahead is never waited for: the others get their turn all the same.
+                    yield_now().await;
+                }
+                r
             }
             // An idle connection holds no request, and no configuration.
             last => {
@@ -351,7 +357,7 @@ async fn wait_for_request(c: &Connection, keepalive: Option<Keepalive>) -> Resul
         }
     };
     let buffer = Buffer::with_capacity(default_settings(c, |core| *core.client_header_buffer_size));
-    match c.stream.recv(buffer, limit, wait).await {
+    match in_turn(pin!(c.stream.recv(buffer, limit, wait))).await {
         (Ok(_), buffer) => Ok(buffer),
         (Err(Failure::TimedOut), _) if keepalive.is_some() => Err(Close::KeepaliveTimedOut),
         (Err(failure), _) => Err(Close::from(failure)),
