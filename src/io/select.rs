@@ -127,9 +127,11 @@ mod tests {
     use crate::io::Stream;
     use crate::io::runtime::{Ring, spawn};
 
+    type GiveTurn = fn() -> Pin<Box<dyn Future<Output = ()>>>;
+
     /// A task always has something to do: meanwhile a timer of another's fires, and a byte comes to a
     /// third. It gives up after far more time than that can take.
-    fn others_run(ring: Ring, turn: fn() -> Pin<Box<dyn Future<Output = ()>>>) {
+    fn others_run(ring: Ring, turn: GiveTurn) {
         let both_ran = ring.run(async {
             spawn(timer::run_clock(), |_| {});
             let (slept, heard) = (Rc::new(Cell::new(false)), Rc::new(Cell::new(false)));
@@ -175,7 +177,7 @@ mod tests {
     fn a_task_that_yields_gives_others_their_turn() {
         for ring in [Ring::detect().0, Ring::Epoll] {
             // What is due, and the clock, are a thread's.
-            let turns: [fn() -> Pin<Box<dyn Future<Output = ()>>>; 2] =
+            let turns: [GiveTurn; 2] =
                 [|| Box::pin(yield_now()), || Box::pin(async { in_turn(pin!(async {})).await })];
             for turn in turns {
                 std::thread::spawn(move || others_run(ring, turn)).join().unwrap();
