@@ -46,8 +46,7 @@ pub enum Broken {
 impl Broken {
     /// What is quoted of the bytes received: up to the end of the line.
     pub fn line(bytes: &[u8]) -> &[u8] {
-        let end = memchr::memchr2(b'\r', b'\n', bytes).unwrap_or(bytes.len());
-        &bytes[..end]
+        bytes.split(|byte| matches!(byte, b'\r' | b'\n')).next().unwrap_or(bytes)
     }
 }
 
@@ -57,10 +56,9 @@ const FIXED_LEN: usize = 16;
 
 /// Reads the header from the bytes that came first. It has to be whole.
 pub fn parse(bytes: &[u8]) -> Result<Received, Broken> {
-    if bytes.len() >= FIXED_LEN && bytes.starts_with(SIGNATURE) {
-        version2(bytes)
-    } else {
-        version1(bytes).ok_or(Broken::Line)
+    match bytes.split_first_chunk() {
+        Some((fixed, rest)) if fixed.starts_with(SIGNATURE) => version2(*fixed, rest),
+        _ => version1(bytes).ok_or(Broken::Line),
     }
 }
 
@@ -100,39 +98,35 @@ fn port(bytes: &[u8]) -> Option<u16> {
     std::str::from_utf8(bytes).ok().filter(|_| fits)?.parse().ok()
 }
 
-fn version2(bytes: &[u8]) -> Result<Received, Broken> {
-    let (version_command, family_transport) = (bytes[12], bytes[13]);
+fn version2(fixed: [u8; FIXED_LEN], rest: &[u8]) -> Result<Received, Broken> {
+    let [.., version_command, family_transport, high, low] = fixed;
     if version_command >> 4 != 2 {
         return Err(Broken::Version(version_command >> 4));
     }
-    let len = FIXED_LEN + usize::from(u16::from_be_bytes([bytes[14], bytes[15]]));
-    let Some(body) = bytes.get(FIXED_LEN..len) else { return Err(Broken::TooLarge) };
+    let body_len = usize::from(u16::from_be_bytes([high, low]));
+    let Some(body) = rest.get(..body_len) else { return Err(Broken::TooLarge) };
     let has_addresses = version_command & 15 == 1 && family_transport & 15 == 1;
     let header = match family_transport >> 4 {
-        1 if has_addresses => Some(addresses::<4, 12>(body, |ip| Ipv4Addr::from(ip).into())?),
-        2 if has_addresses => Some(addresses::<16, 36>(body, |ip| Ipv6Addr::from(ip).into())?),
+        1 if has_addresses => Some(addresses(body, |ip| Ipv4Addr::from(ip).into())?),
+        2 if has_addresses => Some(addresses(body, |ip| Ipv6Addr::from(ip).into())?),
         _ => None,
     };
-    Ok(Received { header, len })
+    Ok(Received { header, len: FIXED_LEN.saturating_add(body_len) })
 }
 
-/// Two addresses of `N` bytes and two ports, `ALL` bytes together, then TLVs.
-fn addresses<const N: usize, const ALL: usize>(
-    body: &[u8],
-    ip: fn([u8; N]) -> IpAddr,
-) -> Result<Header, Broken> {
-    let (addresses, tlvs) = body.split_first_chunk::<ALL>().ok_or(Broken::TooShort)?;
-    let endpoint = |at: usize, port: usize| {
-        let mut bytes = [0; N];
-        bytes.copy_from_slice(&addresses[at..at + N]);
-        Endpoint {
-            address: ip(bytes).to_string().into(),
-            port: u16::from_be_bytes([addresses[port], addresses[port + 1]]),
-        }
+/// Two addresses of `N` bytes and two ports, then TLVs.
+fn addresses<const N: usize>(body: &[u8], ip: fn([u8; N]) -> IpAddr) -> Result<Header, Broken> {
+    let (source, rest) = body.split_first_chunk().ok_or(Broken::TooShort)?;
+    let (destination, rest) = rest.split_first_chunk().ok_or(Broken::TooShort)?;
+    let (source_port, rest) = rest.split_first_chunk().ok_or(Broken::TooShort)?;
+    let (destination_port, tlvs) = rest.split_first_chunk().ok_or(Broken::TooShort)?;
+    let endpoint = |address: &[u8; N], port: &[u8; 2]| Endpoint {
+        address: ip(*address).to_string().into(),
+        port: u16::from_be_bytes(*port),
     };
     Ok(Header {
-        source: endpoint(0, 2 * N),
-        destination: endpoint(N, 2 * N + 2),
+        source: endpoint(source, source_port),
+        destination: endpoint(destination, destination_port),
         tlvs: tlvs.into(),
     })
 }
@@ -223,6 +217,7 @@ fn find(mut tlvs: &[u8], kind: u32) -> Result<Option<&[u8]>, BrokenTlv> {
 
 /// Any bytes: a header ends inside them, what follows it changes nothing, and no look at its TLVs
 /// goes wrong.
+#[expect(clippy::indexing_slicing, reason = "the property that is tested")]
 pub fn fuzz_proxy_header(data: &[u8]) {
     let parsed = parse(data);
     let Ok(received) = &parsed else { return };

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use super::close::Close;
 use super::connection::Connection;
+use super::count;
 use super::modules::core::{self, InFileOnly, TempPath};
 use super::request::Request;
 use crate::error_log::Level;
@@ -158,8 +159,8 @@ pub async fn tell_continue(c: &Connection, r: &mut Request) -> Result<(), Close>
     let send_timeout = *c.settings(r).core.send_timeout;
     let mut slices = [IoSlice::new(b"HTTP/1.1 100 Continue\r\n\r\n")];
     let (sent, result) = c.stream.send_all(&mut slices, send_timeout).await;
-    r.response.bytes_sent += sent;
-    r.response.head_bytes += sent;
+    count::add(&mut r.response.bytes_sent, sent);
+    count::add(&mut r.response.head_bytes, sent);
     Ok(result?)
 }
 
@@ -174,13 +175,7 @@ pub async fn begin(c: &Connection, r: &mut Request) -> Result<(), Close> {
         BodyLength::Chunked => u64::MAX,
         BodyLength::None | BodyLength::UntilClose => 0,
     };
-    let ahead = r.buffer.len() - r.head_len;
-    if ahead > 0 && r.body.remaining > 0 {
-        let take = ahead.min(usize::try_from(r.body.remaining).unwrap_or(usize::MAX));
-        let bytes = &r.buffer.as_slice()[r.head_len..][..take];
-        r.body.raw.extend(bytes);
-        remove_ahead(r, take);
-    }
+    take_ahead(r);
     tell_continue(c, r).await?;
     if r.body.remaining == 0 {
         r.body.state = State::Done;
@@ -188,9 +183,17 @@ pub async fn begin(c: &Connection, r: &mut Request) -> Result<(), Close> {
     Ok(())
 }
 
-/// Takes `n` bytes out from behind the head; what follows them moves up.
-fn remove_ahead(r: &mut Request, n: usize) {
-    let rest = r.buffer.as_slice()[r.head_len + n..].to_vec();
+/// Takes what belongs to the body out from behind the head; what follows moves up.
+fn take_ahead(r: &mut Request) {
+    let most = usize::try_from(r.body.remaining).unwrap_or(usize::MAX);
+    let take = r.behind_head().len().min(most);
+    if take == 0 {
+        return;
+    }
+    #[expect(clippy::indexing_slicing, reason = "`head_len` counts bytes of `buffer`")]
+    let (bytes, rest) = r.buffer.as_slice()[r.head_len..].split_at(take);
+    r.body.raw.extend(bytes);
+    let rest = rest.to_vec();
     r.buffer.truncate(r.head_len);
     r.buffer.extend(&rest);
 }
@@ -224,11 +227,12 @@ pub fn consume(r: &mut Request) {
 }
 
 /// One span of decoded bytes at the front of `raw`, if there are any there.
+#[expect(clippy::arithmetic_side_effects, reason = "no more is received than remains")]
 fn take(c: &Connection, r: &mut Request) -> Result<Option<Span>, BodyError> {
     if r.head.body != BodyLength::Chunked {
         let n = r.body.raw.len();
-        r.body.received += n as u64;
-        r.body.decoded += n as u64;
+        count::add(&mut r.body.received, n as u64);
+        count::add(&mut r.body.decoded, n as u64);
         r.body.remaining -= n as u64;
         r.body.taken = n;
         return Ok(Some(Span::new(0, n)));
@@ -248,6 +252,11 @@ fn take(c: &Connection, r: &mut Request) -> Result<Option<Span>, BodyError> {
 /// Data at the front of `raw`, which is then made of `taken` bytes. What several chunks have brought is
 /// moved together: a client may send byte by byte, and each piece is a write or a send. A chunk that
 /// makes the body larger than `max` comes on its own.
+#[expect(
+    clippy::indexing_slicing,
+    clippy::arithmetic_side_effects,
+    reason = "a step lies within what is decoded, which `taken` and `end` never pass; counts of bytes"
+)]
 fn take_chunks(body: &mut RequestBody, max: u64) -> Result<Span, ChunkError> {
     let raw = body.raw.as_mut_slice();
     let first = body.decoder.decode(raw)?;
@@ -311,7 +320,8 @@ async fn receive(c: &Connection, r: &mut Request) -> Result<(), BodyError> {
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
                 r.body.in_a_row = 0;
                 let now_ms = timer::now_ms();
-                let until_ms = r.body.until_ms.get_or_insert(now_ms + limit.as_millis() as u64);
+                let until_ms =
+                    r.body.until_ms.get_or_insert(now_ms.saturating_add(limit.as_millis() as u64));
                 let left = Duration::from_millis(until_ms.saturating_sub(now_ms));
                 if let Err(failure) = c.stream.readable(left, Wait::Busy).await {
                     break Err(failure);
@@ -319,7 +329,7 @@ async fn receive(c: &Connection, r: &mut Request) -> Result<(), BodyError> {
             }
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
             received => {
-                r.body.in_a_row += 1;
+                r.body.in_a_row = r.body.in_a_row.saturating_add(1);
                 r.body.until_ms = None;
                 break received.map_err(Failure::Io);
             }
@@ -352,7 +362,7 @@ pub async fn read_all(c: &Connection, r: &mut Request) -> Result<(), BodyError> 
     while let Some(span) = next(c, r).await? {
         check_size(c, r, span)?;
         let mut kept = Ok(());
-        if r.body.file.is_none() && r.body.memory.len() + span.len() > memory_max {
+        if r.body.file.is_none() && r.body.memory.len().saturating_add(span.len()) > memory_max {
             kept = move_to_file(c, r, core);
         }
         let kept =
@@ -410,7 +420,7 @@ pub fn check_size(c: &Connection, r: &mut Request, span: Span) -> Result<(), Bod
         return Ok(());
     }
     let now = (span.len() as u64).saturating_add(to_come);
-    let before = r.body.decoded - span.len() as u64;
+    let before = r.body.decoded.saturating_sub(span.len() as u64);
     let text = format_args!("client intended to send too large chunked body: {before}+{now} bytes");
     c.log(r, Level::Error, text);
     abandon(r);
@@ -553,11 +563,11 @@ impl TempFile {
             let number = NEXT_NUMBER.fetch_add(1, Ordering::Relaxed) % NUMBERS;
             let name = format!("{number:010}");
             let mut directory = temp.path.clone();
-            let mut end = name.len();
+            let mut digits = name.as_str();
             for level in temp.levels.into_iter().filter(|&level| level > 0) {
-                let start = end.saturating_sub(level as usize);
-                directory.push(&name[start..end]);
-                end = start;
+                let (before, last) = digits.split_at(digits.len().saturating_sub(level as usize));
+                directory.push(last);
+                digits = before;
             }
             let path = directory.join(&name);
             let open =
@@ -586,7 +596,7 @@ impl TempFile {
             path: self.path.clone(),
             error,
         })?;
-        self.len += bytes.len() as u64;
+        count::add(&mut self.len, bytes.len() as u64);
         Ok(())
     }
 

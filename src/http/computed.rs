@@ -47,8 +47,9 @@ impl Texts {
 
     /// Adds a text; its number.
     pub fn add(&mut self, text: Template) -> u32 {
+        let number = self.0.len() as u32;
         self.0.push(text);
-        (self.0.len() - 1) as u32
+        number
     }
 
     pub fn get(&self, number: u32) -> Option<&Template> {

@@ -186,8 +186,8 @@ impl Connection {
         let mut line = r.text(r.head.line);
         if line.is_empty() && r.head_len == 0 && !r.started.is_zero() {
             // As far as it has come.
-            let end = memchr::memchr2(b'\r', b'\n', r.bytes()).unwrap_or(r.bytes().len());
-            line = &r.bytes()[..end];
+            let mut lines = r.bytes().split(|byte| matches!(byte, b'\r' | b'\n'));
+            line = lines.next().unwrap_or_default();
         }
         let header = |known| r.head.headers.find(known).map(|field| r.text(field.value));
         use_it(&Context {
@@ -314,6 +314,12 @@ async fn answer_requests(
         };
         if let Err(close) = answered {
             return close;
+        }
+        if let Some(unsent) = r.response.unsent.take() {
+            // A client that is slow to take it costs no more than that.
+            if let Err(close) = Box::pin(unsent.send(c, r)).await {
+                return close;
+            }
         }
         if !r.keepalive {
             return Close::Orderly;
@@ -513,7 +519,7 @@ async fn read_head(
         };
         let mut buffer = std::mem::take(&mut r.buffer);
         if buffer.spare() == 0 {
-            buffer.grow(buffer.len() + reading.buffer_size(&buffer));
+            buffer.grow(buffer.len().saturating_add(reading.buffer_size(&buffer)));
         }
         let (received, buffer) = match c.stream.try_recv_into(&mut buffer) {
             // If the time is up before the rest is here, the logs tell of what is.
@@ -598,9 +604,9 @@ fn begin_request(
 ) -> u64 {
     guard.enter(Stage::Reading);
     r.started = clock::steady();
-    c.requests.set(c.requests.get() + 1);
+    c.requests.set(c.requests.get().saturating_add(1));
     c.shard.counters.requests.add(1);
-    timer::now_ms() + header_timeout.as_millis() as u64
+    timer::now_ms().saturating_add(header_timeout.as_millis() as u64)
 }
 
 /// Takes host and port from the target or the Host header, and chooses the server by name.
@@ -652,8 +658,8 @@ fn set_uri(r: &mut Request, merge_slashes: bool) -> Result<(), Refusal> {
         // An absolute-form target without a path.
         r.uri.push(b'/');
         let args = path.strip_prefix(b"?").unwrap_or_default();
-        let end = memchr::memchr(b'#', args).unwrap_or(args.len());
-        r.args.extend_from_slice(&args[..end]);
+        // Up to a fragment.
+        r.args.extend_from_slice(args.split(|byte| *byte == b'#').next().unwrap_or_default());
         return Ok(());
     }
     let raw = path;
@@ -772,7 +778,7 @@ async fn linger(c: &Connection, r: &mut Request) {
     c.stream.shutdown_write();
     let core = &c.settings(r).core;
     let (total, each) = (*core.lingering_time, *core.lingering_timeout);
-    let until = timer::now_ms() + total.as_millis() as u64;
+    let until = timer::now_ms().saturating_add(total.as_millis() as u64);
     let mut buffer = Buffer::with_capacity(4 << 10);
     loop {
         let left = Duration::from_millis(until.saturating_sub(timer::now_ms()));

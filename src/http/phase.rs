@@ -297,7 +297,7 @@ fn count_uri_change(c: &Connection, r: &mut Request, what: &str) -> bool {
         );
         return true;
     }
-    r.uri_changes += 1;
+    r.uri_changes = r.uri_changes.saturating_add(1);
     r.uri_is_original = false;
     false
 }
@@ -398,11 +398,12 @@ fn name_to_try(template: &Template, maps: Maps, c: &Connection, r: &Request) -> 
 }
 
 /// An internal redirect to `uri[?args]`.
-pub fn internal(uri: Vec<u8>) -> Outcome {
-    match memchr::memchr(b'?', &uri) {
-        Some(at) => Outcome::Internal { args: uri[at + 1..].to_vec(), uri: uri[..at].to_vec() },
-        None => Outcome::Internal { uri, args: Vec::new() },
-    }
+pub fn internal(mut uri: Vec<u8>) -> Outcome {
+    let Some(at) = memchr::memchr(b'?', &uri) else {
+        return Outcome::Internal { uri, args: Vec::new() };
+    };
+    let args = uri.split_off(at).split_off(1);
+    Outcome::Internal { uri, args }
 }
 
 /// What `return` and a rewrite to a URL ask for.

@@ -13,6 +13,7 @@ use super::server::{AddressId, LocationId, ServerId};
 use super::slots::Slots;
 use super::upstream::Attempt;
 use super::upstream::protocol::Message;
+use super::upstream::rest::Unsent;
 use super::upstream::window::Window;
 use super::variable::Captures;
 use crate::clock;
@@ -114,6 +115,8 @@ pub enum RefusedPart {
 /// What the client has been or will be told.
 #[derive(Debug, Default)]
 pub struct Response {
+    /// What the client has still to take when all else is done.
+    pub unsent: Option<Box<Unsent>>,
     /// Zero until decided.
     pub status: u16,
     /// The status that an error page's redirect keeps.
@@ -209,6 +212,7 @@ impl Requests {
 
 impl Request {
     /// Bytes of buffers that stay with it.
+    #[expect(clippy::arithmetic_side_effects, reason = "all of it is allocated")]
     fn held(&self) -> usize {
         self.uri.capacity()
             + self.args.capacity()
@@ -216,6 +220,24 @@ impl Request {
             + self.response.head.capacity()
             + self.response.trailers.capacity()
             + self.message.capacity()
+    }
+
+    /// What has been received behind the head.
+    #[expect(
+        clippy::indexing_slicing,
+        reason = "`head_len` counts bytes of `buffer`, and is 0 before there is a head"
+    )]
+    pub fn behind_head(&self) -> &[u8] {
+        &self.buffer.as_slice()[self.head_len..]
+    }
+
+    /// What the server has sent behind its head.
+    #[expect(
+        clippy::indexing_slicing,
+        reason = "`upstream_head_len` counts bytes of `upstream_bytes`, set when the head was whole"
+    )]
+    pub fn behind_upstream_head(&self) -> &[u8] {
+        &self.upstream_bytes.as_slice()[self.upstream_head_len..]
     }
 
     pub fn new(generation: Rc<Generation>, address: AddressId) -> Self {
@@ -414,6 +436,7 @@ impl Request {
 
 impl Response {
     pub fn reset(&mut self) {
+        self.unsent = None;
         self.status = 0;
         self.status_override = None;
         self.head.clear();
@@ -545,6 +568,10 @@ mod tests {
         body.decoded = 1;
         body.memory.extend(b"a");
         *response = Response {
+            unsent: Some(Box::new(Unsent {
+                rest: crate::http::upstream::rest::Rest::new(1, Rc::default()),
+                end: crate::http::upstream::relay::End::Complete,
+            })),
             status: 200,
             status_override: Some(404),
             head: b"a".to_vec(),

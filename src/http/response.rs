@@ -11,7 +11,7 @@ use super::close::Close;
 use super::connection::{self, Connection};
 use super::modules::{core, headers};
 use super::request::Request;
-use super::{fault, pace, special_response, value};
+use super::{count, fault, pace, special_response, value};
 use crate::http1::request::Version;
 use crate::http1::{chunked, encode};
 
@@ -121,8 +121,7 @@ pub fn begin(c: &Connection, r: &mut Request, head: &Head<'_>) {
         encode::header_number(b"Content-Length", n, &mut out);
     }
     if let Some(modified) = head.last_modified {
-        let date = httpdate::fmt_http_date(UNIX_EPOCH + Duration::from_secs(modified));
-        encode::header(b"Last-Modified", date.as_bytes(), &mut out);
+        encode::header(b"Last-Modified", http_date(modified).as_bytes(), &mut out);
     }
     // That of a redirect outlives it when another status is put in its place.
     let kept_location = r.response.location.take();
@@ -198,6 +197,14 @@ fn put_absolute_location(c: &Connection, r: &Request, location: &[u8], out: &mut
     out.extend_from_slice(location);
 }
 
+/// Seconds since 1970 as a date of HTTP. It has four digits for the year, and a file may be of any
+/// time: what is later is of the last second that can be told.
+fn http_date(seconds: u64) -> String {
+    const LAST: u64 = 253_402_300_799;
+    let since = Duration::from_secs(seconds.min(LAST));
+    UNIX_EPOCH.checked_add(since).map(httpdate::fmt_http_date).unwrap_or_default()
+}
+
 /// Adds what the configuration adds, and the empty line.
 pub fn finish(c: &Connection, r: &mut Request) {
     finish_with(c, r, None);
@@ -247,10 +254,11 @@ pub async fn send_head(
     body: &mut [IoSlice<'_>],
 ) -> Result<(), Close> {
     c.action.set(Action::SendingResponse);
-    let head = if r.version() == Version::Http09 { 0 } else { r.response.head.len() };
+    let head: &[u8] = if r.version() == Version::Http09 { b"" } else { &r.response.head };
+    let head_len = head.len() as u64;
     let mut chunk_head = [0; chunked::CHUNK_HEAD_MAX];
     let mut slices: Slices<'_> = SmallVec::new();
-    slices.push(IoSlice::new(&r.response.head[..head]));
+    slices.push(IoSlice::new(head));
     push_body(&mut slices, body, r.response.chunked, &mut chunk_head);
     let limit = *c.settings(r).core.send_timeout;
     let mut pace = r.response.pace;
@@ -262,8 +270,8 @@ pub async fn send_head(
     drop(slices);
     r.response.pace = pace;
     r.response.head_sent = true;
-    r.response.bytes_sent += sent;
-    r.response.head_bytes += sent.min(head as u64);
+    count::add(&mut r.response.bytes_sent, sent);
+    count::add(&mut r.response.head_bytes, sent.min(head_len));
     Ok(result?)
 }
 
@@ -283,7 +291,7 @@ pub async fn send_body(
         None => c.stream.send_all(&mut slices, limit).await,
         Some(pace) => pace::send_all(&c.stream, pace, moved, &mut slices, limit).await,
     };
-    r.response.bytes_sent += sent;
+    count::add(&mut r.response.bytes_sent, sent);
     Ok(result?)
 }
 
@@ -294,7 +302,7 @@ pub async fn end_body(c: &Connection, r: &mut Request) -> Result<(), Close> {
         let end = headers::end_of_chunked(c, r);
         let limit = *c.settings(r).core.send_timeout;
         let (sent, result) = c.stream.send_all(&mut [IoSlice::new(&end)], limit).await;
-        r.response.bytes_sent += sent;
+        count::add(&mut r.response.bytes_sent, sent);
         result?;
     }
     r.response.complete = true;
@@ -340,4 +348,19 @@ pub async fn send_begun(c: &Connection, r: &mut Request, body: &[&[u8]]) -> Resu
     }
     send_head(c, r, &mut slices).await?;
     end_body(c, r).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The modification time of a file is anything.
+    #[test]
+    fn dates_have_four_digits_of_a_year() {
+        assert_eq!(http_date(0), "Thu, 01 Jan 1970 00:00:00 GMT");
+        assert_eq!(http_date(253_402_300_799), "Fri, 31 Dec 9999 23:59:59 GMT");
+        for late in [253_402_300_800, i64::MAX as u64, u64::MAX] {
+            assert_eq!(http_date(late), "Fri, 31 Dec 9999 23:59:59 GMT");
+        }
+    }
 }

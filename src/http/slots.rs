@@ -75,7 +75,7 @@ impl Slots {
         if self.held(slot) == Held::BeingComputed || self.depth.get() >= DEPTH_MAX {
             return false;
         }
-        self.depth.set(self.depth.get() + 1);
+        self.depth.set(self.depth.get().saturating_add(1));
         self.change(slot, |value| value.held = Held::BeingComputed);
         true
     }

@@ -61,6 +61,10 @@ pub fn status_line(code: u16, out: &mut Vec<u8>) {
 
 /// Appends `name: value` and CRLF. The caller answers for what is in them.
 pub fn header(name: &[u8], value: &[u8], out: &mut Vec<u8>) {
+    #[expect(
+        clippy::arithmetic_side_effects,
+        reason = "lengths in memory: isize::MAX at most, each"
+    )]
     out.reserve(name.len() + value.len() + 4);
     out.extend_from_slice(name);
     out.extend_from_slice(b": ");
@@ -70,6 +74,7 @@ pub fn header(name: &[u8], value: &[u8], out: &mut Vec<u8>) {
 
 /// Makes a field's value out of what a variable may have brought along: CR, LF and NUL, which would
 /// end the line or the field in the eyes of some, become spaces (RFC 9110 section 5.5).
+#[expect(clippy::arithmetic_side_effects, clippy::indexing_slicing, reason = "at < rest.len()")]
 pub fn clean_value(value: &mut [u8]) {
     let mut rest = value;
     while let Some(at) = memchr::memchr3(b'\r', b'\n', 0, rest) {
@@ -102,11 +107,11 @@ fn escape_where(out: &mut Vec<u8>, from: usize, is_control: fn(&u8) -> bool) {
     let Some(first) = out.get(from..).and_then(|uri| uri.iter().position(is_control)) else {
         return;
     };
+    #[expect(clippy::arithmetic_side_effects, reason = "a place in out")]
     let rest = out.split_off(from + first);
     for byte in rest {
         if is_control(&byte) {
-            out.push(b'%');
-            out.extend([byte >> 4, byte & 15].map(|digit| b"0123456789ABCDEF"[usize::from(digit)]));
+            let _ = write!(out, "%{byte:02X}");
         } else {
             out.push(byte);
         }
@@ -139,6 +144,7 @@ impl HttpDate {
     pub fn get(&mut self, unix_seconds: u64) -> &[u8; DATE_LEN] {
         if self.unix_seconds != unix_seconds {
             let seconds = Duration::from_secs(unix_seconds.min(UNIX_SECONDS_MAX));
+            #[expect(clippy::arithmetic_side_effects, reason = "the year is 9999 at most")]
             let date = httpdate::HttpDate::from(UNIX_EPOCH + seconds);
             // Always the whole array: the form has a fixed length.
             let _ = write!(self.text.as_mut_slice(), "{date}");

@@ -145,6 +145,11 @@ impl Draft {
 
 impl Map {
     /// Looks the request's source up, behind what is in `out`.
+    #[expect(
+        clippy::arithmetic_side_effects,
+        clippy::indexing_slicing,
+        reason = "expanding only appends to out: start <= end <= out.len()"
+    )]
     pub fn choose(&self, c: &Connection, r: &Request, out: &mut Vec<u8>) -> u32 {
         let start = out.len();
         value::expand(&self.source, c, r, out);
@@ -217,11 +222,11 @@ impl Keys {
             };
         }
         if key.len() > 2 {
-            if key.starts_with("*.") {
-                return add(&mut self.suffixes, &key[1..], number);
+            if let Some(suffix) = key.strip_prefix('*').filter(|key| key.starts_with('.')) {
+                return add(&mut self.suffixes, suffix, number);
             }
-            if key.ends_with(".*") {
-                return add(&mut self.prefixes, &key[..key.len() - 1], number);
+            if let Some(prefix) = key.strip_suffix('*').filter(|key| key.ends_with('.')) {
+                return add(&mut self.prefixes, prefix, number);
             }
         }
         if stars > 0 {
@@ -237,16 +242,18 @@ impl Keys {
         }
         if !self.suffixes.is_empty() {
             // `.a.b` of `x.a.b`, then `.b`: the longest one first.
-            let mut dots = memchr::memchr_iter(b'.', source).filter(|at| *at > 0);
-            if let Some(number) = dots.find_map(|at| self.suffixes.get(&source[at..])) {
+            let dots = memchr::memchr_iter(b'.', source).filter(|at| *at > 0);
+            let mut suffixes = dots.filter_map(|at| source.get(at..));
+            if let Some(number) = suffixes.find_map(|suffix| self.suffixes.get(suffix)) {
                 return Some(*number);
             }
         }
         if !self.prefixes.is_empty() {
             // `a.b.` of `a.b.x`, then `a.`
-            let mut dots =
-                memchr::memrchr_iter(b'.', source).filter(|at| *at > 0 && at + 1 < source.len());
-            return dots.find_map(|at| self.prefixes.get(&source[..=at])).copied();
+            let dots = memchr::memrchr_iter(b'.', source).filter(|at| *at > 0);
+            let prefixes = dots.filter_map(|at| source.get(..=at));
+            let mut prefixes = prefixes.filter(|prefix| prefix.len() < source.len());
+            return prefixes.find_map(|prefix| self.prefixes.get(prefix)).copied();
         }
         None
     }

@@ -290,6 +290,10 @@ fn refuse(c: &Connection, r: &Request, path: &[u8], failed: &OpenError) -> u16 {
 
 /// Where a directory's URI without its last slash leads: `ESCAPED-URI/?ARGS`.
 fn directory_location(uri: &[u8], args: &[u8]) -> Vec<u8> {
+    #[expect(
+        clippy::arithmetic_side_effects,
+        reason = "lengths in memory: isize::MAX at most, each"
+    )]
     let mut location = Vec::with_capacity(uri.len() + 2 + args.len());
     escape_uri(uri, &mut location);
     location.push(b'/');

@@ -105,7 +105,7 @@ fn with_dollars_of_pcre(pattern: &str) -> Option<String> {
     if !pattern.contains('$') || pattern.contains("(?m") || pattern.contains("(?x") {
         return None;
     }
-    let mut out = String::with_capacity(pattern.len() + 8);
+    let mut out = String::with_capacity(pattern.len().saturating_add(8));
     let mut chars = pattern.chars().peekable();
     let mut in_class = false;
     while let Some(c) = chars.next() {
@@ -187,7 +187,7 @@ fn has_stray_closing(pattern: &str) -> bool {
             b'\\' => drop(bytes.next()),
             b'[' => in_class = true,
             b']' => in_class = false,
-            b'(' if !in_class => depth += 1,
+            b'(' if !in_class => depth = depth.saturating_add(1),
             b')' if !in_class => match depth.checked_sub(1) {
                 Some(outer) => depth = outer,
                 None => return true,

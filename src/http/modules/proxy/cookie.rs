@@ -147,10 +147,9 @@ impl<'a> Cookie<'a> {
 
 impl<'a> Attribute<'a> {
     fn parse(text: &'a [u8]) -> Self {
-        let (name, value) = match memchr::memchr(b'=', text) {
-            Some(at) => (&text[..at], text.get(at + 1..)),
-            None => (text, None),
-        };
+        let at = memchr::memchr(b'=', text).unwrap_or(text.len());
+        let (name, value) = text.split_at(at);
+        let value = value.get(1..);
         Attribute { name: trim_spaces(name).into(), value: value.map(|v| trim_spaces(v).into()) }
     }
 }

@@ -46,10 +46,7 @@ impl Rule {
                 (b"", value.strip_prefix(value::expanded(from, c, r).as_slice())?)
             }
             Pattern::Domain(from) => {
-                let (dot, domain) = match value.strip_prefix(b".") {
-                    Some(domain) => (&value[..1], domain),
-                    None => (&value[..0], value),
-                };
+                let (dot, domain) = value.split_at(usize::from(value.starts_with(b".")));
                 if !domain.eq_ignore_ascii_case(&value::expanded(from, c, r)) {
                     return None;
                 }

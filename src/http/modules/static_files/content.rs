@@ -48,6 +48,10 @@ impl<'f> Content<'f> {
     ///
     /// The file is read on the ring thread: what is in the page cache costs a copy, and a proxy's
     /// few files (error pages, icons) are.
+    #[expect(
+        clippy::arithmetic_side_effects,
+        reason = "start <= end of a range, and no more is read than there is room"
+    )]
     pub fn next_piece(&mut self) -> Result<&[u8], ReadError> {
         let mut filled = 0;
         while let Some(room) = self.piece.get_mut(filled..)
@@ -77,6 +81,10 @@ impl<'f> Content<'f> {
 }
 
 /// Fills `room` with what is in the file from `offset` on.
+#[expect(
+    clippy::arithmetic_side_effects,
+    reason = "no more is read than there is room, and no offset in a file has 64 bits"
+)]
 fn read_exactly(file: &File, offset: u64, room: &mut [u8]) -> Result<(), ReadError> {
     let wanted = room.len();
     let mut read = 0;

@@ -129,6 +129,7 @@ fn put_uri(r: &Request, location: &Location, uri: DestinationUri<'_>, out: &mut 
         }
         _ => 0,
     };
+    #[expect(clippy::indexing_slicing, reason = "`replaced` is at most its length")]
     let rest = &r.uri[replaced..];
     if r.escape || r.internal {
         escape_uri(rest, out);
@@ -158,7 +159,9 @@ fn put_host(
         Some(host) => value::expand(host, c, r, out),
         None => out.extend_from_slice(proxy_host),
     }
-    encode::clean_value(&mut out[value_start..]);
+    #[expect(clippy::indexing_slicing, reason = "what was put stands behind it")]
+    let value = &mut out[value_start..];
+    encode::clean_value(value);
     if out.len() == value_start {
         match version {
             HttpVersion::Http10 => return out.truncate(start),
@@ -175,7 +178,9 @@ fn put_line(c: &Connection, r: &Request, line: &proxy::SetHeader, out: &mut Vec<
     out.extend_from_slice(b": ");
     let value_start = out.len();
     value::expand(&line.value, c, r, out);
-    encode::clean_value(&mut out[value_start..]);
+    #[expect(clippy::indexing_slicing, reason = "what was put stands behind it")]
+    let value = &mut out[value_start..];
+    encode::clean_value(value);
     let has_value = out.len() > value_start;
     if has_value {
         out.extend_from_slice(b"\r\n");
