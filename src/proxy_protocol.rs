@@ -14,7 +14,7 @@ pub struct Header {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Endpoint {
-    /// In version 1 as received: characters of an address, which need not make one.
+    /// In version 1 as received.
     pub address: Box<str>,
     pub port: u16,
 }
@@ -62,40 +62,37 @@ pub fn parse(bytes: &[u8]) -> Result<Received, Broken> {
     }
 }
 
+/// The longest line of version 1, with its end.
+const LINE_MAX: usize = 107;
+
 /// `PROXY TCP4 1.2.3.4 5.6.7.8 1234 80\r\n`
 fn version1(bytes: &[u8]) -> Option<Received> {
-    let rest = bytes.strip_prefix(b"PROXY ")?;
-    if rest.starts_with(b"UNKNOWN") {
-        let end = memchr::memmem::find(bytes, b"\r\n")?;
-        #[expect(clippy::arithmetic_side_effects, reason = "the two bytes have been found there")]
-        return Some(Received { header: None, len: end + 2 });
+    let start = bytes.get(..LINE_MAX).unwrap_or(bytes);
+    let end = memchr::memmem::find(start, b"\r\n")?;
+    let len = end.saturating_add(2);
+    let line = start.get(..end)?.strip_prefix(b"PROXY ")?;
+    // Whatever more it says.
+    if line.starts_with(b"UNKNOWN") {
+        return Some(Received { header: None, len });
     }
-    let rest = rest.strip_prefix(b"TCP4 ").or_else(|| rest.strip_prefix(b"TCP6 "))?;
-    let (source, rest) = until(rest, b' ')?;
-    let (destination, rest) = until(rest, b' ')?;
-    let (source_port, rest) = until(rest, b' ')?;
-    let (destination_port, rest) = until(rest, b'\r')?;
-    let rest = rest.strip_prefix(b"\n")?;
+    let mut fields = line.split(|byte| *byte == b' ');
+    let is_address: fn(&str) -> bool = match fields.next()? {
+        b"TCP4" => |text| text.parse::<Ipv4Addr>().is_ok(),
+        b"TCP6" => |text| text.parse::<Ipv6Addr>().is_ok(),
+        _ => return None,
+    };
+    let address = |field| std::str::from_utf8(field).ok().filter(|text| is_address(text));
+    let source = address(fields.next()?)?.into();
+    let destination = address(fields.next()?)?.into();
     let header = Header {
-        source: Endpoint { address: address(source)?, port: port(source_port)? },
-        destination: Endpoint { address: address(destination)?, port: port(destination_port)? },
+        source: Endpoint { address: source, port: port(fields.next()?)? },
+        destination: Endpoint { address: destination, port: port(fields.next()?)? },
         tlvs: Box::default(),
     };
-    #[expect(clippy::arithmetic_side_effects, reason = "rest is the end of bytes")]
-    Some(Received { header: Some(header), len: bytes.len() - rest.len() })
+    fields.next().is_none().then_some(Received { header: Some(header), len })
 }
 
-fn until(bytes: &[u8], end: u8) -> Option<(&[u8], &[u8])> {
-    let at = memchr::memchr(end, bytes)?;
-    let (before, [_, after @ ..]) = bytes.split_at_checked(at)? else { return None };
-    Some((before, after))
-}
-
-fn address(bytes: &[u8]) -> Option<Box<str>> {
-    let fits = bytes.iter().all(|b| b.is_ascii_hexdigit() || matches!(b, b':' | b'.'));
-    std::str::from_utf8(bytes).ok().filter(|_| fits).map(Into::into)
-}
-
+/// Zeros may lead, as nginx lets them.
 fn port(bytes: &[u8]) -> Option<u16> {
     let fits = bytes.iter().all(u8::is_ascii_digit);
     std::str::from_utf8(bytes).ok().filter(|_| fits)?.parse().ok()
@@ -259,7 +256,8 @@ mod tests {
         for (line, expected) in [
             ("PROXY TCP4 1.2.3.4 5.6.7.8 123 80\r\nGET", "1.2.3.4 123 5.6.7.8 80 0, 35"),
             ("PROXY TCP6 ::1 2001:DB8::1 0 65535\r\n", "::1 0 2001:DB8::1 65535 0, 36"),
-            ("PROXY TCP4 :: . 1 2\r\n", ":: 1 . 2 0, 21"),
+            ("PROXY TCP6 ::ffff:1.2.3.4 :: 1 2\r\n", "::ffff:1.2.3.4 1 :: 2 0, 34"),
+            ("PROXY TCP4 1.2.3.4 5.6.7.8 0080 00\r\n", "1.2.3.4 80 5.6.7.8 0 0, 36"),
             ("PROXY UNKNOWN\r\n", "none, 15"),
             ("PROXY UNKNOWN any thing\r\nGET", "none, 25"),
             ("PROXY UNKNOWNx\r\n", "none, 16"),
@@ -284,9 +282,26 @@ mod tests {
             "PROXY TCP4 1.2.3.4 5.6.7.8 1 \r\n",
             "PROXY TCP4 1.2.3.g 5.6.7.8 1 2\r\n",
             "PROXY TCP4 1.2.3.4 5.6.7.8 1 2 3\r\n",
+            "PROXY TCP4 1.2.3.4 5.6.7.8 1 2 \r\n",
+            "PROXY TCP4 1.2.3.4 5.6.7.8 1 +2\r\n",
+            "PROXY TCP4 1.2.3.4 5.6.7.8 1 2\r \n",
+            "PROXY TCP4 :: . 1 2\r\n",
+            "PROXY TCP4   1 2\r\n",
+            "PROXY TCP6 . . 1 2\r\n",
+            "PROXY TCP4 1.2.3 5.6.7.8 1 2\r\n",
+            "PROXY TCP4 01.2.3.4 5.6.7.8 1 2\r\n",
+            "PROXY TCP4 ::1 ::2 1 2\r\n",
+            "PROXY TCP6 1.2.3.4 5.6.7.8 1 2\r\n",
+            "PROXY TCP6 1::2::3 ::1 1 2\r\n",
         ] {
             assert_eq!(shown(line.as_bytes()), "broken header", "{line}");
         }
+        let line = |len: usize| format!("PROXY UNKNOWN{}\r\nGET", "x".repeat(len - 15));
+        assert_eq!(shown(line(107).as_bytes()), "none, 107");
+        assert_eq!(shown(line(108).as_bytes()), "broken header");
+        let address = ["ffff"; 8].join(":");
+        let longest = format!("PROXY TCP6 {address} {address} 65535 65535\r\n");
+        assert!(shown(longest.as_bytes()).starts_with(&address), "{longest}");
         assert_eq!(Broken::line(b"GET / HTTP/1.1\r\nHost"), b"GET / HTTP/1.1");
         assert_eq!(Broken::line(b"no end"), b"no end");
     }

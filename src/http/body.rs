@@ -523,6 +523,16 @@ pub struct FileError {
 /// One number for the whole process, as the names must differ between shards. Touched only when a
 /// body does not fit into memory.
 static NEXT_NUMBER: AtomicU64 = AtomicU64::new(1);
+/// Their ten digits.
+const NUMBERS: u64 = 10_000_000_000;
+
+/// After a number that is taken, by a file that was kept before a restart: many more may be taken behind
+/// it, so it goes on from anywhere, as in nginx.
+fn skip_numbers() {
+    let [.., a, b, c, d] = crate::os::random_bytes();
+    let step = u64::from(u32::from_ne_bytes([a, b, c, d]));
+    NEXT_NUMBER.fetch_add(step, Ordering::Relaxed);
+}
 
 impl TempFile {
     /// A file that only its owner can reach.
@@ -550,7 +560,8 @@ impl TempFile {
 
     fn open(temp: &TempPath) -> Result<(File, PathBuf), FileError> {
         loop {
-            let name = format!("{:010}", NEXT_NUMBER.fetch_add(1, Ordering::Relaxed));
+            let number = NEXT_NUMBER.fetch_add(1, Ordering::Relaxed) % NUMBERS;
+            let name = format!("{number:010}");
             let mut directory = temp.path.clone();
             let mut digits = name.as_str();
             for level in temp.levels.into_iter().filter(|&level| level > 0) {
@@ -573,7 +584,7 @@ impl TempFile {
             };
             match file {
                 Ok(file) => return Ok((file, path)),
-                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => skip_numbers(),
                 Err(error) => return Err(FileError { call: "open()", path, error }),
             }
         }
@@ -655,6 +666,24 @@ mod tests {
             assert_eq!(decoded(raw, raw.len(), max).unwrap().1, pieces, "at most {max} bytes");
         }
         assert_eq!(decoded(b"1\r\na\r\n1\nb", 100, u64::MAX), Err(ChunkError));
+    }
+
+    #[test]
+    fn kept_files_are_not_tried_one_by_one() {
+        let root = std::env::temp_dir().join(format!("ringx-kept-{}", std::process::id()));
+        std::fs::create_dir(&root).unwrap();
+        let next = NEXT_NUMBER.load(Ordering::Relaxed);
+        for number in next..next + 2000 {
+            std::fs::write(root.join(format!("{number:010}")), "kept").unwrap();
+        }
+        let temp = TempPath { path: root.clone(), levels: [0; 3] };
+        let file = TempFile::create_for(&temp, After::Removed).unwrap();
+        let name = file.path().file_name().unwrap().to_str().unwrap();
+        // Others take some as well; it is but one in two million that lands within.
+        assert!(name.parse::<u64>().unwrap() > next + 2000, "{name}");
+        assert!(NEXT_NUMBER.load(Ordering::Relaxed) > next + 2001);
+        drop(file);
+        std::fs::remove_dir_all(root).unwrap();
     }
 
     #[test]

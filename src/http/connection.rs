@@ -19,6 +19,7 @@ use super::phase;
 use super::request::{RefusedPart, Request};
 use super::upstream::exchange::Family;
 use super::user_agent::Browser;
+use super::variable::GaveUp;
 use crate::clock;
 use crate::error_log::{Context, Level};
 use crate::http1::header::Known;
@@ -27,6 +28,7 @@ use crate::http1::refusal::{Quoted, Refusal};
 use crate::http1::request::{Limits, Method, Rules, Version};
 use crate::http1::{Progress, request, uri};
 use crate::io::runtime::contain;
+use crate::io::select::{in_turn, yield_now};
 use crate::io::stream::Failure;
 use crate::io::timer::{self, Wait};
 use crate::io::{Buffer, Pooled, Stream};
@@ -280,7 +282,12 @@ async fn answer_requests(
             // protocol.
             Some(mut r) if !r.buffer.is_empty() => {
                 r.pipelined = keepalive.is_some();
-                current.insert(r)
+                let r = current.insert(r);
+                if r.pipelined {
+                    // Who is always ahead is never waited for: the others get their turn all the same.
+                    yield_now().await;
+                }
+                r
             }
             // An idle connection holds no request, and no configuration.
             last => {
@@ -356,7 +363,7 @@ async fn wait_for_request(c: &Connection, keepalive: Option<Keepalive>) -> Resul
         }
     };
     let buffer = Buffer::with_capacity(default_settings(c, |core| *core.client_header_buffer_size));
-    match c.stream.recv(buffer, limit, wait).await {
+    match in_turn(pin!(c.stream.recv(buffer, limit, wait))).await {
         (Ok(_), buffer) => Ok(buffer),
         (Err(Failure::TimedOut), _) if keepalive.is_some() => Err(Close::KeepaliveTimedOut),
         (Err(failure), _) => Err(Close::from(failure)),
@@ -565,7 +572,7 @@ fn read_lines(c: &Connection, r: &mut Request, reading: &mut Reading) -> Result<
     if !reading.has_server && (r.head.names_host() || r.head.is_read()) {
         reading.has_server = true;
         let generation = Rc::clone(&r.generation);
-        find_server(&generation, r);
+        find_server(c, &generation, r);
         // The first buffer is there already.
         let chosen = Limits { first: reading.rules.limits.first, ..limits(c, r) };
         if r.head.names_host() && chosen != reading.rules.limits {
@@ -603,7 +610,7 @@ fn begin_request(
 }
 
 /// Takes host and port from the target or the Host header, and chooses the server by name.
-fn find_server(generation: &Generation, r: &mut Request) {
+fn find_server(c: &Connection, generation: &Generation, r: &mut Request) {
     let named =
         r.head.target_host.or_else(|| r.head.headers.find(Known::Host).map(|field| field.value));
     if let Some(span) = named
@@ -623,16 +630,21 @@ fn find_server(generation: &Generation, r: &mut Request) {
             // No host is no text for a regex, even for one that matches everything.
             return None;
         }
-        let matching = address
-            .names
-            .regex
-            .iter()
-            .find(|(regex, _)| regex.matches(&r.host, r.captures.get_mut()))
-            .map(|(regex, server)| (std::sync::Arc::clone(regex), *server));
-        matching.map(|(regex, server)| {
-            r.set_named_captures(&regex);
-            server
-        })
+        for (regex, server) in &address.names.regex {
+            match regex.matches(&r.host, r.captures.get_mut()) {
+                Ok(false) => {}
+                Ok(true) => {
+                    r.set_named_captures(regex);
+                    return Some(*server);
+                }
+                Err(GaveUp) => {
+                    // The default server answers, with an error.
+                    r.give_up(c, regex);
+                    return None;
+                }
+            }
+        }
+        None
     });
     if let Some(server) = found {
         r.server = server;

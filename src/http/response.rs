@@ -218,10 +218,32 @@ pub fn finish_with(c: &Connection, r: &mut Request, line: Option<(&[u8], &[u8])>
     if headers.is_used {
         headers::put(c, r, headers);
     }
+    if r.has_given_up() {
+        return be_nothing_but_an_error(c, r);
+    }
     if let Some((name, value)) = line {
         encode::header(name, value, &mut r.response.head);
     }
     r.response.head.extend_from_slice(b"\r\n");
+}
+
+/// A head that went by what could not be decided becomes that of an empty 500: no page, whose head
+/// might go by the same.
+fn be_nothing_but_an_error(c: &Connection, r: &mut Request) {
+    let core = &c.settings(r).core;
+    let name = special_response::server_name(*core.server_tokens);
+    let head = &mut r.response.head;
+    head.clear();
+    encode::status_line(500, head);
+    encode::header(b"Server", name.as_bytes(), head);
+    c.shard.with_http_date(|date| encode::header(b"Date", date, head));
+    head.extend_from_slice(b"Content-Length: 0\r\nConnection: close\r\n\r\n");
+    r.response.status = 500;
+    r.response.list_at = r.response.head.len();
+    r.response.chunked = false;
+    r.response.has_trailers = false;
+    r.response.is_bodiless = true;
+    r.keepalive = false;
 }
 
 /// Sends the finished head with the first body bytes behind it, in one call; they are a chunk where

@@ -34,6 +34,8 @@ pub enum Held {
     Bytes,
     /// A text of the configuration, by its number among those of the variable.
     Text(u32),
+    /// The same, of a variable that could not be computed.
+    Undecided(u32),
     BeingComputed,
 }
 

@@ -80,6 +80,11 @@ pub async fn open(
 
     // Head and whatever the upstream sent right behind it go out together.
     let mut behind_head = Buffer::empty();
+    // Its head could not be made, and has become an error's.
+    let is_refused = r.response.status == 500 && r.response.status_override.is_none();
+    if is_refused {
+        r.upstream_bytes.truncate(r.upstream_head_len);
+    }
     behind_head.extend(r.behind_upstream_head());
     let head_len = r.response.head.len() as u64;
     let mut slices = [IoSlice::new(&r.response.head), IoSlice::new(behind_head.as_slice())];
@@ -89,6 +94,9 @@ pub async fn open(
     count::add(&mut r.response.bytes_sent, sent);
     if let Err(failure) = result {
         return failure.into();
+    }
+    if is_refused {
+        return Close::Orderly;
     }
 
     c.action.set(Action::ProxyingUpgraded);

@@ -3,6 +3,8 @@
 use std::io::Write;
 use std::time::{Duration, UNIX_EPOCH};
 
+use super::is_token;
+
 /// nginx's phrase for a status, `None` for codes it has none for.
 pub fn reason(code: u16) -> Option<&'static str> {
     Some(match code {
@@ -83,7 +85,25 @@ pub fn clean_value(value: &mut [u8]) {
 
 /// The same for a URI, from `from` on: control characters are escaped.
 pub fn clean_uri(out: &mut Vec<u8>, from: usize) {
-    let is_control = |byte: &u8| *byte < b' ' || *byte == 0x7f;
+    escape_where(out, from, |byte| *byte < b' ' || *byte == 0x7f);
+}
+
+/// The same for the target of a request line, which a space would end (RFC 9112 section 3).
+pub fn clean_target(out: &mut Vec<u8>, from: usize) {
+    escape_where(out, from, |byte| *byte <= b' ' || *byte == 0x7f);
+}
+
+/// The same for the method of a request line, which is a token (RFC 9110 section 9.1): what cannot be in
+/// one becomes `_`.
+pub fn clean_method(method: &mut [u8]) {
+    for byte in method {
+        if !is_token(*byte) {
+            *byte = b'_';
+        }
+    }
+}
+
+fn escape_where(out: &mut Vec<u8>, from: usize, is_control: fn(&u8) -> bool) {
     let Some(first) = out.get(from..).and_then(|uri| uri.iter().position(is_control)) else {
         return;
     };
@@ -161,6 +181,12 @@ mod tests {
         let mut uri = b"GET /a b\r\n\x7f\xc3".to_vec();
         clean_uri(&mut uri, 4);
         assert_eq!(uri, b"GET /a b%0D%0A%7F\xc3");
+        let mut uri = b"GET /a b\r\n\x7f\xc3\t".to_vec();
+        clean_target(&mut uri, 4);
+        assert_eq!(uri, b"GET /a%20b%0D%0A%7F\xc3%09");
+        let mut method = b"M-SEARCH / HTTP/1.1\r\n".to_vec();
+        clean_method(&mut method);
+        assert_eq!(method, b"M-SEARCH___HTTP_1.1__");
     }
 
     #[test]

@@ -11,14 +11,17 @@ use crate::http::computed::{Chooser, Computed, Texts};
 use crate::http::connection::Connection;
 use crate::http::request::Request;
 use crate::http::value;
-use crate::http::variable::{Regex, Template, VariableSlot};
+use crate::http::variable::{GaveUp, Regex, Template, VariableSlot};
 use crate::modules::Build;
 
 pub const DIRECTIVES: &[Directive<Build>] = &[
     Directive::new("map", Contexts::HTTP, Count::Exactly(2))
         .syntax("string $variable { ... }")
         .doc("A variable with the value that stands beside the key the string matches.")
-        .differs("the variable cannot be named like a built-in one or a family (`$http_…`).")
+        .differs(
+            "the variable cannot be named like a built-in one or a family (`$http_…`); a request for \
+             which the match of a regex takes too many steps is answered 500.",
+        )
         .table(open, entry, |b, _| {
             let Some((slot, map, texts)) = b.http.map.take().map(Draft::finish) else {
                 return Ok(());
@@ -163,23 +166,33 @@ impl Map {
             out.extend_from_within(start..end);
             let (source, lower) = out[start..].split_at_mut(end - start);
             lower.make_ascii_lowercase();
-            self.keys.find(lower).or_else(|| self.find_regex(source, r))
+            self.keys.find(lower).or_else(|| self.find_regex(source, c, r))
         };
         out.truncate(start);
         number.unwrap_or(self.default)
     }
 
-    /// The first regex that matches; its groups are set.
-    fn find_regex(&self, source: &[u8], r: &Request) -> Option<u32> {
+    /// The first regex that matches; its groups are set. One that is given up ends the search: the
+    /// request is not answered by what is found in its place.
+    fn find_regex(&self, source: &[u8], c: &Connection, r: &Request) -> Option<u32> {
         if source.is_empty() {
             return None;
         }
-        let (regex, number) = self
-            .regexes
-            .iter()
-            .find(|(regex, _)| regex.matches(source, &mut r.captures.borrow_mut()))?;
-        r.set_named_captures(regex);
-        Some(*number)
+        for (regex, number) in &self.regexes {
+            let matched = regex.matches(source, &mut r.captures.borrow_mut());
+            match matched {
+                Ok(false) => {}
+                Ok(true) => {
+                    r.set_named_captures(regex);
+                    return Some(*number);
+                }
+                Err(GaveUp) => {
+                    r.give_up(c, regex);
+                    return None;
+                }
+            }
+        }
+        None
     }
 }
 

@@ -180,6 +180,8 @@ async fn run(c: &Connection, r: &mut Request, family: Family) -> Result<Outcome,
         }
     }
     match exchange.build_message(r) {
+        // What is to be sent, or where, cannot be told.
+        Ok(_) if r.has_given_up() => return Ok(Outcome::Status(500)),
         Ok(form) => exchange.body = form,
         Err(status) => return Ok(Outcome::Status(status)),
     }

@@ -31,7 +31,7 @@ use crate::http1::framing::BodyLength;
 use crate::http1::header::Known;
 use crate::http1::request::Version;
 use crate::http1::trailer::{TrailerError, Trailers};
-use crate::io::select::{Either, either};
+use crate::io::select::{Either, either, yield_now};
 use crate::io::stream::Failure;
 use crate::io::timer::{self, Wait};
 use crate::io::turns::Turn;
@@ -42,6 +42,8 @@ const SPANS: usize = 16;
 /// A body that came with its head and is no longer than this is copied behind the head: one plain
 /// send costs less than a gathering one.
 const COPIED: usize = 1024;
+/// Pieces received one after the other before the rest of the shard gets its turn.
+const RECEIVES_IN_A_ROW: u32 = 4;
 
 /// A response that has been received as far as it will be.
 pub struct Relayed<'a> {
@@ -119,7 +121,9 @@ pub async fn run<'a>(
         c,
         upstream,
         settings,
+        look_ahead: body.look_ahead(),
         body,
+        in_a_row: 0,
         buffering,
         rest: Outgoing::new(c, settings, buffering),
         received: ahead as u64,
@@ -230,20 +234,14 @@ impl Incoming {
         }
     }
 
-    /// Whether the next bytes cannot be the body's.
-    fn is_broken(&self, mut piece: &[u8]) -> bool {
-        let (Incoming::Chunked(decoder) | Incoming::ChunkedWithTrailers(decoder, _)) = self else {
-            return false;
-        };
-        let mut decoder = *decoder;
-        while !piece.is_empty() && !decoder.is_done() {
-            match decoder.decode(piece) {
-                Ok(step) if step.consumed == 0 => return false,
-                Ok(step) => piece = piece.get(step.consumed..).unwrap_or_default(),
-                Err(_) => return true,
+    /// A look at what is kept back: it begins where the body has been read to.
+    fn look_ahead(&self) -> Option<LookAhead> {
+        match self {
+            Incoming::Chunked(decoder) | Incoming::ChunkedWithTrailers(decoder, _) => {
+                Some(LookAhead { decoder: *decoder, position: 0 })
             }
+            Incoming::Length(_) | Incoming::UntilClose => None,
         }
-        false
     }
 
     /// Finds body bytes in a piece, from `from` on. Trailers must fit in `trailers_max`.
@@ -293,6 +291,31 @@ impl Incoming {
     }
 }
 
+/// A look at chunks that are kept back until there are more of them: each byte is looked at once,
+/// however many pieces they come in.
+#[derive(Debug)]
+struct LookAhead {
+    decoder: Decoder,
+    /// Bytes that have been looked at.
+    position: usize,
+}
+
+impl LookAhead {
+    /// Whether what has come cannot be the body's.
+    fn is_broken(&mut self, pending: &[u8]) -> bool {
+        while let Some(next @ [_, ..]) = pending.get(self.position..)
+            && !self.decoder.is_done()
+        {
+            match self.decoder.decode(next) {
+                Ok(step) if step.consumed == 0 => return false,
+                Ok(step) => self.position = self.position.saturating_add(step.consumed),
+                Err(_) => return true,
+            }
+        }
+        false
+    }
+}
+
 impl Found {
     #[expect(
         clippy::indexing_slicing,
@@ -338,6 +361,10 @@ struct Relay<'a, 'u> {
     upstream: &'u Stream,
     settings: &'a Settings,
     body: Incoming,
+    /// At what is kept back of it.
+    look_ahead: Option<LookAhead>,
+    /// Receives since others had their turn.
+    in_a_row: u32,
     buffering: bool,
     rest: Outgoing<'a>,
     /// Bytes of the body received, framing included.
@@ -392,6 +419,7 @@ impl<'a> Relay<'a, '_> {
             piece.extend(first.as_slice().get(head_len..).unwrap_or_default());
         }
         while !self.body.is_complete() {
+            self.give_turn(r).await?;
             match self.receive(r, &mut piece).await? {
                 Received::Bytes => {
                     if !self.is_due(piece.as_slice(), full) {
@@ -443,11 +471,24 @@ impl<'a> Relay<'a, '_> {
 
     /// Whether a piece goes to the client now: a full buffer, all that is missing, or anything when
     /// nothing is to be held back. What will never be right is not waited for.
-    fn is_due(&self, piece: &[u8], full: usize) -> bool {
+    fn is_due(&mut self, piece: &[u8], full: usize) -> bool {
         !self.buffering
             || piece.len() >= full
             || piece.len() as u64 >= self.body.missing()
-            || self.body.is_broken(piece)
+            || self.look_ahead.as_mut().is_some_and(|ahead| ahead.is_broken(piece))
+    }
+
+    /// Lets the rest of the shard run now and then: a server may always be ahead, and its client with
+    /// it.
+    async fn give_turn(&mut self, r: &Request) -> Result<(), Close> {
+        self.in_a_row = self.in_a_row.saturating_add(1);
+        if self.in_a_row < RECEIVES_IN_A_ROW {
+            return Ok(());
+        }
+        self.in_a_row = 0;
+        let limit = *self.c.settings(r).core.send_timeout;
+        let turn = self.c.stream.timer().within(limit, Wait::Busy, yield_now()).await;
+        Ok(turn.map_err(Failure::from)?)
     }
 
     fn piece_size(&self) -> usize {
@@ -489,7 +530,7 @@ impl<'a> Relay<'a, '_> {
     ) -> Result<bool, Close> {
         let raw = piece.as_slice();
         let mut at = from;
-        loop {
+        let forwarded = loop {
             let mut found = match self.body.find(raw, at, *self.settings.buffer_size) {
                 Ok(found) => found,
                 Err(bad) => {
@@ -524,9 +565,11 @@ impl<'a> Relay<'a, '_> {
                     self.c.action.set(Action::ReadingUpstream);
                     self.c.log(r, Level::Warn, format_args!("{text}"));
                 }
-                return Ok(!found.surplus);
+                break !found.surplus;
             }
-        }
+        };
+        self.look_ahead = self.body.look_ahead();
+        Ok(forwarded)
     }
 
     /// What is said of bytes behind the end.
@@ -773,6 +816,25 @@ mod tests {
         let (data, all) = found(&mut incoming, b"3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n");
         assert_eq!((data.as_slice(), all.bytes), (b"abcde".as_slice(), 5));
         assert!(all.complete && !all.surplus && incoming.is_complete());
+    }
+
+    #[test]
+    fn what_is_kept_back_is_looked_at_once() {
+        let body = b"3\r\nabc\r\n2\r\nde\r\nxyz";
+        let mut ahead = Incoming::new(BodyLength::Chunked).look_ahead().unwrap();
+        for end in 1..=15 {
+            // What was looked at before has become something else, and nobody sees that.
+            let mut pending = vec![b'!'; ahead.position];
+            pending.extend_from_slice(&body[ahead.position..end]);
+            assert!(!ahead.is_broken(&pending), "{end}");
+            assert_eq!(ahead.position, end);
+        }
+        assert!(ahead.is_broken(&body[..16]) && ahead.is_broken(body));
+        for whole in [b"0\r\n\r\nGET".as_slice(), b"1\r\nx\r\n0\r\n\r\n"] {
+            let mut ahead = Incoming::new(BodyLength::Chunked).look_ahead().unwrap();
+            assert!(!ahead.is_broken(whole) && !ahead.is_broken(whole));
+        }
+        assert!(Incoming::new(BodyLength::UntilClose).look_ahead().is_none());
     }
 
     #[test]

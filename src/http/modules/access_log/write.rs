@@ -276,6 +276,8 @@ pub fn write(c: &Connection, r: &Request) {
     for log in settings.access_log.iter() {
         if let Some(condition) = &log.condition
             && !value::is_true(&value::expanded(condition, c, r))
+            // What cannot be decided is better logged.
+            && !r.has_given_up()
         {
             continue;
         }

@@ -9,7 +9,7 @@ use crate::config::value::Args;
 use crate::http::connection::Connection;
 use crate::http::request::Request;
 use crate::http::value;
-use crate::http::variable::{Regex, Template};
+use crate::http::variable::{GaveUp, Regex, Template};
 use crate::http1::encode;
 
 /// `off`, or rules in the order written.
@@ -53,10 +53,14 @@ impl Rule {
                 (dot, b"")
             }
             Pattern::Regex(regex) => {
-                if !regex.matches(value, r.captures.get_mut()) {
-                    return None;
+                match regex.matches(value, r.captures.get_mut()) {
+                    Ok(true) => r.set_named_captures(regex),
+                    Ok(false) => return None,
+                    Err(GaveUp) => {
+                        r.give_up(c, regex);
+                        return None;
+                    }
                 }
-                r.set_named_captures(regex);
                 (b"", b"")
             }
         };

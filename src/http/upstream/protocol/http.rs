@@ -32,7 +32,7 @@ pub fn http(
     match &*settings.method {
         Some(method) => {
             value::expand(method, c, r, out);
-            encode::clean_value(out);
+            encode::clean_method(out);
         }
         None => out.extend_from_slice(value::method(r)),
     }
@@ -40,8 +40,8 @@ pub fn http(
     out.push(b' ');
     let uri_start = out.len();
     put_uri(r, location, destination.uri, out);
-    // A path is decoded: `$uri` in the URI of a `proxy_pass` or in args may hold a line's end.
-    encode::clean_uri(out, uri_start);
+    // A path is decoded: `$uri` in the URI of a `proxy_pass` or in args may hold a space or a line's end.
+    encode::clean_target(out, uri_start);
     message.uri = Span::new(uri_start, out.len());
     out.extend_from_slice(match version {
         HttpVersion::Http10 => b" HTTP/1.0\r\n",
