@@ -1,6 +1,6 @@
 //! The response head in nginx's order (http-core, section 9), and sending to the client.
 
-use std::io::IoSlice;
+use std::io::{self, IoSlice};
 use std::rc::Rc;
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -12,8 +12,11 @@ use super::connection::{self, Connection};
 use super::modules::{core, headers};
 use super::request::Request;
 use super::{count, fault, pace, special_response, value};
+use crate::clock;
 use crate::http1::request::Version;
 use crate::http1::{chunked, encode};
+use crate::io::stream::Failure;
+use crate::io::timer;
 
 /// How the client learns where the body ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -293,6 +296,49 @@ pub async fn send_body(
     };
     count::add(&mut r.response.bytes_sent, sent);
     Ok(result?)
+}
+
+/// Sends of a body that is not chunked what the client takes at once, as the pace allows. Returns how
+/// many bytes that were.
+pub fn send_some(c: &Connection, r: &mut Request, body: &[u8]) -> Result<usize, Close> {
+    c.action.set(Action::SendingResponse);
+    let mut sent = 0;
+    while let Some(left) = body.get(sent..)
+        && !left.is_empty()
+    {
+        let moved = r.response.bytes_sent;
+        let most = match &mut r.response.pace {
+            None => left.len(),
+            Some(pace) => match pace.allowed(moved, clock::steady().as_secs(), timer::now_ms()) {
+                Ok(most) => left.len().min(usize::try_from(most).unwrap_or(usize::MAX)),
+                Err(_) => break,
+            },
+        };
+        match c.stream.try_send(&[IoSlice::new(left.get(..most).unwrap_or(left))]) {
+            Ok(n) => {
+                sent = sent.saturating_add(n);
+                count::add(&mut r.response.bytes_sent, n as u64);
+                if let Some(pace) = &mut r.response.pace {
+                    pace.account(moved, r.response.bytes_sent, timer::now_ms());
+                }
+            }
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(Failure::Io(e).into()),
+        }
+    }
+    Ok(sent)
+}
+
+/// Waits until more can be sent.
+pub async fn ready(c: &Connection, r: &Request) -> Result<(), Close> {
+    let hold = r.response.pace.map_or(Duration::ZERO, |pace| pace.hold(timer::now_ms()));
+    if hold.is_zero() {
+        c.stream.writable(*c.settings(r).core.send_timeout).await?;
+    } else {
+        pace::hold(&c.stream, hold).await?;
+    }
+    Ok(())
 }
 
 /// What comes after the last byte of the body: of a chunked one its end, with trailers. Then the

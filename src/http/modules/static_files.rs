@@ -348,7 +348,16 @@ async fn send(
             Ok(piece) => {
                 // A fast client's socket never fills: others get their turn all the same.
                 yield_now().await;
-                response::send_body(c, r, &mut [IoSlice::new(piece)]).await?;
+                if r.response.chunked {
+                    response::send_body(c, r, &mut [IoSlice::new(piece)]).await?;
+                } else {
+                    let (wanted, sent) = (piece.len(), response::send_some(c, r, piece)?);
+                    if sent < wanted {
+                        // While it is waited for, a client takes no memory for what is in the file.
+                        content.put_back(wanted.saturating_sub(sent));
+                        response::ready(c, r).await?;
+                    }
+                }
             }
             Err(error) => {
                 let path = escape(path);
