@@ -544,3 +544,19 @@ def test_a_line_that_cannot_be_rewritten_is_not_passed_on(serve, upstream, direc
     answer = proxy.get("/")
     assert (answer.status, answer.body) == (500, b"")
     proxy.logged("took too many steps")
+
+
+@differs("its expressions have a limit of ten million steps, and what goes beyond it gets the default")
+def test_a_switch_whose_head_cannot_be_made_makes_no_tunnel(serve, upstream):
+    backend = upstream(answering(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\nbehind"))
+    proxy = serve(
+        f'map $uri $bad {{ "{GIVES_UP}" 1; default 0; }}\n'
+        "server { listen 127.0.0.1:@port@; location / { proxy_pass http://@backend@; proxy_http_version 1.1;"
+        " proxy_set_header Upgrade $http_upgrade; proxy_set_header Connection upgrade; add_header X $bad always; } }",
+        backend=backend.address,
+    )
+    with proxy.connect() as wire:
+        wire.send(f"GET {LONG} HTTP/1.1\r\nHost: a\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n")
+        answer = wire.read_response()
+        assert (answer.status, answer.body, answer.get("Connection")) == (500, b"", "close")
+        wire.expect_end()
