@@ -346,8 +346,6 @@ async fn send(
                 response::send_head(c, r, &mut [IoSlice::new(first)]).await?;
             }
             Ok(piece) => {
-                // A fast client's socket never fills: others get their turn all the same.
-                yield_now().await;
                 if r.response.chunked {
                     response::send_body(c, r, &mut [IoSlice::new(piece)]).await?;
                 } else {
@@ -358,6 +356,8 @@ async fn send(
                         response::ready(c, r).await?;
                     }
                 }
+                // A fast client's socket never fills: others get their turn all the same.
+                yield_now().await;
             }
             Err(error) => {
                 let path = escape(path);
