@@ -111,13 +111,21 @@ impl Exchange<'_> {
         Ok(connection)
     }
 
-    /// False where a head told of a body that is then kept back (`proxy_pass_request_body off`): the
-    /// next request on that connection would be read as the body.
+    /// False where a head told of a body that is then kept back (`proxy_pass_request_body off`), or
+    /// told otherwise: the next request on that connection would be read as the body, or the body as
+    /// the next request.
     fn sends_what_it_announces(&self, r: &Request) -> bool {
-        let settings = &self.location.settings;
-        let uwsgi = &settings.uwsgi;
-        let tells_otherwise = self.family == Family::Uwsgi
-            && (uwsgi.plan.length == LengthTold::Otherwise || !uwsgi.string.is_empty());
+        if self.family == Family::Proxy {
+            let length = match (self.body, r.head.body) {
+                (BodyForm::None, _) => r.message.made_body(),
+                (_, BodyLength::Length(length)) => length,
+                _ => r.body.decoded,
+            };
+            return r.message.tells_truly(length, self.body == BodyForm::Chunked);
+        }
+        let uwsgi = &self.location.settings.uwsgi;
+        let tells_otherwise =
+            uwsgi.plan.length == LengthTold::Otherwise || !uwsgi.string.is_empty();
         if !body::is_announced(r) {
             // Of a body that was given up, the request of an error page or after X-Accel-Redirect
             // still has the length or coding, in `$content_length` or `HTTP_TRANSFER_ENCODING`.
@@ -127,15 +135,8 @@ impl Exchange<'_> {
                     || headers.contains(Known::TransferEncoding));
             return !is_given_up && !tells_otherwise;
         }
-        match self.family {
-            Family::Proxy => {
-                self.body != BodyForm::None
-                    || settings.proxy.set_body.is_some()
-                    || settings.proxy.head.overrides_length
-            }
-            // A body whose length is not told would be read as the next packet.
-            Family::Uwsgi => self.body == BodyForm::Plain && uwsgi.plan.length == LengthTold::Truly,
-        }
+        // A body whose length is not told would be read as the next packet.
+        self.body == BodyForm::Plain && uwsgi.plan.length == LengthTold::Truly
     }
 
     /// It broke before the head was whole. A uwsgi server that has begun to answer has not closed an
@@ -249,7 +250,12 @@ impl Exchange<'_> {
         if sent.is_open() && self.body != BodyForm::None {
             if self.streams {
                 stream.set_nodelay();
-                self.stream_body(r, stream, &mut sent, answer).await?;
+                let streamed = self.stream_body(r, stream, &mut sent, answer).await;
+                if streamed.is_err() && !r.body.is_done() {
+                    // Nobody wants the rest, as in nginx, which does not keep such a connection.
+                    body::abandon(r);
+                }
+                streamed?;
             } else if r.body.file.is_some() {
                 self.send_file(r, stream, &mut sent, answer).await?;
             }
@@ -289,8 +295,10 @@ impl Exchange<'_> {
             };
             body::check_size(self.c, r, span).map_err(NoAnswer::Client)?;
             let chunked = self.body == BodyForm::Chunked;
-            self.send_piece(r, stream, Piece::Body { span, chunked }, 0, sent, answer).await?;
+            let piece = Piece::Body { span, chunked };
+            let gone = self.send_piece(r, stream, piece, 0, sent, answer).await;
             body::consume(r);
+            gone?;
         }
         if matches!(sent.end, SendEnd::Answered) && !r.body.is_done() {
             // Nobody wants the rest.
