@@ -238,3 +238,217 @@ def test_an_invalid_body_is_not_read_again(serve, upstream, buffering, body):
     assert (answer.body, page.body) == (b"/", b"")
     assert page.get("Content-Length") is None and page.get("Transfer-Encoding") is None
     assert proxy.error_log().count("client sent invalid chunked body") == 1
+
+
+@differs("it sends the next request on the same connection")
+@pytest.mark.parametrize(
+    "directives, data",
+    [
+        ('proxy_set_header Transfer-Encoding "";', [CHUNKED.format("/").encode(), b"3\r\nabc\r\n0\r\n\r\n"]),
+        ("proxy_set_header Transfer-Encoding gzip;", [CHUNKED.format("/").encode(), b"3\r\nabc\r\n0\r\n\r\n"]),
+        ('proxy_set_header Content-Length "";', [post("/", b"abc")]),
+        ("proxy_set_header Content-Length $arg_n;", [post("/?n=2", b"abc")]),
+        ("proxy_set_header Content-Length $http_content_length; proxy_pass_request_body off;", [post("/", b"abc")]),
+        ('proxy_set_header Content-Length 4; proxy_set_body "$request_method";', [b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"]),
+        ("proxy_set_header Content-Length 3;", [b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"]),
+    ],
+)
+def test_a_connection_on_which_the_head_was_untrue_is_not_used_again(serve, upstream, directives, data):
+    server = upstream(script(head, send(response(b"first")), to_end), answering(response(b"second")))
+    proxy = serve_with(serve, directives, server)
+    with proxy.connect() as wire:
+        for number, piece in enumerate(data):
+            if number:
+                # Only what comes behind its head is streamed.
+                server.connection(1)
+            wire.send(piece)
+        assert wire.read_response().body == b"first"
+    assert proxy.get("/second").body == b"second"
+    assert len(server.connections) == 2
+
+
+@pytest.mark.parametrize(
+    "directives, data",
+    [
+        ("", post("/", b"abc")),
+        ("", CHUNKED.format("/").encode() + b"3\r\nabc\r\n0\r\n\r\n"),
+        ("proxy_set_header Content-Length $http_content_length;", post("/", b"abc")),
+        ('proxy_set_header Content-Length ""; proxy_pass_request_body off;', post("/", b"abc")),
+        ('proxy_set_header Content-Length 3; proxy_set_body "$request_method";', b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"),
+    ],
+)
+def test_a_connection_on_which_the_head_was_true_is_used_again(serve, upstream, directives, data):
+    server = upstream(answering(response(b"answer")))
+    proxy = serve_with(serve, directives, server)
+    for each in (data, b"GET /second HTTP/1.1\r\nHost: a\r\n\r\n"):
+        with proxy.connect() as wire:
+            wire.send(each)
+            assert wire.read_response().body == b"answer"
+    assert len(server.connections) == 1
+
+
+def serve_with(serve, directives: str, server):
+    return serve(
+        f"""
+        upstream group {{ server @upstream@; keepalive 4; }}
+        server {{
+            listen 127.0.0.1:@port@;
+            location / {{
+                proxy_http_version 1.1;
+                proxy_set_header Connection "";
+                proxy_request_buffering off;
+                {directives}
+                proxy_pass http://group;
+            }}
+            location /second {{ proxy_http_version 1.1; proxy_set_header Connection ""; proxy_pass http://group; }}
+        }}
+        """,
+        upstream=server.address,
+    )
+
+
+# Peers that never come to an end.
+
+
+@pytest.mark.parametrize("pause", [0.05, 0], ids=["slowly", "at full speed"])
+@pytest.mark.parametrize("target", ["/text", "/none"])
+def test_a_body_is_not_thrown_away_for_ever(shared, target, pause):
+    proxy = shared("lingering_time 1s; lingering_timeout 500ms; location /text { return 200 text; }")
+    with proxy.connect() as wire:
+        wire.send(CHUNKED.format(target))
+        began = time.monotonic()
+        with pytest.raises((OSError, WireError)):
+            while time.monotonic() < began + 8:
+                wire.send(b"1\r\nx\r\n" if pause else b"ffff\r\n" + bytes(0xFFFF) + b"\r\n")
+                time.sleep(pause)
+        assert time.monotonic() - began < 6
+
+
+HINT = b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n"
+
+
+@ringx_only("early hints are of nginx 1.29")
+@pytest.mark.parametrize("hints", ["off", "on"])
+@pytest.mark.parametrize("request_", ["a GET", "an upload", "a streamed upload"])
+def test_early_hints_give_a_server_no_more_time(serve, upstream, request_, hints):
+    """It says one after the other, and neither reads the body nor answers."""
+    gone = threading.Event()
+
+    def hint(wire):
+        wire.read_until(b"\r\n\r\n")
+        while not gone.wait(0.05):
+            wire.send(HINT)
+
+    server = upstream(hint)
+    server.listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    proxy = serve(
+        f"""
+        client_max_body_size 0;
+        proxy_read_timeout 1s;
+        proxy_send_timeout 1s;
+        early_hints {"1" if hints == "on" else "0"};
+        server {{
+            listen 127.0.0.1:@port@;
+            location / {{
+                proxy_request_buffering {"off" if "streamed" in request_ else "on"};
+                proxy_pass http://@upstream@;
+            }}
+        }}
+        """,
+        upstream=server.address,
+    )
+    wire = proxy.connect()
+    data = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n" if request_ == "a GET" else post("/", bytes(16 << 20))
+    sender = threading.Thread(target=send_what_is_taken, args=(wire, data))
+    began = time.monotonic()
+    sender.start()
+    answer = wire.read_response()
+    while answer.status == 103:
+        answer = wire.read_response()
+    took = time.monotonic() - began
+    gone.set()
+    wire.close()
+    sender.join(10)
+    assert answer.status == 504 and took < 5
+
+
+@ringx_only("early hints are of nginx 1.29")
+@pytest.mark.parametrize("hints", ["off", "on"])
+@pytest.mark.parametrize("count, status", [(100, 200), (101, 502)])
+def test_early_hints_are_counted(serve, upstream, hints, count, status):
+    server = upstream(answering(HINT * count + response(b"ok")))
+    proxy = serve(
+        f"""
+        early_hints {"1" if hints == "on" else "0"};
+        server {{ listen 127.0.0.1:@port@; location / {{ proxy_pass http://@upstream@; }} }}
+        """,
+        upstream=server.address,
+    )
+    with proxy.connect() as wire:
+        wire.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+        answer = wire.read_response()
+        while answer.status == 103:
+            answer = wire.read_response()
+        assert answer.status == status
+    if status == 502:
+        proxy.logged("upstream sent too many early hints while reading response header from upstream")
+
+
+# Trailers of a request.
+
+
+@pytest.mark.parametrize("handler", ["proxy_pass http://@upstream@;", "return 200 text;"], ids=["proxied", "discarded"])
+@pytest.mark.parametrize(
+    "trailers, status",
+    [
+        pytest.param(trailers, status, marks=[differs("it reads over whatever trailers hold")] if status == 400 else [])
+        for trailers, status in [
+            (b"", 200),
+            (b"T: x\r\n", 200),
+            (b"T:\r\nT\r\nT_(): x\x01\xe9\t\r\n", 200),
+            (b"T : x\r\n", 400),
+            (b"T: x\r\n folded\r\n", 400),
+            (b"\x00\x01: z\r\n", 400),
+            (b"T: a\x00b\r\n", 400),
+            (b": x\r\n", 400),
+        ]
+    ],
+)
+def test_trailers_are_header_lines(serve, upstream, handler, trailers, status):
+    server = upstream(answering(response(b"ok")))
+    proxy = serve(f"server {{ listen 127.0.0.1:@port@; location / {{ {handler} }} }}", upstream=server.address)
+    with proxy.connect() as wire:
+        wire.send(CHUNKED.format("/").encode() + b"3\r\nabc\r\n0\r\n" + trailers + b"\r\n")
+        wire.send("GET /next HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert wire.read_response().status == status
+        if status == 200:
+            assert wire.read_response().status == 200
+        else:
+            wire.expect_end()
+            proxy.logged("client sent invalid chunked body")
+
+
+# A response that tells of a body it does not have.
+
+
+@differs("it passes the length on")
+def test_a_204_tells_of_no_length(serve, upstream):
+    server = upstream(answering(b"HTTP/1.1 204 No Content\r\nContent-Length: 5\r\nX: y\r\n\r\n"))
+    proxy = serve("server { listen 127.0.0.1:@port@; location / { proxy_pass http://@upstream@; } }", upstream=server.address)
+    with proxy.connect() as wire:
+        for _ in range(2):
+            wire.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+            answer = wire.read_head()
+            assert (answer.start, answer.get("X")) == ("HTTP/1.1 204 No Content", "y")
+            assert answer.get("Content-Length") is None and answer.get("Transfer-Encoding") is None
+
+
+@ringx_only("the older one waits for more")
+@pytest.mark.parametrize("first", [b"HTTP/1.1 200 O\rK", b"HTTP/1.1 200 \0", b"HTTP/1.1 20 OK", b"HTTP/2 200"])
+def test_a_doubtful_status_line_lets_nothing_through(serve, upstream, first):
+    lines = b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\nX-Accel-Redirect: /x"
+    server = upstream(answering(first + b"\r\n" + lines + b"\r\n\r\nhello"))
+    proxy = serve("server { listen 127.0.0.1:@port@; location / { proxy_pass http://@upstream@; } }", upstream=server.address)
+    assert proxy.get("/").status == 502
+    line = proxy.logged("upstream sent no valid HTTP/1.0 header")
+    assert "[error]" in line and "while reading response header from upstream" in line

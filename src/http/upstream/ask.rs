@@ -32,6 +32,8 @@ use crate::io::{Buffer, Stream};
 
 /// Bytes of a temporary file sent at once.
 const FILE_PIECE: usize = 64 << 10;
+/// Early hints that are read before one answer, whether they are sent on or not.
+const HINTS_MAX: u32 = 100;
 
 /// Why one server did not answer.
 #[derive(Debug)]
@@ -362,7 +364,8 @@ impl Exchange<'_> {
                 let mut slices = piece.slices(r, &mut chunk_head);
                 let mut left = &mut slices[..];
                 IoSlice::advance_slices(&mut left, gone);
-                send_while_unheard(stream, left, *self.settings.send_timeout, &mut gone).await
+                let limit = *self.settings.send_timeout;
+                send_while_unheard(stream, left, limit, &mut sent.until_ms, &mut gone).await
             };
             match stopped {
                 Ok(Stopped::AllSent) => break,
@@ -486,6 +489,15 @@ impl Exchange<'_> {
                     return Ok(true);
                 }
                 Parsed::EarlyHints { len } => {
+                    answer.hints_read = answer.hints_read.saturating_add(1);
+                    if answer.hints_read > HINTS_MAX {
+                        self.c.log(
+                            r,
+                            Level::Error,
+                            format_args!("upstream sent too many early hints"),
+                        );
+                        return Err(Failed::invalid_header().into());
+                    }
                     self.take_early_hints(r, len, &mut answer.hints).await?;
                 }
             }
@@ -584,8 +596,10 @@ struct Answer {
     is_whole: bool,
     /// Receiving failed while the request was being sent.
     failure: Option<Failure>,
-    /// Bytes of all early hints.
+    /// Bytes of all early hints that were to be sent on.
     hints: usize,
+    /// How many have come, for anybody.
+    hints_read: u32,
 }
 
 /// What a head can be read as.
@@ -604,6 +618,9 @@ enum Parsed {
 struct Sent {
     bytes: u64,
     end: SendEnd,
+    /// When the server will have been waited for too long: since it last took something, whatever it
+    /// says meanwhile.
+    until_ms: Option<u64>,
 }
 
 #[derive(Debug, Default)]
@@ -674,11 +691,12 @@ enum Stopped {
 }
 
 /// Sends until all is gone, or until the socket is full and something comes. Bytes sent are added to
-/// `gone`.
+/// `gone`, and put off the end of the `limit`.
 async fn send_while_unheard(
     stream: &Stream,
     mut slices: &mut [IoSlice<'_>],
     limit: Duration,
+    until_ms: &mut Option<u64>,
     gone: &mut usize,
 ) -> Result<Stopped, Failure> {
     loop {
@@ -691,11 +709,19 @@ async fn send_while_unheard(
         match stream.try_send(slices) {
             Ok(n) => {
                 *gone += n;
+                *until_ms = None;
                 IoSlice::advance_slices(&mut slices, n);
             }
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                let now_ms = timer::now_ms();
+                let end = now_ms.saturating_add(limit.as_millis() as u64);
+                let until_ms = *until_ms.get_or_insert(end);
+                if until_ms <= now_ms {
+                    return Err(Failure::TimedOut);
+                }
+                let left = Duration::from_millis(until_ms.saturating_sub(now_ms));
                 let ready = either(stream.writable_unlimited(), stream.readable_unlimited());
-                match stream.timer().within(limit, Wait::Busy, ready).await? {
+                match stream.timer().within(left, Wait::Busy, ready).await? {
                     Either::First(ready) => ready?,
                     Either::Second(ready) => {
                         ready?;
