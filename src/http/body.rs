@@ -16,6 +16,7 @@ use crate::error_log::Level;
 use crate::http1::Span;
 use crate::http1::chunked::{ChunkError, Decoder};
 use crate::http1::framing::BodyLength;
+use crate::http1::header::Known;
 use crate::http1::request::Method;
 use crate::io::Buffer;
 use crate::io::select::yield_now;
@@ -133,6 +134,14 @@ pub fn is_announced(r: &Request) -> bool {
         BodyLength::Length(n) => n > 0,
         BodyLength::Chunked => true,
     }
+}
+
+/// Whether the client told of a body that nobody gets: of an error page's request, or one after
+/// `X-Accel-Redirect`, it may be given up, or have gone to another server.
+pub fn is_given_up(r: &Request) -> bool {
+    let headers = &r.head.headers;
+    r.head.body == BodyLength::None
+        && (headers.contains(Known::ContentLength) || headers.contains(Known::TransferEncoding))
 }
 
 /// Whether all of the body came with the head, or enough of a chunked one to tell that it is none:

@@ -164,13 +164,13 @@ impl Decoder {
             (State::Trailer | State::TrailerValue, b'\r') => State::TrailerCr,
             (State::TrailerCr, b'\n') => State::TrailerStart,
             (State::LastCr, b'\n') => State::Done,
-            (State::Extension, b'\n') => return Err(ChunkError),
+            // A lone LF, a field without a name, a NUL.
+            (State::Extension | State::TrailerValue, b'\n')
+            | (State::TrailerStart, b':')
+            | (State::TrailerValue, 0) => return Err(ChunkError),
             (State::Extension, _) => State::Extension,
-            // A line that begins with a colon, or is folded.
-            (State::TrailerStart, b':') => return Err(ChunkError),
             (State::Trailer, b':') => State::TrailerValue,
             (State::TrailerStart | State::Trailer, b'!'..=b'~' | 0x80..) => State::Trailer,
-            (State::TrailerValue, 0 | b'\n') => return Err(ChunkError),
             (State::TrailerValue, _) => State::TrailerValue,
             _ => return Err(ChunkError),
         };

@@ -21,7 +21,6 @@ use crate::http::modules::upstream::{Peer, PeerAddress};
 use crate::http::modules::uwsgi::LengthTold;
 use crate::http::request::Request;
 use crate::http1::framing::BodyLength;
-use crate::http1::header::Known;
 use crate::http1::refusal::ResponseRefusal;
 use crate::http1::response::{self, NO_VALID_HEADER};
 use crate::http1::{Progress, Span, chunked};
@@ -129,13 +128,8 @@ impl Exchange<'_> {
         let tells_otherwise =
             uwsgi.plan.length == LengthTold::Otherwise || !uwsgi.string.is_empty();
         if !body::is_announced(r) {
-            // Of a body that was given up, the request of an error page or after X-Accel-Redirect
-            // still has the length or coding, in `$content_length` or `HTTP_TRANSFER_ENCODING`.
-            let headers = &r.head.headers;
-            let is_given_up = r.head.body == BodyLength::None
-                && (headers.contains(Known::ContentLength)
-                    || headers.contains(Known::TransferEncoding));
-            return !is_given_up && !tells_otherwise;
+            // Of a body that was given up, other variables may still tell the length.
+            return !body::is_given_up(r) && !tells_otherwise;
         }
         // A body whose length is not told would be read as the next packet.
         self.body == BodyForm::Plain && uwsgi.plan.length == LengthTold::Truly
