@@ -746,6 +746,21 @@ mod tests {
     }
 
     #[test]
+    fn a_piece_is_counted_once_and_holds_nothing_of_the_next_request() {
+        let mut body = RequestBody { remaining: 14, ..RequestBody::default() };
+        for (received, wanted) in [(&b"0123456789"[..], &b"0123456789"[..]), (b"abcdGET", b"abcd")]
+        {
+            body.raw.extend(received);
+            assert_eq!(take_plain(&mut body).of(body.raw.as_slice()), wanted);
+            body.raw.consume(std::mem::take(&mut body.taken));
+        }
+        assert_eq!((body.remaining, body.received, body.decoded), (0, 14, 14));
+        assert_eq!(body.raw.as_slice(), b"GET");
+        assert!(take_plain(&mut body).is_empty());
+        assert_eq!(body.received, 14);
+    }
+
+    #[test]
     fn a_temporary_file_is_named_by_levels_and_goes_away() {
         let root = std::env::temp_dir().join(format!("ringx-body-{}", std::process::id()));
         let temp = TempPath { path: root.clone(), levels: [1, 2, 0] };

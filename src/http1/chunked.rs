@@ -169,9 +169,8 @@ impl Decoder {
             | (State::TrailerStart, b':')
             | (State::TrailerValue, 0) => return Err(ChunkError),
             (State::Extension, _) => State::Extension,
-            (State::Trailer, b':') => State::TrailerValue,
+            (State::Trailer, b':') | (State::TrailerValue, _) => State::TrailerValue,
             (State::TrailerStart | State::Trailer, b'!'..=b'~' | 0x80..) => State::Trailer,
-            (State::TrailerValue, _) => State::TrailerValue,
             _ => return Err(ChunkError),
         };
         Ok(next)
