@@ -13,6 +13,7 @@ pub fn now() -> Duration {
 
 /// Time since the epoch as if the system's clock had not been set since the process began: seconds
 /// begin when those of [`now`] did then. For what is measured.
+#[expect(clippy::arithmetic_side_effects, reason = "years, of the 10^11 that a Duration holds")]
 pub fn steady() -> Duration {
     static OFFSET: OnceLock<Duration> = OnceLock::new();
     let passed = timer::now_precise();

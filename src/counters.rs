@@ -25,11 +25,16 @@ impl Counter {
     }
 
     /// For the shard whose counter it is.
+    #[expect(
+        clippy::arithmetic_side_effects,
+        reason = "what is counted, one by one or in bytes, does not come to 2^64"
+    )]
     pub fn add(&self, n: u64) {
         self.set(self.get() + n);
     }
 
     /// For the shard whose counter it is.
+    #[expect(clippy::arithmetic_side_effects, reason = "what is taken off has been added before")]
     pub fn sub(&self, n: u64) {
         self.set(self.get() - n);
     }
@@ -113,6 +118,7 @@ impl OwnCounters {
 impl Deref for OwnCounters {
     type Target = Counters;
 
+    #[expect(clippy::indexing_slicing, reason = "looked at when it was made")]
     fn deref(&self) -> &Counters {
         &self.all[self.shard]
     }

@@ -34,6 +34,7 @@ pub mod server;
 
 pub mod action;
 pub mod close;
+pub mod count;
 pub mod slots;
 pub mod user_agent;
 pub mod variable;

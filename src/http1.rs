@@ -50,6 +50,12 @@ impl Span {
     }
 }
 
+/// What a decimal digit is worth.
+fn decimal_digit(byte: u8) -> Option<u8> {
+    // The digits of ASCII are 0x30 to 0x39.
+    byte.is_ascii_digit().then_some(byte & 15)
+}
+
 /// Whether a byte may stand in a token: a method, a field name, a protocol (RFC 9110 section 5.6.2).
 pub fn is_token(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)

@@ -15,6 +15,7 @@ pub mod runtime;
 pub mod select;
 pub mod stream;
 pub mod timer;
+pub mod turns;
 
 pub use buffer::Buffer;
 pub use datagram::Datagram;

@@ -38,7 +38,7 @@ impl LocalTime {
     }
 
     /// `22/Nov/2026:07:35:16 +0000`, as `$time_local`.
-    pub fn common(&self) -> &[u8] {
+    pub fn common(&self) -> &[u8; 26] {
         &self.common
     }
 
@@ -59,7 +59,7 @@ impl LocalTime {
         let century = digits(year / 100);
         let year = digits(year);
         let month = digits(time.month().into());
-        let name = MONTHS.get(usize::from(time.month()) - 1).unwrap_or(&MONTHS[0]);
+        let name = MONTHS.get(usize::from(time.month()).wrapping_sub(1)).unwrap_or(&MONTHS[0]);
         let day = digits(time.month_day().into());
         let hour = digits(time.hour().into());
         let minute = digits(time.minute().into());
@@ -122,6 +122,10 @@ pub fn next_daily(now: i64, second_of_day: i64) -> i64 {
     next_daily_in(now, second_of_day, &ZONE)
 }
 
+#[expect(
+    clippy::arithmetic_side_effects,
+    reason = "the clock of a system is some years from the epoch, of 10^11"
+)]
 fn next_daily_in(now: i64, second_of_day: i64, zone: &TimeZone) -> i64 {
     const DAY: i64 = 24 * 60 * 60;
     let offset = |unix: i64| {
@@ -152,6 +156,7 @@ const MONTHS: [&[u8]; 12] = [
 ];
 
 /// The last two digits of a number.
+#[expect(clippy::arithmetic_side_effects, reason = "a decimal digit")]
 fn digits(number: u32) -> [u8; 2] {
     [b'0' + (number / 10 % 10) as u8, b'0' + (number % 10) as u8]
 }

@@ -421,10 +421,12 @@ impl<'a> Master<'a> {
             }
             Pressure::Close => {
                 self.shards.tell(|| channel::Command::CloseAll);
+                #[expect(clippy::arithmetic_side_effects, reason = "a second from now")]
                 Some(Instant::now() + PATIENCE)
             }
             Pressure::Exit => {
                 self.shards.tell(|| channel::Command::Exit);
+                #[expect(clippy::arithmetic_side_effects, reason = "a second from now")]
                 Some(Instant::now() + PATIENCE)
             }
         };

@@ -14,7 +14,7 @@ pub struct Header {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Endpoint {
-    /// In version 1 as received: characters of an address, which need not make one.
+    /// In version 1 as received.
     pub address: Box<str>,
     pub port: u16,
 }
@@ -46,8 +46,7 @@ pub enum Broken {
 impl Broken {
     /// What is quoted of the bytes received: up to the end of the line.
     pub fn line(bytes: &[u8]) -> &[u8] {
-        let end = memchr::memchr2(b'\r', b'\n', bytes).unwrap_or(bytes.len());
-        &bytes[..end]
+        bytes.split(|byte| matches!(byte, b'\r' | b'\n')).next().unwrap_or(bytes)
     }
 }
 
@@ -57,82 +56,77 @@ const FIXED_LEN: usize = 16;
 
 /// Reads the header from the bytes that came first. It has to be whole.
 pub fn parse(bytes: &[u8]) -> Result<Received, Broken> {
-    if bytes.len() >= FIXED_LEN && bytes.starts_with(SIGNATURE) {
-        version2(bytes)
-    } else {
-        version1(bytes).ok_or(Broken::Line)
+    match bytes.split_first_chunk() {
+        Some((fixed, rest)) if fixed.starts_with(SIGNATURE) => version2(*fixed, rest),
+        _ => version1(bytes).ok_or(Broken::Line),
     }
 }
+
+/// The longest line of version 1, with its end.
+const LINE_MAX: usize = 107;
 
 /// `PROXY TCP4 1.2.3.4 5.6.7.8 1234 80\r\n`
 fn version1(bytes: &[u8]) -> Option<Received> {
-    let rest = bytes.strip_prefix(b"PROXY ")?;
-    if rest.starts_with(b"UNKNOWN") {
-        let end = memchr::memmem::find(bytes, b"\r\n")?;
-        return Some(Received { header: None, len: end + 2 });
+    let start = bytes.get(..LINE_MAX).unwrap_or(bytes);
+    let end = memchr::memmem::find(start, b"\r\n")?;
+    let len = end.saturating_add(2);
+    let line = start.get(..end)?.strip_prefix(b"PROXY ")?;
+    // Whatever more it says.
+    if line.starts_with(b"UNKNOWN") {
+        return Some(Received { header: None, len });
     }
-    let rest = rest.strip_prefix(b"TCP4 ").or_else(|| rest.strip_prefix(b"TCP6 "))?;
-    let (source, rest) = until(rest, b' ')?;
-    let (destination, rest) = until(rest, b' ')?;
-    let (source_port, rest) = until(rest, b' ')?;
-    let (destination_port, rest) = until(rest, b'\r')?;
-    let rest = rest.strip_prefix(b"\n")?;
+    let mut fields = line.split(|byte| *byte == b' ');
+    let is_address: fn(&str) -> bool = match fields.next()? {
+        b"TCP4" => |text| text.parse::<Ipv4Addr>().is_ok(),
+        b"TCP6" => |text| text.parse::<Ipv6Addr>().is_ok(),
+        _ => return None,
+    };
+    let address = |field| std::str::from_utf8(field).ok().filter(|text| is_address(text));
+    let source = address(fields.next()?)?.into();
+    let destination = address(fields.next()?)?.into();
     let header = Header {
-        source: Endpoint { address: address(source)?, port: port(source_port)? },
-        destination: Endpoint { address: address(destination)?, port: port(destination_port)? },
+        source: Endpoint { address: source, port: port(fields.next()?)? },
+        destination: Endpoint { address: destination, port: port(fields.next()?)? },
         tlvs: Box::default(),
     };
-    Some(Received { header: Some(header), len: bytes.len() - rest.len() })
+    fields.next().is_none().then_some(Received { header: Some(header), len })
 }
 
-fn until(bytes: &[u8], end: u8) -> Option<(&[u8], &[u8])> {
-    let at = memchr::memchr(end, bytes)?;
-    Some((&bytes[..at], &bytes[at + 1..]))
-}
-
-fn address(bytes: &[u8]) -> Option<Box<str>> {
-    let fits = bytes.iter().all(|b| b.is_ascii_hexdigit() || matches!(b, b':' | b'.'));
-    std::str::from_utf8(bytes).ok().filter(|_| fits).map(Into::into)
-}
-
+/// Zeros may lead, as nginx lets them.
 fn port(bytes: &[u8]) -> Option<u16> {
     let fits = bytes.iter().all(u8::is_ascii_digit);
     std::str::from_utf8(bytes).ok().filter(|_| fits)?.parse().ok()
 }
 
-fn version2(bytes: &[u8]) -> Result<Received, Broken> {
-    let (version_command, family_transport) = (bytes[12], bytes[13]);
+fn version2(fixed: [u8; FIXED_LEN], rest: &[u8]) -> Result<Received, Broken> {
+    let [.., version_command, family_transport, high, low] = fixed;
     if version_command >> 4 != 2 {
         return Err(Broken::Version(version_command >> 4));
     }
-    let len = FIXED_LEN + usize::from(u16::from_be_bytes([bytes[14], bytes[15]]));
-    let Some(body) = bytes.get(FIXED_LEN..len) else { return Err(Broken::TooLarge) };
+    let body_len = usize::from(u16::from_be_bytes([high, low]));
+    let Some(body) = rest.get(..body_len) else { return Err(Broken::TooLarge) };
     let has_addresses = version_command & 15 == 1 && family_transport & 15 == 1;
     let header = match family_transport >> 4 {
-        1 if has_addresses => Some(addresses::<4, 12>(body, |ip| Ipv4Addr::from(ip).into())?),
-        2 if has_addresses => Some(addresses::<16, 36>(body, |ip| Ipv6Addr::from(ip).into())?),
+        1 if has_addresses => Some(addresses(body, |ip| Ipv4Addr::from(ip).into())?),
+        2 if has_addresses => Some(addresses(body, |ip| Ipv6Addr::from(ip).into())?),
         _ => None,
     };
-    Ok(Received { header, len })
+    Ok(Received { header, len: FIXED_LEN.saturating_add(body_len) })
 }
 
-/// Two addresses of `N` bytes and two ports, `ALL` bytes together, then TLVs.
-fn addresses<const N: usize, const ALL: usize>(
-    body: &[u8],
-    ip: fn([u8; N]) -> IpAddr,
-) -> Result<Header, Broken> {
-    let (addresses, tlvs) = body.split_first_chunk::<ALL>().ok_or(Broken::TooShort)?;
-    let endpoint = |at: usize, port: usize| {
-        let mut bytes = [0; N];
-        bytes.copy_from_slice(&addresses[at..at + N]);
-        Endpoint {
-            address: ip(bytes).to_string().into(),
-            port: u16::from_be_bytes([addresses[port], addresses[port + 1]]),
-        }
+/// Two addresses of `N` bytes and two ports, then TLVs.
+fn addresses<const N: usize>(body: &[u8], ip: fn([u8; N]) -> IpAddr) -> Result<Header, Broken> {
+    let (source, rest) = body.split_first_chunk().ok_or(Broken::TooShort)?;
+    let (destination, rest) = rest.split_first_chunk().ok_or(Broken::TooShort)?;
+    let (source_port, rest) = rest.split_first_chunk().ok_or(Broken::TooShort)?;
+    let (destination_port, tlvs) = rest.split_first_chunk().ok_or(Broken::TooShort)?;
+    let endpoint = |address: &[u8; N], port: &[u8; 2]| Endpoint {
+        address: ip(*address).to_string().into(),
+        port: u16::from_be_bytes(*port),
     };
     Ok(Header {
-        source: endpoint(0, 2 * N),
-        destination: endpoint(N, 2 * N + 2),
+        source: endpoint(source, source_port),
+        destination: endpoint(destination, destination_port),
         tlvs: tlvs.into(),
     })
 }
@@ -223,6 +217,7 @@ fn find(mut tlvs: &[u8], kind: u32) -> Result<Option<&[u8]>, BrokenTlv> {
 
 /// Any bytes: a header ends inside them, what follows it changes nothing, and no look at its TLVs
 /// goes wrong.
+#[expect(clippy::indexing_slicing, reason = "the property that is tested")]
 pub fn fuzz_proxy_header(data: &[u8]) {
     let parsed = parse(data);
     let Ok(received) = &parsed else { return };
@@ -261,7 +256,8 @@ mod tests {
         for (line, expected) in [
             ("PROXY TCP4 1.2.3.4 5.6.7.8 123 80\r\nGET", "1.2.3.4 123 5.6.7.8 80 0, 35"),
             ("PROXY TCP6 ::1 2001:DB8::1 0 65535\r\n", "::1 0 2001:DB8::1 65535 0, 36"),
-            ("PROXY TCP4 :: . 1 2\r\n", ":: 1 . 2 0, 21"),
+            ("PROXY TCP6 ::ffff:1.2.3.4 :: 1 2\r\n", "::ffff:1.2.3.4 1 :: 2 0, 34"),
+            ("PROXY TCP4 1.2.3.4 5.6.7.8 0080 00\r\n", "1.2.3.4 80 5.6.7.8 0 0, 36"),
             ("PROXY UNKNOWN\r\n", "none, 15"),
             ("PROXY UNKNOWN any thing\r\nGET", "none, 25"),
             ("PROXY UNKNOWNx\r\n", "none, 16"),
@@ -286,9 +282,26 @@ mod tests {
             "PROXY TCP4 1.2.3.4 5.6.7.8 1 \r\n",
             "PROXY TCP4 1.2.3.g 5.6.7.8 1 2\r\n",
             "PROXY TCP4 1.2.3.4 5.6.7.8 1 2 3\r\n",
+            "PROXY TCP4 1.2.3.4 5.6.7.8 1 2 \r\n",
+            "PROXY TCP4 1.2.3.4 5.6.7.8 1 +2\r\n",
+            "PROXY TCP4 1.2.3.4 5.6.7.8 1 2\r \n",
+            "PROXY TCP4 :: . 1 2\r\n",
+            "PROXY TCP4   1 2\r\n",
+            "PROXY TCP6 . . 1 2\r\n",
+            "PROXY TCP4 1.2.3 5.6.7.8 1 2\r\n",
+            "PROXY TCP4 01.2.3.4 5.6.7.8 1 2\r\n",
+            "PROXY TCP4 ::1 ::2 1 2\r\n",
+            "PROXY TCP6 1.2.3.4 5.6.7.8 1 2\r\n",
+            "PROXY TCP6 1::2::3 ::1 1 2\r\n",
         ] {
             assert_eq!(shown(line.as_bytes()), "broken header", "{line}");
         }
+        let line = |len: usize| format!("PROXY UNKNOWN{}\r\nGET", "x".repeat(len - 15));
+        assert_eq!(shown(line(107).as_bytes()), "none, 107");
+        assert_eq!(shown(line(108).as_bytes()), "broken header");
+        let address = ["ffff"; 8].join(":");
+        let longest = format!("PROXY TCP6 {address} {address} 65535 65535\r\n");
+        assert!(shown(longest.as_bytes()).starts_with(&address), "{longest}");
         assert_eq!(Broken::line(b"GET / HTTP/1.1\r\nHost"), b"GET / HTTP/1.1");
         assert_eq!(Broken::line(b"no end"), b"no end");
     }

@@ -420,6 +420,7 @@ struct Waiting<'a, T: 'static> {
 }
 
 impl<'a, T: 'static> Waiting<'a, T> {
+    #[expect(clippy::arithmetic_side_effects, reason = "counts waiters in memory")]
     fn new(names: &'a Names<T>, name: &'a Name, pending: Rc<Pending<T>>) -> Self {
         pending.waiting.set(pending.waiting.get() + 1);
         Waiting { names, name, pending, key: Cell::new(None) }
@@ -446,6 +447,7 @@ impl<T> Drop for Waiting<'_, T> {
         if let Some(key) = self.key.get() {
             let _ = self.pending.wakers.borrow_mut().try_remove(key);
         }
+        #[expect(clippy::arithmetic_side_effects, reason = "this one has been counted")]
         let left = self.pending.waiting.get() - 1;
         self.pending.waiting.set(left);
         if left == 0 {

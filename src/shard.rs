@@ -15,6 +15,7 @@ use crate::http::request::{Request, Requests};
 use crate::http::server::{Http, LocationId, ResolverId, ServerId};
 use crate::http::tunnel::engine::Tunnels;
 use crate::http::upstream::Upstreams;
+use crate::http::upstream::outgoing::Relaying;
 use crate::http1::encode::HttpDate;
 use crate::io::runtime::{self, Ring};
 use crate::io::select::Signal;
@@ -45,6 +46,7 @@ pub struct Shard {
     pub tunnels: Tunnels,
     /// For whoever begins to read a head.
     pub requests: Requests,
+    pub relaying: Relaying,
     generation: RefCell<Rc<Generation>>,
     listeners: RefCell<Vec<Rc<Listener>>>,
     files: Arc<Files>,
@@ -128,6 +130,10 @@ impl Generation {
         }
     }
 
+    #[expect(
+        clippy::indexing_slicing,
+        reason = "ids are given out by the configuration that the list is made from"
+    )]
     pub fn resolver(&self, id: ResolverId) -> &Rc<Resolver> {
         &self.resolvers[id.0 as usize]
     }
@@ -169,6 +175,7 @@ impl Shard {
     }
 
     /// Connection numbers are unique in the process: shard `n` of `N` counts n+1, n+1+N, …
+    #[expect(clippy::arithmetic_side_effects, reason = "2^64 connections never come")]
     pub fn next_serial(&self) -> u64 {
         let serial = self.serial.get();
         self.serial.set(serial + self.serial_step);
@@ -316,7 +323,7 @@ impl Room {
         if free > 0 {
             self.leaving.set(0);
         } else if self.leaving.get() > 0 && over < REUSED_MAX as u64 {
-            self.leaving.set(self.leaving.get() - 1);
+            self.leaving.set(self.leaving.get().saturating_sub(1));
             return true;
         }
         let is_soon = now_ms < self.looks_at_ms.get() && (free > 0 || self.none_wait.get());
@@ -324,7 +331,7 @@ impl Room {
             return free > 0;
         }
         let reused = reuse();
-        self.looks_at_ms.set(now_ms + Self::LOOK_MS);
+        self.looks_at_ms.set(now_ms.saturating_add(Self::LOOK_MS));
         self.none_wait.set(reused == 0);
         if free == 0 {
             self.leaving.set(reused.saturating_sub(1));
@@ -336,7 +343,7 @@ impl Room {
     fn tells(&self, now_ms: u64) -> bool {
         let tells = now_ms >= self.tells_at_ms.get();
         if tells {
-            self.tells_at_ms.set(now_ms + 1000);
+            self.tells_at_ms.set(now_ms.saturating_add(1000));
         }
         tells
     }
@@ -401,6 +408,7 @@ async fn live(start: Start) -> Result<(), String> {
         counters: OwnCounters::new(counters, id),
         access_logs,
         tunnels: Tunnels::new().map_err(|e| e.to_string())?,
+        relaying: Relaying::default(),
         requests: Requests::default(),
         generation: RefCell::new(Rc::clone(&generation)),
         listeners: RefCell::default(),
@@ -409,7 +417,7 @@ async fn live(start: Start) -> Result<(), String> {
         empty: Signal::default(),
         date: RefCell::default(),
         room: Room::default(),
-        serial: Cell::new(id as u64 + 1),
+        serial: Cell::new((id as u64).saturating_add(1)),
         serial_step: shards as u64,
     });
     shard.spawn_service("clock", |_| timer::run_clock());

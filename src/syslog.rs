@@ -108,18 +108,15 @@ impl Server {
 
     /// `<187>Nov 22 07:35:16 host nginx: `
     pub fn put_head(&self, severity: Level, time: &LocalTime, hostname: &str, out: &mut Vec<u8>) {
+        #[expect(clippy::arithmetic_side_effects, reason = "eight bits and three")]
         let priority = u64::from(self.facility) * 8 + severity as u64;
         out.push(b'<');
         out.extend_from_slice(itoa::Buffer::new().format(priority).as_bytes());
         out.push(b'>');
         // `22/Nov/2026:07:35:16 +0000`
-        let (day, month, clock) = match time.common() {
-            [d1, d2, _, month @ .., _, _, _, _, _] if month.len() >= 17 => {
-                let day = if *d1 == b'0' { [b' ', *d2] } else { [*d1, *d2] };
-                (day, &month[..3], &month[9..17])
-            }
-            _ => ([b' ', b'1'], b"Jan".as_slice(), b"00:00:00".as_slice()),
-        };
+        let time = time.common();
+        let day = if time[0] == b'0' { [b' ', time[1]] } else { [time[0], time[1]] };
+        let (month, clock) = (&time[3..6], &time[12..20]);
         for part in [month, b" ", &day, b" ", clock, b" "] {
             out.extend_from_slice(part);
         }
@@ -262,6 +259,7 @@ impl Socket {
 }
 
 /// Any parameters: they are refused with a sentence, or what they say can be the head of a line.
+#[expect(clippy::arithmetic_side_effects, reason = "the property that is tested")]
 pub fn fuzz_syslog(data: &[u8]) {
     let text = String::from_utf8_lossy(data);
     // No name is looked up here.

@@ -57,6 +57,7 @@ pub fn put_pair(out: &mut Vec<u8>, key: &[u8], value: &[u8]) -> Result<(), TooBi
     let key_length = length_of_key(key.len())?;
     let value_length = length_of_value(value.len())?;
 
+    #[expect(clippy::arithmetic_side_effects, reason = "both lengths fit in 16 bits")]
     out.reserve(4 + key.len() + value.len());
     out.extend_from_slice(&key_length);
     out.extend_from_slice(key);
@@ -144,6 +145,10 @@ impl std::fmt::Display for Part {
 }
 
 /// Decodes a packet whose block is complete in `bytes`.
+#[expect(
+    clippy::arithmetic_side_effects,
+    reason = "only of what is too short for what is subtracted from"
+)]
 pub fn decode(bytes: &[u8]) -> Result<Packet<'_>, PacketError> {
     let Some((header, rest)) = bytes.split_first_chunk::<HEADER_LENGTH>() else {
         return Err(PacketError::Incomplete(HEADER_LENGTH - bytes.len()));
@@ -157,6 +162,7 @@ pub fn decode(bytes: &[u8]) -> Result<Packet<'_>, PacketError> {
 }
 
 /// Decodes the block alone, for a reader that took the header off first.
+#[expect(clippy::arithmetic_side_effects, reason = "rest is the end of block")]
 pub fn decode_block(block: &[u8]) -> Result<Vec<Pair<'_>>, PacketError> {
     let mut pairs = Vec::new();
     let mut rest = block;
@@ -188,7 +194,11 @@ fn take_string<'a>(rest: &mut &'a [u8]) -> Option<&'a [u8]> {
 
 /// Whatever decodes must encode to the same bytes; an incomplete packet must be so for want of
 /// bytes and nothing else.
-#[allow(clippy::expect_used, reason = "the property that is tested")]
+#[allow(
+    clippy::expect_used,
+    clippy::arithmetic_side_effects,
+    reason = "the property that is tested"
+)]
 pub fn fuzz_packet(data: &[u8]) {
     match decode(data) {
         Ok(packet) => {

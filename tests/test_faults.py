@@ -816,12 +816,67 @@ def test_no_thread_that_serves_has_privileges(binary, tmp_path):
         "/alias../secret",
         "/alias/../../secret",
         "/alias/%2e%2e/secret",
+        *(
+            pytest.param(target, marks=pytest.mark.differs_in_nginx("`..` out of a configuration's seams leaves the root"))
+            for target in [
+                "/bare../secret",
+                "/bare../",
+                "/bare..",
+                "/tried../secret",
+                "/dotted./secret",
+                "/rewritten?name=../../secret",
+                "/candidate?name=../../secret",
+                "/directory?name=../..",
+                "/index/?name=../secret",
+                "/by-regex?name=../secret",
+                "/variable?name=html/..",
+                "/accel",
+            ]
+        ),
     ],
 )
-def test_no_path_leaves_its_root(serving, target):
-    proxy = serving("location / { root html; } location /alias/ { alias html/inner/; }")
-    (proxy.prefix / "html/inner").mkdir()
-    (proxy.prefix / "secret").write_text("secret")
+def test_no_path_leaves_its_root(serving, upstream, target):
+    backend = upstream(answering(b"HTTP/1.1 200 OK\r\nX-Accel-Redirect: /bare../secret\r\nContent-Length: 0\r\n\r\n"))
+    proxy = serving(
+        """
+        location / { root html; }
+        location /alias/ { alias html/inner/; }
+        location /bare { alias html/inner/deep/; }
+        location /tried { alias html/inner/deep/; try_files $uri =404; }
+        location /dotted { alias html/inner/deep/.; }
+        location /rewritten { rewrite ^ /inner/$arg_name last; }
+        location /candidate { root html; try_files /inner/$arg_name =404; }
+        location /directory { root html; try_files /inner/$arg_name/ =404; }
+        location /index/ { alias html/inner/deep/; index $arg_name; }
+        location ~ ^/by-regex { alias html/inner/deep/$arg_name; }
+        location /variable { root $arg_name; rewrite ^ /secret break; }
+        location /accel { proxy_pass http://@backend@; }
+        """,
+        backend=backend.address,
+    )
+    (proxy.prefix / "html/inner/deep").mkdir(parents=True)
+    for directory in (proxy.prefix, proxy.prefix / "html/inner"):
+        (directory / "secret").write_text("secret")
     answer = proxy.ask(f"GET {target} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
     assert answer.status in (400, 404)
     assert b"secret" not in answer.body
+
+
+def test_what_the_configuration_itself_goes_up_to_is_served(serving):
+    proxy = serving(
+        """
+        location /root { root html/inner/..; }
+        location /alias/ { alias html/inner/../inner/; }
+        location ~ ^/captured/(.*) { alias html/inner/../$1; }
+        location /dots { root html; }
+        """
+    )
+    (proxy.prefix / "html/inner").mkdir()
+    for name in ("root..", "inner/a..b", "inner/...", "dots..a"):
+        (proxy.prefix / "html" / name).write_text(name)
+    for target, name in [
+        ("/root..", "root.."), ("/alias/a..b", "inner/a..b"), ("/alias/...", "inner/..."),
+        ("/captured/inner/a..b", "inner/a..b"), ("/dots..a", "dots..a"),
+    ]:  # fmt: skip
+        answer = proxy.get(target)
+        assert (answer.status, answer.body) == (200, name.encode()), target

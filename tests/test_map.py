@@ -4,6 +4,8 @@ import re
 
 import pytest
 
+from harness.upstream import answering, response
+
 differs = pytest.mark.differs_in_nginx
 
 
@@ -466,3 +468,95 @@ def test_shares_that_are_all(values):
 def test_the_string_may_have_several_parts(values):
     told = {"a": "all", "": "all"}
     values("split_clients $http_x:$uri:salt $v { 100% all; }", told)
+
+
+GIVES_UP = r"~^/m/(?=a)(a|aa)+(?=$)|evil"
+LONG = f"/m/{'a' * 60}b/evil"
+
+
+@pytest.mark.parametrize(
+    "server",
+    [
+        "location / { if ($bad) { return 403; } return 200 pass; }",
+        'location / { if ($bad = "1") { return 403; } return 200 pass; }',
+        "location / { set $copy $bad; return 200 pass; }",
+        "location / { return 200 pass$twice; }",
+        "location / { return 200 pass; add_header X $bad; }",
+        "location / { alias /nowhere/$bad; }",
+        "location / { try_files /$bad =404; }",
+        "location / { proxy_pass http://127.0.0.1:@backend@; proxy_set_header X $bad; }",
+        "location / { proxy_pass http://127.0.0.1:@backend@; add_header X $bad; }",
+        "location / { proxy_pass http://127.0.0.1:@backend@/$bad; }",
+        "location / { proxy_pass http://$bad; }",
+        "location / { uwsgi_pass 127.0.0.1:@backend@; uwsgi_param X $bad; }",
+        "error_page 500 /e; location / { if ($bad) { return 403; } } location = /e { return 200 $bad; }",
+    ],
+)
+@differs("its expressions have a limit of ten million steps, and what goes beyond it gets the default")
+def test_a_match_that_is_given_up_decides_nothing(serve, upstream, server):
+    backend = upstream(answering(response(b"ok")))
+    proxy = serve(
+        f'map $uri $bad {{ "{GIVES_UP}" 1; default 0; }} map $bad $twice {{ volatile; 0 a; default b; }}\n'
+        "keepalive_timeout 0;"
+        "server { listen 127.0.0.1:@port@; location = /other { return 200 fine; } " + server + " }",
+        backend=backend.port,
+    )
+    assert proxy.get(LONG).status == 500
+    proxy.logged("took too many steps")
+    # It was that request's alone: the next one, whose memory is the same, has nothing of it.
+    for _ in range(3):
+        assert proxy.get("/other").body == b"fine"
+    if "uwsgi_pass" not in server:
+        assert proxy.get("/m/aa").status != 500
+
+
+@differs("its expressions have a limit of ten million steps, and what goes beyond it gets the default")
+def test_a_server_whose_name_cannot_be_told_is_not_left_to_another(serve):
+    proxy = serve(
+        "server { listen 127.0.0.1:@port@; return 200 default; }\n"
+        r'server { listen 127.0.0.1:@port@; server_name "~^(?=a)(a|aa)+(?=$)|evil"; return 403; }'
+    )
+    assert proxy.get("/", host=f"{'a' * 60}b.evil").status == 500
+    assert [proxy.get("/", host=host).status for host in ("b.evil", "b")] == [403, 200]
+
+
+@differs("its expressions have a limit of ten million steps, and what goes beyond it is left as it is")
+@pytest.mark.parametrize("directive", ["proxy_redirect", "proxy_cookie_path", "proxy_cookie_flags"])
+def test_a_line_that_cannot_be_rewritten_is_not_passed_on(serve, upstream, directive):
+    rules = {
+        "proxy_redirect": r'proxy_redirect "~^/(?=a)(a|aa)+(?=$)|evil" /;',
+        "proxy_cookie_path": r'proxy_cookie_path "~^/(?=a)(a|aa)+(?=$)|evil" /;',
+        "proxy_cookie_flags": r'proxy_cookie_flags "~^(?=a)(a|aa)+(?=$)|evil" secure;',
+    }
+    long = b"a" * 60 + b"b"
+    lines = {
+        "proxy_redirect": b"Location: /" + long,
+        "proxy_cookie_path": b"Set-Cookie: c=1; Path=/" + long,
+        "proxy_cookie_flags": b"Set-Cookie: " + long + b"=1",
+    }
+
+    backend = upstream(answering(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n" + lines[directive] + b"\r\n\r\nok"))
+    proxy = serve(
+        "server { listen 127.0.0.1:@port@; location / { proxy_pass http://127.0.0.1:@backend@;"
+        f" {rules[directive]} }} }}",
+        backend=backend.port,
+    )
+    answer = proxy.get("/")
+    assert (answer.status, answer.body) == (500, b"")
+    proxy.logged("took too many steps")
+
+
+@differs("its expressions have a limit of ten million steps, and what goes beyond it gets the default")
+def test_a_switch_whose_head_cannot_be_made_makes_no_tunnel(serve, upstream):
+    backend = upstream(answering(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\nbehind"))
+    proxy = serve(
+        f'map $uri $bad {{ "{GIVES_UP}" 1; default 0; }}\n'
+        "server { listen 127.0.0.1:@port@; location / { proxy_pass http://@backend@; proxy_http_version 1.1;"
+        " proxy_set_header Upgrade $http_upgrade; proxy_set_header Connection upgrade; add_header X $bad always; } }",
+        backend=backend.address,
+    )
+    with proxy.connect() as wire:
+        wire.send(f"GET {LONG} HTTP/1.1\r\nHost: a\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n")
+        answer = wire.read_response()
+        assert (answer.status, answer.body, answer.get("Connection")) == (500, b"", "close")
+        wire.expect_end()

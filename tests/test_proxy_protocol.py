@@ -48,7 +48,7 @@ HEADERS = [
     (V1, ["1.2.3.4", "1234", "5.6.7.8", "80"]),
     (b"PROXY TCP6 ::1 2001:DB8::1 1 65535\r\n", ["::1", "1", "2001:DB8::1", "65535"]),
     (b"PROXY TCP4 1.2.3.4 5.6.7.8 0 0\r\n", ["1.2.3.4", "", "5.6.7.8", ""]),
-    (b"PROXY TCP4 ::: f.f 1 2\r\n", [":::", "1", "f.f", "2"]),
+    (b"PROXY TCP4 1.2.3.4 5.6.7.8 01 00080\r\n", ["1.2.3.4", "1", "5.6.7.8", "80"]),
     (b"PROXY UNKNOWN\r\n", ["", "", "", ""]),
     (b"PROXY UNKNOWN 1.2.3.4 what ever\r\n", ["", "", "", ""]),
     (v2(ADDRESSES), ["1.2.3.4", "1234", "5.6.7.8", "80"]),
@@ -72,8 +72,7 @@ def test_the_client_with_realip(proxied):
     proxy = proxied("set_real_ip_from 127.0.0.1; real_ip_header proxy_protocol;")
     for header, expected in HEADERS:
         address, port = expected[:2]
-        # What is no address changes nothing.
-        client = ["-", "-"] if address in ("", ":::") else [address, port]
+        client = [address, port] if address else ["-", "-"]
         assert tell(proxy, header)[4:] == client, header
 
 
@@ -123,6 +122,28 @@ def test_the_request_may_come_later(serve):
     wire.send(GET)
     assert wire.read_response().body == b"ok"
     assert proxy.accessed(4, "p.log") == [f". 1 1.2.3.4 {len(GET)}"] * 4
+
+
+@differs("it takes any digits, colons and dots for an address, in a line of any length")
+@pytest.mark.parametrize(
+    "line",
+    [
+        "PROXY TCP4 ::: f.f 1 2",
+        "PROXY TCP4   1 2",
+        "PROXY TCP4 1.2.3 5.6.7.8 1 2",
+        "PROXY TCP4 ::1 ::2 1 2",
+        "PROXY TCP6 1.2.3.4 5.6.7.8 1 2",
+        f"PROXY TCP6 {'1' * 100} ::1 1 2",
+        f"PROXY TCP4 1.2.3.4 5.6.7.8 1 {'0' * 80}2",
+        f"PROXY UNKNOWN {'x' * 92}",
+    ],
+)
+def test_a_line_is_one_of_the_specification(proxied, line):
+    proxy = proxied()
+    with proxy.connect() as wire:
+        wire.send(f"{line}\r\n".encode() + GET)
+        wire.expect_end()
+    proxy.logged(f'broken header: "{line}" while reading PROXY protocol')
 
 
 BROKEN = [

@@ -1,5 +1,7 @@
 """The rewrite module: return, rewrite, set, if, break, and what they do to URI, args and redirects."""
 
+import re
+
 import pytest
 
 from harness.upstream import Upstream, answering, response
@@ -451,3 +453,22 @@ REFUSED = [
 @pytest.mark.parametrize("text, expected", REFUSED, ids=[row[0] for row in REFUSED])
 def test_what_is_said_when_it_is_read(refused, text, expected):
     assert refused(text)[0] == expected
+
+
+@pytest.mark.differs_in_nginx("it sends what it has decoded")
+@pytest.mark.parametrize(
+    "server",
+    [
+        "location / { proxy_pass http://@backend@$uri; }",
+        "location / { rewrite ^ /x?$uri break; proxy_pass http://@backend@; }",
+        "location / { set $m 'GET / HTTP/1.1'; proxy_method $m$uri; proxy_pass http://@backend@; }",
+        "location / { proxy_pass http://@backend@/$arg_none$request_method$uri; }",
+    ],
+)
+def test_a_decoded_uri_ends_no_request_line(serve, upstream, server):
+    backend = upstream(answering(response(b"ok")))
+    proxy = serve("server { listen 127.0.0.1:@port@; " + server + " }", backend=backend.address)
+    assert proxy.get("/v%20HTTP/1.1%09x%0d%0aInj:%20y%7f").status == 200
+    [request] = backend.requests
+    assert re.fullmatch(r"[!-~]+ [!-~]+ HTTP/1\.[01]", request.start), request.start
+    assert request.get("Inj") is None

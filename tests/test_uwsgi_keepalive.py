@@ -262,6 +262,7 @@ def test_a_body_that_was_given_up_is_not_announced(group, upstream, way):
         while True:
             packet = read_packet(wire)
             lengths.append(packet.get("CONTENT_LENGTH"))
+            assert "HTTP_TRANSFER_ENCODING" not in packet.names()
             if packet.get("PATH_INFO") == "/stream":
                 read_body(wire, packet)
                 wire.send(response(b"", KEEP, "X-Accel-Redirect: /page"))

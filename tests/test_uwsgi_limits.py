@@ -354,6 +354,37 @@ def test_no_other_server_gets_chunks_that_have_gone_out(serve, upstream):
     assert not second.connections
 
 
+@ringx_only("uwsgi_chunked_body")
+def test_after_a_redirect_chunks_that_have_gone_out_are_not_told_of(serve, upstream):
+    """The next server would wait for them."""
+    packets = []
+
+    def answer(wire):
+        packets.append(read_packet(wire))
+        if packets[-1].get("PATH_INFO") == "/raw":
+            wire.read_until(b"0\r\n\r\n")
+            wire.send(b"HTTP/1.1 200 OK\r\nX-Accel-Redirect: /page\r\nContent-Length: 0\r\n\r\n")
+        else:
+            wire.send(ANSWER)
+
+    proxy = serve(
+        f"""
+        server {{
+            listen 127.0.0.1:@port@;
+            uwsgi_param PATH_INFO $document_uri;
+            uwsgi_param CONTENT_LENGTH $content_length;
+            location / {{ uwsgi_pass @app@; }}
+            location /raw {{ {" ".join(RAW)} uwsgi_pass @app@; }}
+        }}
+        """,
+        app=upstream(answer, answer).address,
+    )
+    request = "POST /raw HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n"
+    assert proxy.ask(request).status == 200
+    told = [(packet.get("HTTP_TRANSFER_ENCODING"), packet.get("CONTENT_LENGTH")) for packet in packets]
+    assert told == [("chunked", None), (None, "")]
+
+
 @ringx_only("uwsgi_decode_chunked")
 @pytest.mark.parametrize("lines, body", [
     ((), b"hello"),

@@ -120,6 +120,7 @@ fn unix(text: &str, form: Form) -> Result<Address, AddressError> {
 
 fn inet6(text: &str, form: Form) -> Result<Address, AddressError> {
     let close = text.find(']').ok_or(AddressError::InvalidHost)?;
+    #[expect(clippy::arithmetic_side_effects, reason = "close < text.len()")]
     let (host_text, after) = text.split_at(close + 1);
     let (after, uri) = match after.find(['/', '?']) {
         Some(at) if form == Form::Url => after.split_at(at),

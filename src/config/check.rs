@@ -34,7 +34,7 @@ pub fn check<S>(
         (false, true) => return fault!("directive \"{name}\" is not terminated by \";\""),
         (true, true) | (false, false) => {}
     }
-    if !row.count.allows(statement.words.len() - 1) {
+    if !row.count.allows(statement.words.len().saturating_sub(1)) {
         return fault!("invalid number of arguments in \"{name}\" directive");
     }
     debug_assert!(

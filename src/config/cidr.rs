@@ -71,14 +71,14 @@ impl Cidr {
 }
 
 const fn mask4(bits: u8) -> u32 {
-    match u32::MAX.checked_shl(32 - bits as u32) {
+    match u32::MAX.checked_shl(32_u32.saturating_sub(bits as u32)) {
         Some(mask) => mask,
         None => 0,
     }
 }
 
 const fn mask6(bits: u8) -> u128 {
-    match u128::MAX.checked_shl(128 - bits as u32) {
+    match u128::MAX.checked_shl(128_u32.saturating_sub(bits as u32)) {
         Some(mask) => mask,
         None => 0,
     }

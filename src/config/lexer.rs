@@ -78,15 +78,15 @@ impl<'a> Lexer<'a> {
                 }
                 b'}' if !words.is_empty() => return Err(LexError::Unexpected('}')),
                 b';' => {
-                    self.at += 1;
+                    self.step();
                     return Ok(Item::Statement { words, terminator: Terminator::Semicolon });
                 }
                 b'{' => {
-                    self.at += 1;
+                    self.step();
                     return Ok(Item::Statement { words, terminator: Terminator::BlockStart });
                 }
                 b'}' => {
-                    self.at += 1;
+                    self.step();
                     return Ok(Item::BlockEnd);
                 }
                 b'"' | b'\'' => words.push(self.quoted(byte)?),
@@ -100,16 +100,13 @@ impl<'a> Lexer<'a> {
         let mut in_comment = false;
         while let Some(byte) = self.peek() {
             match byte {
-                b'\n' => {
-                    self.line += 1;
-                    in_comment = false;
-                }
+                b'\n' => in_comment = false,
                 b' ' | b'\t' | b'\r' => {}
                 _ if in_comment => {}
                 b'#' => in_comment = true,
                 _ => return Some(byte),
             }
-            self.at += 1;
+            self.step();
         }
         None
     }
@@ -117,32 +114,29 @@ impl<'a> Lexer<'a> {
     /// A token between quotes. What follows it must end the token too.
     fn quoted(&mut self, quote: u8) -> Result<String, LexError> {
         let first_line = self.line;
-        self.at += 1;
+        self.step();
         let start = self.at;
         loop {
             let Some(byte) = self.peek() else { return Err(self.early_end()) };
-            if self.at - start >= TOKEN_MAX {
+            if self.at.saturating_sub(start) >= TOKEN_MAX {
                 self.line = first_line;
                 return Err(LexError::MissingQuote(char::from(quote)));
             }
             match byte {
                 b'\\' => self.skip_escaped(),
                 _ if byte == quote => break,
-                b'\n' => {
-                    self.line += 1;
-                    self.at += 1;
-                }
-                _ => self.at += 1,
+                _ => self.step(),
             }
         }
-        let word = unescape(&self.text[start..self.at]);
-        self.at += 1;
+        let word = self.word_since(start);
+        self.step();
         match self.peek() {
             // A closing parenthesis may follow, so that `if ($a = "b")` can be written; it begins
             // a token of its own.
             None | Some(b' ' | b'\t' | b'\r' | b'\n' | b';' | b'{' | b')') => Ok(word),
             Some(_) => {
-                Err(LexError::Unexpected(self.text[self.at..].chars().next().unwrap_or_default()))
+                let rest = self.text.get(self.at..).unwrap_or_default();
+                Err(LexError::Unexpected(rest.chars().next().unwrap_or_default()))
             }
         }
     }
@@ -154,9 +148,10 @@ impl<'a> Lexer<'a> {
         let mut after_dollar = false;
         loop {
             let Some(byte) = self.peek() else { return Err(self.early_end()) };
-            if self.at - start >= TOKEN_MAX {
+            if self.at.saturating_sub(start) >= TOKEN_MAX {
                 self.line = first_line;
-                return Err(LexError::TooLong(self.text[start..].chars().take(10).collect()));
+                let word = self.text.get(start..).unwrap_or_default();
+                return Err(LexError::TooLong(word.chars().take(10).collect()));
             }
             match byte {
                 b' ' | b'\t' | b'\r' | b'\n' | b';' => break,
@@ -171,19 +166,28 @@ impl<'a> Lexer<'a> {
                 b'{' => {}
                 _ => after_dollar = false,
             }
-            self.at += 1;
+            self.step();
         }
-        Ok(unescape(&self.text[start..self.at]))
+        Ok(self.word_since(start))
+    }
+
+    /// The token whose text ends here.
+    #[expect(clippy::string_slice, reason = "start follows, and at is, a byte of ASCII")]
+    fn word_since(&self, start: usize) -> String {
+        unescape(&self.text[start..self.at])
     }
 
     /// A backslash and the byte after it: neither can end a token.
     fn skip_escaped(&mut self) {
-        self.at += 1;
+        self.step();
+        self.step();
+    }
+
+    /// Over the next byte, if there is one.
+    fn step(&mut self) {
         if let Some(byte) = self.peek() {
-            if byte == b'\n' {
-                self.line += 1;
-            }
-            self.at += 1;
+            self.line = self.line.saturating_add(u32::from(byte == b'\n'));
+            self.at = self.at.saturating_add(1);
         }
     }
 
@@ -224,6 +228,7 @@ fn unescape(raw: &str) -> String {
 }
 
 /// Any bytes: the lexer ends, its lines grow, and words come only from the text.
+#[expect(clippy::arithmetic_side_effects, reason = "the property that is tested")]
 pub fn fuzz_lexer(data: &[u8]) {
     let text = String::from_utf8_lossy(data);
     for source in [Source::File, Source::Parameter] {

@@ -145,6 +145,10 @@ impl Reader<'_> {
         }
     }
 
+    #[expect(
+        clippy::arithmetic_side_effects,
+        reason = "depth <= DEPTH_MAX, and down again as often as up"
+    )]
     fn statement(
         &mut self,
         words: Vec<String>,
@@ -172,6 +176,10 @@ impl Reader<'_> {
         }
     }
 
+    #[expect(
+        clippy::arithmetic_side_effects,
+        reason = "includes <= INCLUDE_DEPTH_MAX, and down again as often as up"
+    )]
     fn include(&mut self, pattern: &str, place: &Place, nodes: &mut Vec<Node>) {
         let path = self.directory.join(pattern);
         let is_glob = path.to_string_lossy().contains(['*', '?', '[']);
@@ -279,6 +287,7 @@ pub mod memory {
 }
 
 /// Any bytes, including themselves: reading ends, and only the last node is a failure.
+#[expect(clippy::arithmetic_side_effects, reason = "the property that is tested")]
 pub fn fuzz_tree(data: &[u8]) {
     struct Same(String);
     impl Files for Same {

@@ -173,11 +173,9 @@ pub fn number(text: &str) -> Option<usize> {
 
 /// Digits and `k` or `m`.
 pub fn size(text: &str) -> Option<usize> {
-    let (digits, scale) = match text.as_bytes().last()? {
-        b'k' | b'K' => (&text[..text.len() - 1], 1 << 10),
-        b'm' | b'M' => (&text[..text.len() - 1], 1 << 20),
-        _ => (text, 1),
-    };
+    let kilobytes = text.strip_suffix(['k', 'K']).map(|digits| (digits, 1 << 10));
+    let megabytes = text.strip_suffix(['m', 'M']).map(|digits| (digits, 1 << 20));
+    let (digits, scale) = kilobytes.or(megabytes).unwrap_or((text, 1));
     number(digits)?.checked_mul(scale).filter(|size| isize::try_from(*size).is_ok())
 }
 

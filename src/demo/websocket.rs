@@ -59,6 +59,7 @@ struct Place(Arc<AtomicUsize>);
 impl Place {
     fn take(open: &Arc<AtomicUsize>) -> Option<Self> {
         open.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |count| {
+            #[expect(clippy::arithmetic_side_effects, reason = "below the maximum")]
             (count < CONNECTIONS_MAX).then_some(count + 1)
         })
         .ok()
@@ -114,6 +115,7 @@ fn serve(mut connection: TcpStream) -> Result<(), Refusal> {
 
 /// Reads to the end of the request head: the head, and what came behind it.
 fn read_head(connection: &mut TcpStream) -> Result<(Vec<u8>, Vec<u8>), Refusal> {
+    #[expect(clippy::arithmetic_side_effects, reason = "seconds from now")]
     let deadline = Instant::now() + HEAD_TIMEOUT;
     let mut head = Vec::new();
     let mut piece = [0; 4096];
@@ -129,6 +131,7 @@ fn read_head(connection: &mut TcpStream) -> Result<(Vec<u8>, Vec<u8>), Refusal> 
         }
         head.extend_from_slice(piece.get(..length).unwrap_or_default());
         if let Some(end) = memchr::memmem::find(&head, b"\r\n\r\n") {
+            #[expect(clippy::arithmetic_side_effects, reason = "four bytes have been found there")]
             let rest = head.split_off(end + 4);
             return Ok((head, rest));
         }
@@ -182,6 +185,7 @@ fn answer(request: &Request) -> Vec<u8> {
         _ => plain("405 Not Allowed", "text/plain", b"GET or a WebSocket handshake\n"),
     };
     if request.method() == "HEAD" {
+        #[expect(clippy::arithmetic_side_effects, reason = "the response ends with the page")]
         response.truncate(response.len() - PAGE.len());
     }
     response

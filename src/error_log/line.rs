@@ -94,7 +94,8 @@ impl Line {
     fn put_last(&mut self, text: fmt::Arguments<'_>) {
         let mut last = Line::new();
         last.put(text);
-        self.length = self.length.min(LINE_LENGTH_MAX - 1 - last.length);
+        let room = (LINE_LENGTH_MAX - 1).saturating_sub(last.length);
+        self.length = self.length.min(room);
         self.put_bytes(last.bytes.get(..last.length).unwrap_or_default());
     }
 
@@ -112,6 +113,10 @@ impl Line {
         let _ = self.write_fmt(arguments);
     }
 
+    #[expect(
+        clippy::arithmetic_side_effects,
+        reason = "length + room.len() is the length of a line"
+    )]
     fn put_bytes(&mut self, bytes: &[u8]) {
         let room = self.bytes.get_mut(self.length..LINE_LENGTH_MAX - 1).unwrap_or_default();
         let taken = room.len().min(bytes.len());
@@ -178,6 +183,7 @@ fn is_escaped(byte: u8) -> bool {
     !(b' '..0x7f).contains(&byte) || matches!(byte, b'"' | b'\\')
 }
 
+#[expect(clippy::arithmetic_side_effects, reason = "a nibble is less than sixteen")]
 fn hex(byte: u8) -> [u8; 4] {
     let digit = |nibble: u8| if nibble < 10 { b'0' + nibble } else { b'A' + nibble - 10 };
     [b'\\', b'x', digit(byte >> 4), digit(byte & 15)]
@@ -204,7 +210,7 @@ impl fmt::Display for Errno {
 }
 
 /// What is escaped stays within quotes and on its line, and nothing is lost.
-#[allow(clippy::panic, reason = "the property that is tested")]
+#[allow(clippy::panic, clippy::arithmetic_side_effects, reason = "the property that is tested")]
 pub fn fuzz_escape(data: &[u8]) {
     let text = escape(data).to_string();
     assert!(text.bytes().all(|byte| (b' '..0x7f).contains(&byte) && byte != b'"'));

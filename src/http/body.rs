@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use super::close::Close;
 use super::connection::Connection;
+use super::count;
 use super::modules::core::{self, InFileOnly, TempPath};
 use super::request::Request;
 use crate::error_log::Level;
@@ -174,8 +175,8 @@ pub async fn tell_continue(c: &Connection, r: &mut Request) -> Result<(), Close>
     let send_timeout = *c.settings(r).core.send_timeout;
     let mut slices = [IoSlice::new(b"HTTP/1.1 100 Continue\r\n\r\n")];
     let (sent, result) = c.stream.send_all(&mut slices, send_timeout).await;
-    r.response.bytes_sent += sent;
-    r.response.head_bytes += sent;
+    count::add(&mut r.response.bytes_sent, sent);
+    count::add(&mut r.response.head_bytes, sent);
     Ok(result?)
 }
 
@@ -199,21 +200,23 @@ fn take_over(r: &mut Request) {
         BodyLength::Chunked => u64::MAX,
         BodyLength::None | BodyLength::UntilClose => 0,
     };
-    let ahead = r.buffer.len() - r.head_len;
-    if ahead > 0 && r.body.remaining > 0 {
-        let take = ahead.min(usize::try_from(r.body.remaining).unwrap_or(usize::MAX));
-        let bytes = &r.buffer.as_slice()[r.head_len..][..take];
-        r.body.raw.extend(bytes);
-        remove_ahead(r, take);
-    }
+    take_ahead(r);
     if r.body.remaining == 0 {
         r.body.state = State::Done;
     }
 }
 
-/// Takes `n` bytes out from behind the head; what follows them moves up.
-fn remove_ahead(r: &mut Request, n: usize) {
-    let rest = r.buffer.as_slice()[r.head_len + n..].to_vec();
+/// Takes what belongs to the body out from behind the head; what follows moves up.
+fn take_ahead(r: &mut Request) {
+    let most = usize::try_from(r.body.remaining).unwrap_or(usize::MAX);
+    let take = r.behind_head().len().min(most);
+    if take == 0 {
+        return;
+    }
+    #[expect(clippy::indexing_slicing, reason = "`head_len` counts bytes of `buffer`")]
+    let (bytes, rest) = r.buffer.as_slice()[r.head_len..].split_at(take);
+    r.body.raw.extend(bytes);
+    let rest = rest.to_vec();
     r.buffer.truncate(r.head_len);
     r.buffer.extend(&rest);
 }
@@ -295,8 +298,8 @@ fn invalid_chunks(c: &Connection, r: &mut Request) -> BodyError {
 /// All of `raw` that belongs to a body with a length.
 fn take_plain(body: &mut RequestBody) -> Span {
     let n = body.raw.len().min(usize::try_from(body.remaining).unwrap_or(usize::MAX));
-    body.received = body.received.saturating_add(n as u64);
-    body.decoded = body.decoded.saturating_add(n as u64);
+    count::add(&mut body.received, n as u64);
+    count::add(&mut body.decoded, n as u64);
     body.remaining = body.remaining.saturating_sub(n as u64);
     body.taken = n;
     Span::new(0, n)
@@ -305,6 +308,11 @@ fn take_plain(body: &mut RequestBody) -> Span {
 /// Data at the front of `raw`, which is then made of `taken` bytes. What several chunks have brought is
 /// moved together: a client may send byte by byte, and each piece is a write or a send. A chunk that
 /// makes the body larger than `max` comes on its own.
+#[expect(
+    clippy::indexing_slicing,
+    clippy::arithmetic_side_effects,
+    reason = "a step lies within what is decoded, which `taken` and `end` never pass; counts of bytes"
+)]
 fn take_chunks(body: &mut RequestBody, max: u64) -> Result<Span, ChunkError> {
     let raw = body.raw.as_mut_slice();
     let first = body.decoder.decode(raw)?;
@@ -370,7 +378,8 @@ async fn receive(c: &Connection, r: &mut Request, patience: Patience) -> Result<
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
                 r.body.in_a_row = 0;
                 let now_ms = timer::now_ms();
-                let until_ms = *r.body.until_ms.get_or_insert(now_ms + limit.as_millis() as u64);
+                let until_ms =
+                    *r.body.until_ms.get_or_insert(now_ms.saturating_add(limit.as_millis() as u64));
                 let until_ms = until_ms.min(patience.until_ms.unwrap_or(u64::MAX));
                 let left = Duration::from_millis(until_ms.saturating_sub(now_ms));
                 if let Err(failure) = c.stream.readable(left, Wait::Busy).await {
@@ -379,7 +388,7 @@ async fn receive(c: &Connection, r: &mut Request, patience: Patience) -> Result<
             }
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
             received => {
-                r.body.in_a_row += 1;
+                r.body.in_a_row = r.body.in_a_row.saturating_add(1);
                 r.body.until_ms = None;
                 break received.map_err(Failure::Io);
             }
@@ -412,7 +421,7 @@ pub async fn read_all(c: &Connection, r: &mut Request) -> Result<(), BodyError> 
     while let Some(span) = next(c, r).await? {
         check_size(c, r, span)?;
         let mut kept = Ok(());
-        if r.body.file.is_none() && r.body.memory.len() + span.len() > memory_max {
+        if r.body.file.is_none() && r.body.memory.len().saturating_add(span.len()) > memory_max {
             kept = move_to_file(c, r, core);
         }
         let kept =
@@ -473,7 +482,7 @@ pub fn check_size(c: &Connection, r: &mut Request, span: Span) -> Result<(), Bod
         return Ok(());
     }
     let now = (span.len() as u64).saturating_add(to_come);
-    let before = r.body.decoded - span.len() as u64;
+    let before = r.body.decoded.saturating_sub(span.len() as u64);
     let text = format_args!("client intended to send too large chunked body: {before}+{now} bytes");
     c.log(r, Level::Error, text);
     abandon(r);
@@ -611,6 +620,16 @@ pub struct FileError {
 /// One number for the whole process, as the names must differ between shards. Touched only when a
 /// body does not fit into memory.
 static NEXT_NUMBER: AtomicU64 = AtomicU64::new(1);
+/// Their ten digits.
+const NUMBERS: u64 = 10_000_000_000;
+
+/// After a number that is taken, by a file that was kept before a restart: many more may be taken behind
+/// it, so it goes on from anywhere, as in nginx.
+fn skip_numbers() {
+    let [.., a, b, c, d] = crate::os::random_bytes();
+    let step = u64::from(u32::from_ne_bytes([a, b, c, d]));
+    NEXT_NUMBER.fetch_add(step, Ordering::Relaxed);
+}
 
 impl TempFile {
     /// A file that only its owner can reach.
@@ -638,13 +657,14 @@ impl TempFile {
 
     fn open(temp: &TempPath) -> Result<(File, PathBuf), FileError> {
         loop {
-            let name = format!("{:010}", NEXT_NUMBER.fetch_add(1, Ordering::Relaxed));
+            let number = NEXT_NUMBER.fetch_add(1, Ordering::Relaxed) % NUMBERS;
+            let name = format!("{number:010}");
             let mut directory = temp.path.clone();
-            let mut end = name.len();
+            let mut digits = name.as_str();
             for level in temp.levels.into_iter().filter(|&level| level > 0) {
-                let start = end.saturating_sub(level as usize);
-                directory.push(&name[start..end]);
-                end = start;
+                let (before, last) = digits.split_at(digits.len().saturating_sub(level as usize));
+                directory.push(last);
+                digits = before;
             }
             let path = directory.join(&name);
             let open =
@@ -661,7 +681,7 @@ impl TempFile {
             };
             match file {
                 Ok(file) => return Ok((file, path)),
-                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => skip_numbers(),
                 Err(error) => return Err(FileError { call: "open()", path, error }),
             }
         }
@@ -673,7 +693,7 @@ impl TempFile {
             path: self.path.clone(),
             error,
         })?;
-        self.len += bytes.len() as u64;
+        count::add(&mut self.len, bytes.len() as u64);
         Ok(())
     }
 
@@ -758,6 +778,24 @@ mod tests {
         assert_eq!(body.raw.as_slice(), b"GET");
         assert!(take_plain(&mut body).is_empty());
         assert_eq!(body.received, 14);
+    }
+
+    #[test]
+    fn kept_files_are_not_tried_one_by_one() {
+        let root = std::env::temp_dir().join(format!("ringx-kept-{}", std::process::id()));
+        std::fs::create_dir(&root).unwrap();
+        let next = NEXT_NUMBER.load(Ordering::Relaxed);
+        for number in next..next + 2000 {
+            std::fs::write(root.join(format!("{number:010}")), "kept").unwrap();
+        }
+        let temp = TempPath { path: root.clone(), levels: [0; 3] };
+        let file = TempFile::create_for(&temp, After::Removed).unwrap();
+        let name = file.path().file_name().unwrap().to_str().unwrap();
+        // Others take some as well; it is but one in two million that lands within.
+        assert!(name.parse::<u64>().unwrap() > next + 2000, "{name}");
+        assert!(NEXT_NUMBER.load(Ordering::Relaxed) > next + 2001);
+        drop(file);
+        std::fs::remove_dir_all(root).unwrap();
     }
 
     #[test]

@@ -47,8 +47,9 @@ impl Texts {
 
     /// Adds a text; its number.
     pub fn add(&mut self, text: Template) -> u32 {
+        let number = self.0.len() as u32;
         self.0.push(text);
-        (self.0.len() - 1) as u32
+        number
     }
 
     pub fn get(&self, number: u32) -> Option<&Template> {
@@ -77,8 +78,11 @@ pub fn append(slot: VariableSlot, c: &Connection, r: &Request, out: &mut Vec<u8>
     let Some(computed) = r.generation.http().computed(slot) else {
         return value::uninitialized(slot, c, r);
     };
-    if let Held::Text(number) = held {
+    if let Held::Text(number) | Held::Undecided(number) = held {
         put_literal(&computed.texts, number, out);
+        if let Held::Undecided(_) = held {
+            r.be_undecided();
+        }
         return true;
     }
     if !r.slots.begin(slot) {
@@ -88,22 +92,31 @@ pub fn append(slot: VariableSlot, c: &Connection, r: &Request, out: &mut Vec<u8>
         c.log(r, Level::Error, text);
         return false;
     }
+    // Of this variable alone, then of all before it, too.
+    let had_given_up = r.has_given_up();
+    let start = out.len();
     let number = computed.chooser.choose(c, r, out);
-    let template = computed.texts.get(number);
+    let template = computed.texts.get(number).filter(|template| template.has_variables());
     match template {
-        Some(template) if template.has_variables() => {
-            let start = out.len();
-            value::expand(template, c, r, out);
-            r.slots.end(slot, Held::Nothing);
-            if !computed.volatile {
-                r.slots.set(slot, out.get(start..).unwrap_or_default());
-            }
-        }
-        _ => {
-            put_literal(&computed.texts, number, out);
-            let kept = if computed.volatile { Held::Nothing } else { Held::Text(number) };
-            r.slots.end(slot, kept);
-        }
+        Some(template) => value::expand(template, c, r, out),
+        None => put_literal(&computed.texts, number, out),
+    }
+    let gave_up = r.has_given_up();
+    r.slots.end(
+        slot,
+        match template {
+            _ if computed.volatile => Held::Nothing,
+            // It is not tried again, and every use of it is as undecided.
+            _ if gave_up => Held::Undecided(number),
+            Some(_) => Held::Nothing,
+            None => Held::Text(number),
+        },
+    );
+    if gave_up || had_given_up {
+        r.be_undecided();
+    }
+    if template.is_some() && !computed.volatile && !gave_up {
+        r.slots.set(slot, out.get(start..).unwrap_or_default());
     }
     true
 }

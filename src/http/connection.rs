@@ -19,6 +19,7 @@ use super::phase;
 use super::request::{RefusedPart, Request};
 use super::upstream::exchange::Family;
 use super::user_agent::Browser;
+use super::variable::GaveUp;
 use crate::clock;
 use crate::error_log::{Context, Level};
 use crate::http1::header::Known;
@@ -27,6 +28,7 @@ use crate::http1::refusal::{Quoted, Refusal};
 use crate::http1::request::{Limits, Method, Rules, Version};
 use crate::http1::{Progress, request, uri};
 use crate::io::runtime::contain;
+use crate::io::select::{in_turn, yield_now};
 use crate::io::stream::Failure;
 use crate::io::timer::{self, Wait};
 use crate::io::{Buffer, Pooled, Stream};
@@ -184,8 +186,8 @@ impl Connection {
         let mut line = r.text(r.head.line);
         if line.is_empty() && r.head_len == 0 && !r.started.is_zero() {
             // As far as it has come.
-            let end = memchr::memchr2(b'\r', b'\n', r.bytes()).unwrap_or(r.bytes().len());
-            line = &r.bytes()[..end];
+            let mut lines = r.bytes().split(|byte| matches!(byte, b'\r' | b'\n'));
+            line = lines.next().unwrap_or_default();
         }
         let header = |known| r.head.headers.find(known).map(|field| r.text(field.value));
         use_it(&Context {
@@ -280,7 +282,12 @@ async fn answer_requests(
             // protocol.
             Some(mut r) if !r.buffer.is_empty() => {
                 r.pipelined = keepalive.is_some();
-                current.insert(r)
+                let r = current.insert(r);
+                if r.pipelined {
+                    // Who is always ahead is never waited for: the others get their turn all the same.
+                    yield_now().await;
+                }
+                r
             }
             // An idle connection holds no request, and no configuration.
             last => {
@@ -307,6 +314,12 @@ async fn answer_requests(
         };
         if let Err(close) = answered {
             return close;
+        }
+        if let Some(unsent) = r.response.unsent.take() {
+            // A client that is slow to take it costs no more than that.
+            if let Err(close) = Box::pin(unsent.send(c, r)).await {
+                return close;
+            }
         }
         let is_body_valid = body::discard_received(c, r).is_ok();
         if !r.keepalive || !is_body_valid {
@@ -351,7 +364,7 @@ async fn wait_for_request(c: &Connection, keepalive: Option<Keepalive>) -> Resul
         }
     };
     let buffer = Buffer::with_capacity(default_settings(c, |core| *core.client_header_buffer_size));
-    match c.stream.recv(buffer, limit, wait).await {
+    match in_turn(pin!(c.stream.recv(buffer, limit, wait))).await {
         (Ok(_), buffer) => Ok(buffer),
         (Err(Failure::TimedOut), _) if keepalive.is_some() => Err(Close::KeepaliveTimedOut),
         (Err(failure), _) => Err(Close::from(failure)),
@@ -507,7 +520,7 @@ async fn read_head(
         };
         let mut buffer = std::mem::take(&mut r.buffer);
         if buffer.spare() == 0 {
-            buffer.grow(buffer.len() + reading.buffer_size(&buffer));
+            buffer.grow(buffer.len().saturating_add(reading.buffer_size(&buffer)));
         }
         let (received, buffer) = match c.stream.try_recv_into(&mut buffer) {
             // If the time is up before the rest is here, the logs tell of what is.
@@ -560,7 +573,7 @@ fn read_lines(c: &Connection, r: &mut Request, reading: &mut Reading) -> Result<
     if !reading.has_server && (r.head.names_host() || r.head.is_read()) {
         reading.has_server = true;
         let generation = Rc::clone(&r.generation);
-        find_server(&generation, r);
+        find_server(c, &generation, r);
         // The first buffer is there already.
         let chosen = Limits { first: reading.rules.limits.first, ..limits(c, r) };
         if r.head.names_host() && chosen != reading.rules.limits {
@@ -592,13 +605,13 @@ fn begin_request(
 ) -> u64 {
     guard.enter(Stage::Reading);
     r.started = clock::steady();
-    c.requests.set(c.requests.get() + 1);
+    c.requests.set(c.requests.get().saturating_add(1));
     c.shard.counters.requests.add(1);
-    timer::now_ms() + header_timeout.as_millis() as u64
+    timer::now_ms().saturating_add(header_timeout.as_millis() as u64)
 }
 
 /// Takes host and port from the target or the Host header, and chooses the server by name.
-fn find_server(generation: &Generation, r: &mut Request) {
+fn find_server(c: &Connection, generation: &Generation, r: &mut Request) {
     let named =
         r.head.target_host.or_else(|| r.head.headers.find(Known::Host).map(|field| field.value));
     if let Some(span) = named
@@ -618,16 +631,21 @@ fn find_server(generation: &Generation, r: &mut Request) {
             // No host is no text for a regex, even for one that matches everything.
             return None;
         }
-        let matching = address
-            .names
-            .regex
-            .iter()
-            .find(|(regex, _)| regex.matches(&r.host, r.captures.get_mut()))
-            .map(|(regex, server)| (std::sync::Arc::clone(regex), *server));
-        matching.map(|(regex, server)| {
-            r.set_named_captures(&regex);
-            server
-        })
+        for (regex, server) in &address.names.regex {
+            match regex.matches(&r.host, r.captures.get_mut()) {
+                Ok(false) => {}
+                Ok(true) => {
+                    r.set_named_captures(regex);
+                    return Some(*server);
+                }
+                Err(GaveUp) => {
+                    // The default server answers, with an error.
+                    r.give_up(c, regex);
+                    return None;
+                }
+            }
+        }
+        None
     });
     if let Some(server) = found {
         r.server = server;
@@ -641,8 +659,8 @@ fn set_uri(r: &mut Request, merge_slashes: bool) -> Result<(), Refusal> {
         // An absolute-form target without a path.
         r.uri.push(b'/');
         let args = path.strip_prefix(b"?").unwrap_or_default();
-        let end = memchr::memchr(b'#', args).unwrap_or(args.len());
-        r.args.extend_from_slice(&args[..end]);
+        // Up to a fragment.
+        r.args.extend_from_slice(args.split(|byte| *byte == b'#').next().unwrap_or_default());
         return Ok(());
     }
     let raw = path;
@@ -761,7 +779,7 @@ async fn linger(c: &Connection, r: &mut Request) {
     c.stream.shutdown_write();
     let core = &c.settings(r).core;
     let (total, each) = (*core.lingering_time, *core.lingering_timeout);
-    let until = timer::now_ms() + total.as_millis() as u64;
+    let until = timer::now_ms().saturating_add(total.as_millis() as u64);
     let mut buffer = Buffer::with_capacity(4 << 10);
     loop {
         let left = Duration::from_millis(until.saturating_sub(timer::now_ms()));

@@ -127,6 +127,7 @@ impl Draft {
     }
 
     /// Sets how a slot's variable is computed; of several blocks for one variable the last one holds.
+    #[expect(clippy::indexing_slicing, reason = "`computed` is made long enough for the slot")]
     pub fn compute(&mut self, slot: VariableSlot, computed: Computed) {
         let at = usize::from(slot.0);
         if self.computed.len() <= at {
@@ -362,8 +363,9 @@ impl Draft {
                 let To::File(file) = &mut log.to else { continue };
                 let Some(wanted) = self.log_files.get(*file) else { continue };
                 *file = used.iter().position(|known| known == wanted).unwrap_or_else(|| {
+                    let at = used.len();
                     used.push(wanted.clone());
-                    used.len() - 1
+                    at
                 });
             }
         }

@@ -8,11 +8,12 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::io::Errno;
 use rustix::net::{Shutdown, SocketFlags};
 
 use super::connection::{self, ClientAddress, Connection};
 use super::server::AddressId;
-use crate::error_log::{Errno, Level};
+use crate::error_log::{self, Level};
 use crate::io::select::{Either, Signal, either};
 use crate::io::{Stream, timer};
 use crate::shard::{Generation, Shard};
@@ -93,7 +94,7 @@ impl Listener {
                     Err(e) => {
                         shard.log_main(
                             Level::Crit,
-                            format_args!("accept4() failed ({})", Errno::of(&e)),
+                            format_args!("accept4() failed ({})", error_log::Errno::of(&e)),
                         );
                         timer::sleep(PAUSE).await;
                         break;
@@ -112,9 +113,9 @@ impl Listener {
         let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
         let (socket, peer) = match rustix::net::acceptfrom_with(self.socket.fd(), flags) {
             Ok(accepted) => accepted,
-            Err(rustix::io::Errno::AGAIN) => return Ok(false),
+            Err(Errno::AGAIN) => return Ok(false),
             // The client was gone before it was taken.
-            Err(rustix::io::Errno::CONNABORTED | rustix::io::Errno::INTR) => return Ok(true),
+            Err(e) if is_of_connection(e) => return Ok(true),
             Err(e) => return Err(e.into()),
         };
         let peer = peer.and_then(|peer| SocketAddr::try_from(peer).ok());
@@ -142,8 +143,58 @@ impl Listener {
     }
 }
 
+/// Whether an error of accept(2) is that of the one connection which would have been taken: Linux hands
+/// on what is wrong with its network. With those that wait behind it nothing need be wrong.
+fn is_of_connection(error: Errno) -> bool {
+    matches!(
+        error,
+        Errno::CONNABORTED
+            | Errno::INTR
+            | Errno::NETDOWN
+            | Errno::PROTO
+            | Errno::NOPROTOOPT
+            | Errno::HOSTDOWN
+            | Errno::NONET
+            | Errno::HOSTUNREACH
+            | Errno::OPNOTSUPP
+            | Errno::NETUNREACH
+            | Errno::TIMEDOUT
+            // A firewall's rule.
+            | Errno::PERM
+    )
+}
+
 impl AsFd for Listener {
     fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
         self.socket.fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_connection_gone_wrong_keeps_no_other_waiting() {
+        for error in [
+            Errno::CONNABORTED,
+            Errno::INTR,
+            Errno::NETDOWN,
+            Errno::PROTO,
+            Errno::NOPROTOOPT,
+            Errno::HOSTDOWN,
+            Errno::NONET,
+            Errno::HOSTUNREACH,
+            Errno::OPNOTSUPP,
+            Errno::NETUNREACH,
+            Errno::TIMEDOUT,
+            Errno::PERM,
+        ] {
+            assert!(is_of_connection(error), "{error}");
+        }
+        // Those say that no connection can be taken.
+        for error in [Errno::AGAIN, Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM] {
+            assert!(!is_of_connection(error), "{error}");
+        }
     }
 }

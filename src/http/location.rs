@@ -97,6 +97,10 @@ impl LocationTree {
     }
 
     /// The longest prefix location of this level for `uri`, or an exact one.
+    #[expect(
+        clippy::indexing_slicing,
+        reason = "found by searches in these lists; a `parent` is an entry by `seal`"
+    )]
     pub fn find_prefix(&self, uri: &[u8]) -> Found {
         // The entry itself, or the last one sorted before the URI: an ancestor of every candidate.
         let at = match self.prefixes.binary_search_by(|p| p.name.as_ref().cmp(uri)) {
@@ -128,6 +132,10 @@ impl LocationTree {
 
     /// Sorts the entries and links each to the longest other entry it starts with. To be called
     /// once, when all entries are in.
+    #[expect(
+        clippy::indexing_slicing,
+        reason = "up to the number of entries; the stack holds such numbers"
+    )]
     pub fn seal(&mut self) {
         self.prefixes.sort_by(|a, b| a.name.cmp(&b.name));
         self.redirects.sort();

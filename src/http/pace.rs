@@ -9,8 +9,8 @@ use smallvec::SmallVec;
 
 use super::connection::Connection;
 use super::request::Request;
-use super::value;
 use super::variable::Template;
+use super::{count, value};
 use crate::clock;
 use crate::config::diagnostic::Outcome;
 use crate::config::value::{Args, size};
@@ -81,9 +81,14 @@ impl Pace {
     }
 
     /// How much may go at once when `moved` bytes have; never 0. `Err`: nothing for so long.
+    #[expect(
+        clippy::arithmetic_side_effects,
+        reason = "64 bits times the seconds of a clock (not 2^50), times 1000, fit in 127; the rate is not 0"
+    )]
     pub fn allowed(&mut self, moved: u64, now_s: u64, now_ms: u64) -> Result<u64, Duration> {
-        if now_ms < self.held_until_ms {
-            return Err(Duration::from_millis(self.held_until_ms - now_ms));
+        let held = self.hold(now_ms);
+        if !held.is_zero() {
+            return Err(held);
         }
         let rate = i128::from(self.rate.get());
         let seconds = i128::from(now_s.saturating_sub(self.began_s)) + 1;
@@ -97,8 +102,12 @@ impl Pace {
     }
 
     /// `moved` bytes have become `now_moved`: those take their time.
+    #[expect(
+        clippy::arithmetic_side_effects,
+        reason = "64 bits times 1000 fit in 128; the rate is not 0"
+    )]
     pub fn account(&mut self, moved: u64, now_moved: u64, now_ms: u64) {
-        let counted = now_moved.saturating_sub(self.after) - moved.saturating_sub(self.after);
+        let counted = now_moved.saturating_sub(moved.max(self.after));
         let hold_ms = u128::from(counted) * 1000 / u128::from(self.rate.get());
         let hold_ms = u64::try_from(hold_ms).unwrap_or(u64::MAX);
         self.held_until_ms = now_ms.saturating_add(hold_ms);
@@ -137,7 +146,7 @@ pub fn clip<'a>(slices: &'a [IoSlice<'_>], most: u64) -> SmallVec<[IoSlice<'a>; 
     let mut clipped = SmallVec::new();
     for slice in slices {
         let part = Span::new(0, left.min(slice.len())).of(slice);
-        left -= part.len();
+        left = left.saturating_sub(part.len());
         if !part.is_empty() {
             clipped.push(IoSlice::new(part));
         }
@@ -156,13 +165,11 @@ pub async fn send_all(
 ) -> (u64, Result<(), Failure>) {
     let mut total = 0;
     loop {
-        while slices.first().is_some_and(|slice| slice.is_empty()) {
-            slices = &mut slices[1..];
-        }
+        IoSlice::advance_slices(&mut slices, 0);
         if slices.is_empty() {
             return (total, Ok(()));
         }
-        let before = moved + total;
+        let before = moved.saturating_add(total);
         let most = match pace.allowed(before, clock::steady().as_secs(), timer::now_ms()) {
             Ok(most) => most,
             Err(wait) => {
@@ -175,8 +182,8 @@ pub async fn send_all(
         let result = stream.try_send(&clip(slices, most));
         match result {
             Ok(sent) => {
-                total += sent as u64;
-                pace.account(before, moved + total, timer::now_ms());
+                count::add(&mut total, sent as u64);
+                pace.account(before, moved.saturating_add(total), timer::now_ms());
                 IoSlice::advance_slices(&mut slices, sent);
             }
             Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => {
@@ -201,6 +208,10 @@ pub async fn hold(stream: &Stream, wait: Duration) -> Result<(), Failure> {
 
 /// Any numbers: what goes in any second is never more than the rate allows up to then, and a wait is
 /// never for nothing.
+#[expect(
+    clippy::arithmetic_side_effects,
+    reason = "of a fuzz input: a panic is what is looked for"
+)]
 pub fn fuzz_pace(data: &[u8]) {
     let mut numbers = data
         .chunks(2)

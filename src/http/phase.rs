@@ -17,7 +17,7 @@ use super::request::{Request, URI_CHANGES_MAX};
 use super::response::{self, Head, Length};
 use super::server::{Http, LocationId};
 use super::upstream::exchange;
-use super::variable::{Captures, Template};
+use super::variable::{Captures, GaveUp, Template};
 use super::{fault, special_response, value};
 use crate::error_log::Level;
 use crate::http1::encode;
@@ -52,7 +52,10 @@ pub async fn answer(c: &Connection, r: &mut Request) -> Result<(), Close> {
     r.keepalive = true;
     realip::run(c, r);
     fault::at(r, "before the phases");
-    let outcome = match read_body_early(c, r).await? {
+    let early = read_body_early(c, r).await?;
+    let outcome = match early {
+        // Not even the server is known for certain, or whether the body is read.
+        _ if r.has_given_up() => Outcome::Status(500),
         Some(status) => Outcome::Status(status),
         None => run(c, r, Enter::ServerRewrite).await?,
     };
@@ -128,7 +131,11 @@ async fn run(c: &Connection, r: &mut Request, enter: Enter) -> Result<Outcome, C
     if let Some(status) = control_access(c, r, http).await {
         return Ok(Outcome::Status(status));
     }
-    if let Some(outcome) = try_files(c, r, http) {
+    let tried = try_files(c, r, http);
+    if r.has_given_up() {
+        return Ok(Outcome::Status(500));
+    }
+    if let Some(outcome) = tried {
         return Ok(outcome);
     }
     match http.location(r.location).handler {
@@ -148,11 +155,11 @@ fn enter_location(c: &Connection, r: &mut Request, http: &Http) -> Option<Outcom
     let mut captures = std::mem::take(r.captures.get_mut());
     let search = find(&server.locations, http, &r.uri, &mut captures);
     *r.captures.get_mut() = captures;
-    if std::mem::take(&mut r.captures.get_mut().gave_up) {
+    let Ok(search) = search else {
         // What was not found out may have been a refusal.
         c.log(r, Level::Error, format_args!("matching the locations took too many steps"));
         return Some(Outcome::Status(500));
-    }
+    };
     match search {
         Search::None => r.location = server.level,
         Search::Prefix(location) | Search::Exact(location) => r.location = location,
@@ -228,21 +235,26 @@ enum Search {
 }
 
 /// http-core, section 5.
-fn find(tree: &LocationTree, http: &Http, uri: &[u8], captures: &mut Captures) -> Search {
+fn find(
+    tree: &LocationTree,
+    http: &Http,
+    uri: &[u8],
+    captures: &mut Captures,
+) -> Result<Search, GaveUp> {
     let mut best = Search::None;
     let mut regexes_allowed = true;
     match tree.find_prefix(uri) {
-        Found::Exact(location) => return Search::Exact(location),
-        Found::AutoRedirect(location) => return Search::AutoRedirect(location),
+        Found::Exact(location) => return Ok(Search::Exact(location)),
+        Found::AutoRedirect(location) => return Ok(Search::AutoRedirect(location)),
         Found::Prefix { location, no_regex } => {
             regexes_allowed = !no_regex;
             best = Search::Prefix(location);
             let nested = &http.location(location).nested;
             if !nested.is_empty() {
-                match find(nested, http, uri, captures) {
+                match find(nested, http, uri, captures)? {
                     Search::None => {}
                     Search::Prefix(inner) => best = Search::Prefix(inner),
-                    found => return found,
+                    found => return Ok(found),
                 }
             }
         }
@@ -250,27 +262,26 @@ fn find(tree: &LocationTree, http: &Http, uri: &[u8], captures: &mut Captures) -
     }
     if regexes_allowed {
         for (regex, location) in &tree.regexes {
-            if regex.matches(uri, captures) {
+            if regex.matches(uri, captures)? {
                 let nested = &http.location(*location).nested;
                 let inner = if nested.is_empty() {
                     Search::None
                 } else {
                     let mut inner_captures = captures.clone();
-                    let inner = find(nested, http, uri, &mut inner_captures);
-                    captures.gave_up |= inner_captures.gave_up;
+                    let inner = find(nested, http, uri, &mut inner_captures)?;
                     if let Search::Regex(..) = inner {
                         *captures = inner_captures;
                     }
                     inner
                 };
-                return match inner {
+                return Ok(match inner {
                     Search::None => Search::Regex(*location, Arc::clone(regex)),
                     inner => inner,
-                };
+                });
             }
         }
     }
-    best
+    Ok(best)
 }
 
 /// One more change of the URI; true when that is one too many.
@@ -286,7 +297,7 @@ fn count_uri_change(c: &Connection, r: &mut Request, what: &str) -> bool {
         );
         return true;
     }
-    r.uri_changes += 1;
+    r.uri_changes = r.uri_changes.saturating_add(1);
     r.uri_is_original = false;
     false
 }
@@ -387,11 +398,12 @@ fn name_to_try(template: &Template, maps: Maps, c: &Connection, r: &Request) -> 
 }
 
 /// An internal redirect to `uri[?args]`.
-pub fn internal(uri: Vec<u8>) -> Outcome {
-    match memchr::memchr(b'?', &uri) {
-        Some(at) => Outcome::Internal { args: uri[at + 1..].to_vec(), uri: uri[..at].to_vec() },
-        None => Outcome::Internal { uri, args: Vec::new() },
-    }
+pub fn internal(mut uri: Vec<u8>) -> Outcome {
+    let Some(at) = memchr::memchr(b'?', &uri) else {
+        return Outcome::Internal { uri, args: Vec::new() };
+    };
+    let args = uri.split_off(at).split_off(1);
+    Outcome::Internal { uri, args }
 }
 
 /// What `return` and a rewrite to a URL ask for.

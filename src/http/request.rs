@@ -1,21 +1,23 @@
 //! A request while it is being answered: what came in, what it has become through redirects, and
 //! what has been sent. One value a connection, reused from request to request.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::fmt::Write as _;
 use std::rc::Rc;
 
 use super::body::RequestBody;
-use super::connection::ClientAddress;
+use super::connection::{ClientAddress, Connection};
 use super::modules::headers::lines;
 use super::modules::realip::Found;
 use super::server::{AddressId, LocationId, ServerId};
 use super::slots::Slots;
 use super::upstream::Attempt;
 use super::upstream::protocol::Message;
+use super::upstream::rest::Unsent;
 use super::upstream::window::Window;
 use super::variable::Captures;
 use crate::clock;
+use crate::error_log::Level;
 use crate::http1::request::{Method, RequestHead, Version};
 use crate::http1::response::ResponseHead;
 use crate::http1::trailer::Trailers;
@@ -69,6 +71,8 @@ pub struct Request {
     /// Of the last match. In a cell like what follows, because a variable that is only looked at may
     /// have to be computed by a match.
     pub captures: RefCell<Captures>,
+    /// A match was given up on the way to a value: what goes by that value cannot be decided.
+    gave_up: Cell<bool>,
     /// Values of variables made by `set` and named groups, and of computed ones.
     pub slots: Slots,
     /// The client's address that a trusted proxy has named, when `is_real_client_set`.
@@ -111,6 +115,8 @@ pub enum RefusedPart {
 /// What the client has been or will be told.
 #[derive(Debug, Default)]
 pub struct Response {
+    /// What the client has still to take when all else is done.
+    pub unsent: Option<Box<Unsent>>,
     /// Zero until decided.
     pub status: u16,
     /// The status that an error page's redirect keeps.
@@ -206,6 +212,7 @@ impl Requests {
 
 impl Request {
     /// Bytes of buffers that stay with it.
+    #[expect(clippy::arithmetic_side_effects, reason = "all of it is allocated")]
     fn held(&self) -> usize {
         self.uri.capacity()
             + self.args.capacity()
@@ -213,6 +220,24 @@ impl Request {
             + self.response.head.capacity()
             + self.response.trailers.capacity()
             + self.message.capacity()
+    }
+
+    /// What has been received behind the head.
+    #[expect(
+        clippy::indexing_slicing,
+        reason = "`head_len` counts bytes of `buffer`, and is 0 before there is a head"
+    )]
+    pub fn behind_head(&self) -> &[u8] {
+        &self.buffer.as_slice()[self.head_len..]
+    }
+
+    /// What the server has sent behind its head.
+    #[expect(
+        clippy::indexing_slicing,
+        reason = "`upstream_head_len` counts bytes of `upstream_bytes`, set when the head was whole"
+    )]
+    pub fn behind_upstream_head(&self) -> &[u8] {
+        &self.upstream_bytes.as_slice()[self.upstream_head_len..]
     }
 
     pub fn new(generation: Rc<Generation>, address: AddressId) -> Self {
@@ -240,6 +265,7 @@ impl Request {
             uri_changes: 0,
             in_error_page: false,
             captures: RefCell::default(),
+            gave_up: Cell::new(false),
             slots: Slots::default(),
             real_client: ClientAddress::default(),
             is_real_client_set: false,
@@ -296,9 +322,12 @@ impl Request {
         self.internal = false;
         self.uri_changes = 0;
         self.in_error_page = false;
-        self.captures.get_mut().groups.clear();
+        self.captures.get_mut().clear();
+        self.gave_up.set(false);
         self.slots.clear();
-        self.is_real_client_set = false;
+        if std::mem::take(&mut self.is_real_client_set) {
+            self.real_client = ClientAddress::default();
+        }
         self.told_uninitialized.set(0);
         self.id = std::cell::OnceCell::new();
         self.body.reset();
@@ -371,6 +400,24 @@ impl Request {
         }
     }
 
+    /// Notes that a match was given up whose outcome a value depends on, and tells of it.
+    pub fn give_up(&self, c: &Connection, regex: &super::variable::Regex) {
+        let pattern = &regex.pattern;
+        c.log(self, Level::Error, format_args!("matching \"{pattern}\" took too many steps"));
+        self.gave_up.set(true);
+    }
+
+    /// Notes the same of a value that is used once more.
+    pub fn be_undecided(&self) {
+        self.gave_up.set(true);
+    }
+
+    /// Whether what has just been decided went by such a value: what nobody knows may have been a
+    /// refusal, so the answer is 500. It is asked once.
+    pub fn has_given_up(&self) -> bool {
+        self.gave_up.replace(false)
+    }
+
     /// The client's address, when a proxy has named another one than the connection's.
     pub fn real_client(&self) -> Option<&ClientAddress> {
         self.is_real_client_set.then_some(&self.real_client)
@@ -389,6 +436,7 @@ impl Request {
 
 impl Response {
     pub fn reset(&mut self) {
+        self.unsent = None;
         self.status = 0;
         self.status_override = None;
         self.head.clear();
@@ -413,5 +461,171 @@ impl Response {
     /// `$body_bytes_sent`
     pub fn body_bytes(&self) -> u64 {
         self.bytes_sent.saturating_sub(self.head_bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::http::slots::Held;
+    use crate::http::variable::VariableSlot;
+
+    fn generation() -> Rc<Generation> {
+        use crate::modules::{LoadOptions, load_from};
+        let options = LoadOptions {
+            file: "/c".into(),
+            prefix: "/".into(),
+            globals: None,
+            error_log: Some("/dev/null".into()),
+        };
+        let text = "events { } http { access_log off; server { listen 80; } }";
+        let files = crate::config::tree::memory::Memory::of(&[("/c", text)]);
+        let config = Arc::new(load_from(&options, &files).unwrap().config);
+        let logs = crate::http::modules::access_log::LogWriters::default();
+        Rc::new(Generation::new(config, &crate::error_log::Files::default(), &logs).unwrap())
+    }
+
+    /// Changes every field that is a request's own. One that is new does not compile before it has
+    /// its line here.
+    fn fill(r: &mut Request) {
+        let Request {
+            generation: _,
+            address: _,
+            server: _,
+            location: _,
+            buffer,
+            head,
+            head_len,
+            refused,
+            method,
+            uri,
+            args,
+            uri_is_original,
+            rewritten_in_place,
+            uri_follows_alias,
+            escape,
+            host,
+            host_port,
+            internal,
+            uri_changes,
+            in_error_page,
+            captures,
+            gave_up,
+            slots,
+            real_client: _,
+            is_real_client_set: _,
+            told_uninitialized,
+            id,
+            body,
+            response,
+            attempts,
+            message: _,
+            upstream_head,
+            upstream_bytes,
+            upstream_head_len,
+            upstream_trailers,
+            started,
+            pipelined,
+            keepalive,
+            logged,
+        } = &mut *r;
+        buffer.extend(b"GET / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n");
+        let rules = crate::http1::request::Limits {
+            first: 1024,
+            line_max: 8192,
+            total_max: 32768,
+            count_max: 100,
+            ignore_invalid_headers: true,
+            underscores_in_headers: false,
+        };
+        crate::http1::request::parse(buffer.as_slice(), &rules.into(), head).unwrap();
+        *head_len = buffer.len();
+        *refused = Some(RefusedPart::Headers);
+        *method = Method::Get;
+        uri.push(b'/');
+        args.push(b'a');
+        *uri_is_original = false;
+        *rewritten_in_place = true;
+        *uri_follows_alias = true;
+        *escape = true;
+        host.push(b'a');
+        *host_port = Some(b"1".to_vec());
+        *internal = true;
+        *uri_changes = 1;
+        *in_error_page = true;
+        captures.get_mut().subject.push(b'a');
+        captures.get_mut().groups.push(Some((0, 1)));
+        gave_up.set(true);
+        slots.set(VariableSlot(0), b"a");
+        told_uninitialized.set(1);
+        id.set([b'a'; 32]).unwrap();
+        body.was_streamed = true;
+        body.is_abandoned = true;
+        body.is_held = true;
+        body.received = 1;
+        body.decoded = 1;
+        body.memory.extend(b"a");
+        *response = Response {
+            unsent: Some(Box::new(Unsent {
+                rest: crate::http::upstream::rest::Rest::new(1, Rc::default()),
+                end: crate::http::upstream::relay::End::Complete,
+            })),
+            status: 200,
+            status_override: Some(404),
+            head: b"a".to_vec(),
+            list_at: 1,
+            has_trailers: true,
+            trailers: b"a".to_vec(),
+            head_sent: true,
+            bytes_sent: 1,
+            head_bytes: 1,
+            chunked: true,
+            is_bodiless: true,
+            complete: true,
+            limit_rate: Some(1),
+            pace: None,
+            location: Some(b"a".to_vec()),
+            set_cookie: b"a".to_vec(),
+            kept: Kept { content_type: Some(b"a"[..].into()), lines: b"a".to_vec() },
+            window: Some(Window::new(0..1, 2)),
+        };
+        attempts.push(Attempt {
+            address: "a".into(),
+            queue: None,
+            status: 200,
+            connect: None,
+            header: None,
+            response: None,
+            response_length: 0,
+            bytes_sent: 0,
+            bytes_received: 0,
+            starts_group: true,
+        });
+        upstream_head.code = 200;
+        upstream_head.content_length = Some(1);
+        upstream_bytes.extend(b"a");
+        *upstream_head_len = 1;
+        *upstream_trailers = Some(Box::default());
+        *started = std::time::Duration::from_secs(1);
+        *pipelined = true;
+        *keepalive = true;
+        *logged = true;
+        r.set_real_client(Found { ip: [1, 2, 3, 4].into(), port: Some(5) });
+    }
+
+    #[test]
+    fn nothing_of_a_request_comes_to_the_next_one() {
+        let generation = generation();
+        let fresh = Request::new(Rc::clone(&generation), AddressId(0));
+        let mut r = Request::new(Rc::clone(&generation), AddressId(0));
+        fill(&mut r);
+        assert_eq!(r.slots.held(VariableSlot(0)), Held::Bytes);
+        r.reset(Rc::clone(&generation), AddressId(0));
+        assert_eq!(r.slots.held(VariableSlot(0)), Held::Nothing);
+        // Of these the memory stays, which shows.
+        r.slots = Slots::default();
+        assert_eq!(format!("{r:#?}"), format!("{fresh:#?}"));
     }
 }

@@ -1,6 +1,6 @@
 //! The response head in nginx's order (http-core, section 9), and sending to the client.
 
-use std::io::IoSlice;
+use std::io::{self, IoSlice};
 use std::rc::Rc;
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -11,9 +11,12 @@ use super::close::Close;
 use super::connection::{self, Connection};
 use super::modules::{core, headers};
 use super::request::Request;
-use super::{fault, pace, special_response, value};
+use super::{count, fault, pace, special_response, value};
+use crate::clock;
 use crate::http1::request::Version;
 use crate::http1::{chunked, encode};
+use crate::io::stream::Failure;
+use crate::io::timer;
 
 /// How the client learns where the body ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -122,8 +125,7 @@ pub fn begin(c: &Connection, r: &mut Request, head: &Head<'_>) {
         encode::header_number(b"Content-Length", n, &mut out);
     }
     if let Some(modified) = head.last_modified {
-        let date = httpdate::fmt_http_date(UNIX_EPOCH + Duration::from_secs(modified));
-        encode::header(b"Last-Modified", date.as_bytes(), &mut out);
+        encode::header(b"Last-Modified", http_date(modified).as_bytes(), &mut out);
     }
     // That of a redirect outlives it when another status is put in its place.
     let kept_location = r.response.location.take();
@@ -199,6 +201,14 @@ fn put_absolute_location(c: &Connection, r: &Request, location: &[u8], out: &mut
     out.extend_from_slice(location);
 }
 
+/// Seconds since 1970 as a date of HTTP. It has four digits for the year, and a file may be of any
+/// time: what is later is of the last second that can be told.
+fn http_date(seconds: u64) -> String {
+    const LAST: u64 = 253_402_300_799;
+    let since = Duration::from_secs(seconds.min(LAST));
+    UNIX_EPOCH.checked_add(since).map(httpdate::fmt_http_date).unwrap_or_default()
+}
+
 /// Adds what the configuration adds, and the empty line.
 pub fn finish(c: &Connection, r: &mut Request) {
     finish_with(c, r, None);
@@ -212,10 +222,32 @@ pub fn finish_with(c: &Connection, r: &mut Request, line: Option<(&[u8], &[u8])>
     if headers.is_used {
         headers::put(c, r, headers);
     }
+    if r.has_given_up() {
+        return be_nothing_but_an_error(c, r);
+    }
     if let Some((name, value)) = line {
         encode::header(name, value, &mut r.response.head);
     }
     r.response.head.extend_from_slice(b"\r\n");
+}
+
+/// A head that went by what could not be decided becomes that of an empty 500: no page, whose head
+/// might go by the same.
+fn be_nothing_but_an_error(c: &Connection, r: &mut Request) {
+    let core = &c.settings(r).core;
+    let name = special_response::server_name(*core.server_tokens);
+    let head = &mut r.response.head;
+    head.clear();
+    encode::status_line(500, head);
+    encode::header(b"Server", name.as_bytes(), head);
+    c.shard.with_http_date(|date| encode::header(b"Date", date, head));
+    head.extend_from_slice(b"Content-Length: 0\r\nConnection: close\r\n\r\n");
+    r.response.status = 500;
+    r.response.list_at = r.response.head.len();
+    r.response.chunked = false;
+    r.response.has_trailers = false;
+    r.response.is_bodiless = true;
+    r.keepalive = false;
 }
 
 /// Sends the finished head with the first body bytes behind it, in one call; they are a chunk where
@@ -226,10 +258,11 @@ pub async fn send_head(
     body: &mut [IoSlice<'_>],
 ) -> Result<(), Close> {
     c.action.set(Action::SendingResponse);
-    let head = if r.version() == Version::Http09 { 0 } else { r.response.head.len() };
+    let head: &[u8] = if r.version() == Version::Http09 { b"" } else { &r.response.head };
+    let head_len = head.len() as u64;
     let mut chunk_head = [0; chunked::CHUNK_HEAD_MAX];
     let mut slices: Slices<'_> = SmallVec::new();
-    slices.push(IoSlice::new(&r.response.head[..head]));
+    slices.push(IoSlice::new(head));
     push_body(&mut slices, body, r.response.chunked, &mut chunk_head);
     let limit = *c.settings(r).core.send_timeout;
     let mut pace = r.response.pace;
@@ -241,8 +274,8 @@ pub async fn send_head(
     drop(slices);
     r.response.pace = pace;
     r.response.head_sent = true;
-    r.response.bytes_sent += sent;
-    r.response.head_bytes += sent.min(head as u64);
+    count::add(&mut r.response.bytes_sent, sent);
+    count::add(&mut r.response.head_bytes, sent.min(head_len));
     Ok(result?)
 }
 
@@ -262,8 +295,51 @@ pub async fn send_body(
         None => c.stream.send_all(&mut slices, limit).await,
         Some(pace) => pace::send_all(&c.stream, pace, moved, &mut slices, limit).await,
     };
-    r.response.bytes_sent += sent;
+    count::add(&mut r.response.bytes_sent, sent);
     Ok(result?)
+}
+
+/// Sends of a body that is not chunked what the client takes at once, as the pace allows. Returns how
+/// many bytes that were.
+pub fn send_some(c: &Connection, r: &mut Request, body: &[u8]) -> Result<usize, Close> {
+    c.action.set(Action::SendingResponse);
+    let mut sent = 0;
+    while let Some(left) = body.get(sent..)
+        && !left.is_empty()
+    {
+        let moved = r.response.bytes_sent;
+        let most = match &mut r.response.pace {
+            None => left.len(),
+            Some(pace) => match pace.allowed(moved, clock::steady().as_secs(), timer::now_ms()) {
+                Ok(most) => left.len().min(usize::try_from(most).unwrap_or(usize::MAX)),
+                Err(_) => break,
+            },
+        };
+        match c.stream.try_send(&[IoSlice::new(left.get(..most).unwrap_or(left))]) {
+            Ok(n) => {
+                sent = sent.saturating_add(n);
+                count::add(&mut r.response.bytes_sent, n as u64);
+                if let Some(pace) = &mut r.response.pace {
+                    pace.account(moved, r.response.bytes_sent, timer::now_ms());
+                }
+            }
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(Failure::Io(e).into()),
+        }
+    }
+    Ok(sent)
+}
+
+/// Waits until more can be sent.
+pub async fn ready(c: &Connection, r: &Request) -> Result<(), Close> {
+    let hold = r.response.pace.map_or(Duration::ZERO, |pace| pace.hold(timer::now_ms()));
+    if hold.is_zero() {
+        c.stream.writable(*c.settings(r).core.send_timeout).await?;
+    } else {
+        pace::hold(&c.stream, hold).await?;
+    }
+    Ok(())
 }
 
 /// What comes after the last byte of the body: of a chunked one its end, with trailers. Then the
@@ -273,7 +349,7 @@ pub async fn end_body(c: &Connection, r: &mut Request) -> Result<(), Close> {
         let end = headers::end_of_chunked(c, r);
         let limit = *c.settings(r).core.send_timeout;
         let (sent, result) = c.stream.send_all(&mut [IoSlice::new(&end)], limit).await;
-        r.response.bytes_sent += sent;
+        count::add(&mut r.response.bytes_sent, sent);
         result?;
     }
     r.response.complete = true;
@@ -319,4 +395,19 @@ pub async fn send_begun(c: &Connection, r: &mut Request, body: &[&[u8]]) -> Resu
     }
     send_head(c, r, &mut slices).await?;
     end_body(c, r).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The modification time of a file is anything.
+    #[test]
+    fn dates_have_four_digits_of_a_year() {
+        assert_eq!(http_date(0), "Thu, 01 Jan 1970 00:00:00 GMT");
+        assert_eq!(http_date(253_402_300_799), "Fri, 31 Dec 9999 23:59:59 GMT");
+        for late in [253_402_300_800, i64::MAX as u64, u64::MAX] {
+            assert_eq!(http_date(late), "Fri, 31 Dec 9999 23:59:59 GMT");
+        }
+    }
 }

@@ -82,10 +82,18 @@ impl Http {
         }
     }
 
+    #[expect(
+        clippy::indexing_slicing,
+        reason = "the configuration that gave the id holds what it stands for"
+    )]
     pub fn server(&self, id: ServerId) -> &Server {
         &self.servers[id.0 as usize]
     }
 
+    #[expect(
+        clippy::indexing_slicing,
+        reason = "the configuration that gave the id holds what it stands for"
+    )]
     pub fn location(&self, id: LocationId) -> &Location {
         &self.locations[id.0 as usize]
     }
@@ -99,6 +107,10 @@ impl Http {
         }
     }
 
+    #[expect(
+        clippy::indexing_slicing,
+        reason = "the configuration that gave the id holds what it stands for"
+    )]
     pub fn upstream(&self, id: UpstreamId) -> &Upstream {
         &self.upstreams[id.0 as usize]
     }
@@ -107,6 +119,10 @@ impl Http {
         self.computed.get(usize::from(slot.0))?.as_ref()
     }
 
+    #[expect(
+        clippy::indexing_slicing,
+        reason = "the configuration that gave the id holds what it stands for"
+    )]
     pub fn address(&self, id: AddressId) -> &Address {
         &self.addresses[id.0 as usize]
     }
@@ -189,6 +205,11 @@ impl ServerNames {
 
     /// The server for a host that is lower case, without port and without trailing dot, apart from
     /// regexes: those are tried by the caller, in order, when this returns `None`.
+    #[expect(
+        clippy::indexing_slicing,
+        clippy::arithmetic_side_effects,
+        reason = "dots are searched for within the host"
+    )]
     pub fn find(&self, host: &[u8]) -> Option<ServerId> {
         if let Some(id) = self.exact.get(host) {
             return Some(*id);

@@ -34,6 +34,8 @@ pub enum Held {
     Bytes,
     /// A text of the configuration, by its number among those of the variable.
     Text(u32),
+    /// The same, of a variable that could not be computed.
+    Undecided(u32),
     BeingComputed,
 }
 
@@ -73,7 +75,7 @@ impl Slots {
         if self.held(slot) == Held::BeingComputed || self.depth.get() >= DEPTH_MAX {
             return false;
         }
-        self.depth.set(self.depth.get() + 1);
+        self.depth.set(self.depth.get().saturating_add(1));
         self.change(slot, |value| value.held = Held::BeingComputed);
         true
     }

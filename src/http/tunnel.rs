@@ -26,6 +26,7 @@ use record::{Ended, Record};
 use super::action::Action;
 use super::close::Close;
 use super::connection::Connection;
+use super::count;
 use super::modules::exchange::Settings;
 use super::modules::websocket;
 use super::request::Request;
@@ -79,20 +80,28 @@ pub async fn open(
 
     // Head and whatever the upstream sent right behind it go out together.
     let mut behind_head = Buffer::empty();
-    behind_head.extend(&r.upstream_bytes.as_slice()[r.upstream_head_len..]);
+    // Its head could not be made, and has become an error's.
+    let is_refused = r.response.status == 500 && r.response.status_override.is_none();
+    if is_refused {
+        r.upstream_bytes.truncate(r.upstream_head_len);
+    }
+    behind_head.extend(r.behind_upstream_head());
     let head_len = r.response.head.len() as u64;
     let mut slices = [IoSlice::new(&r.response.head), IoSlice::new(behind_head.as_slice())];
     let (sent, result) = c.stream.send_all(&mut slices, *location.settings.core.send_timeout).await;
     r.response.head_sent = true;
-    r.response.head_bytes += head_len.min(sent);
-    r.response.bytes_sent += sent;
+    count::add(&mut r.response.head_bytes, head_len.min(sent));
+    count::add(&mut r.response.bytes_sent, sent);
     if let Err(failure) = result {
         return failure.into();
+    }
+    if is_refused {
+        return Close::Orderly;
     }
 
     c.action.set(Action::ProxyingUpgraded);
     let mut first = Buffer::empty();
-    first.extend(&r.buffer.as_slice()[r.head_len..]);
+    first.extend(r.behind_head());
     r.buffer.truncate(r.head_len);
     let websocket = &location.settings.websocket;
     let is_websocket = r.message.asked() == Asked::WebSocket;

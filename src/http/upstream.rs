@@ -15,6 +15,7 @@ pub mod pool;
 pub mod protocol;
 pub mod queue;
 pub mod relay;
+pub mod rest;
 pub mod reuse;
 pub mod trial;
 pub mod turn;
@@ -80,6 +81,10 @@ impl Upstreams {
         Upstreams { groups: upstreams.iter().map(Group::new).collect() }
     }
 
+    #[expect(
+        clippy::indexing_slicing,
+        reason = "there is a group for each upstream of the configuration that gave the id"
+    )]
     pub fn group(&self, id: UpstreamId) -> &Group {
         &self.groups[id.0 as usize]
     }

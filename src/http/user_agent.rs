@@ -42,7 +42,8 @@ impl Browser {
 /// `MSIE 6.0;`: whether it is an old one.
 fn msie(user_agent: &[u8]) -> Option<bool> {
     let at = memmem::find(user_agent, b"MSIE ")?;
-    let [major, dot, _, rest @ ..] = user_agent.get(at + 5..)? else { return None };
+    let version = user_agent.get(at..)?.strip_prefix(b"MSIE ")?;
+    let [major, dot, _, rest @ ..] = version else { return None };
     Some(match (major, dot) {
         (b'4' | b'5', b'.') => true,
         (b'6', b'.') => memmem::find(rest, b"SV1").is_none(),

@@ -92,13 +92,15 @@ fn escape_tail(escape: Escape, start: usize, out: &mut Vec<u8>) {
         Escape::Json => |&b| b < 0x20 || b == b'"' || b == b'\\',
         Escape::None => return,
     };
-    let Some(first) = out[start..].iter().position(needs) else { return };
-    let raw = out.split_off(start + first);
+    let mut tail = out.iter().enumerate().skip(start);
+    let Some((first, _)) = tail.find(|(_, byte)| needs(byte)) else { return };
+    let raw = out.split_off(first);
     for byte in raw {
         if !needs(&byte) {
             out.push(byte);
             continue;
         }
+        #[expect(clippy::indexing_slicing, reason = "16 digits, and four bits")]
         let hex = |n: u8| b"0123456789ABCDEF"[usize::from(n & 15)];
         match (escape, byte) {
             (Escape::Json, b'"' | b'\\') => out.extend([b'\\', byte]),
@@ -213,7 +215,7 @@ pub fn append(variable: &Variable, c: &Connection, r: &Request, out: &mut Vec<u8
                 Some(RefusedPart::RequestLine) => 0,
                 Some(RefusedPart::Headers) => r.head.read_len(),
             };
-            number(out, head as u64 + r.body.received)
+            number(out, r.body.received.saturating_add(head as u64))
         }
         Variable::RequestMethod => put_known(out, method(r)),
         Variable::RequestPort => r.host_port.as_ref().is_none_or(|port| put(out, port)),
@@ -399,6 +401,7 @@ pub fn seconds(out: &mut Vec<u8>, value: Duration) -> bool {
     let ms = value.as_millis() as u64;
     number(out, ms / 1000);
     let ms = ms % 1000;
+    #[expect(clippy::arithmetic_side_effects, reason = "a digit is below 10")]
     let digit = |n: u64| b'0' + (n % 10) as u8;
     out.extend([b'.', digit(ms / 100), digit(ms / 10), digit(ms)]);
     true
@@ -430,7 +433,7 @@ pub fn earlier_attempts<'a>(
     item: impl Fn(&Attempt, &mut Vec<u8>),
 ) -> Option<&'a Attempt> {
     let (last, earlier) = attempts.split_last()?;
-    for (attempt, next) in earlier.iter().zip(&attempts[1..]) {
+    for (attempt, next) in earlier.iter().zip(attempts.iter().skip(1)) {
         item(attempt, out);
         let separator: &[u8] = if next.starts_group { b" : " } else { b", " };
         out.extend_from_slice(separator);
@@ -441,8 +444,8 @@ pub fn earlier_attempts<'a>(
 /// `$arg_NAME`: the raw value of the first `NAME=` in the args, whatever its case.
 fn argument<'a>(args: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
     args.split(|&b| b == b'&').find_map(|pair| {
-        let equals = memchr::memchr(b'=', pair)?;
-        pair[..equals].eq_ignore_ascii_case(name).then(|| &pair[equals + 1..])
+        let (found, value) = split_once(pair, b'=')?;
+        found.eq_ignore_ascii_case(name).then_some(value)
     })
 }
 
@@ -459,7 +462,8 @@ fn cookie_in<'a>(line: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
             return Some(value);
         }
         let end = memchr::memchr2(b';', b',', rest)?;
-        rest = without_spaces(&rest[end + 1..]);
+        let (_, behind) = rest.split_at(end).1.split_first()?;
+        rest = without_spaces(behind);
     }
     None
 }
@@ -477,14 +481,21 @@ fn value_of<'a>(text: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
         return None;
     }
     let value = without_spaces(without_spaces(rest).strip_prefix(b"=")?);
-    let end = memchr::memchr(b';', value).unwrap_or(value.len());
-    Some(&value[..end])
+    value.split(|byte| *byte == b';').next()
 }
 
 /// Without the spaces in front.
-fn without_spaces(text: &[u8]) -> &[u8] {
-    let spaces = text.iter().take_while(|byte| **byte == b' ').count();
-    &text[spaces..]
+fn without_spaces(mut text: &[u8]) -> &[u8] {
+    while let [b' ', rest @ ..] = text {
+        text = rest;
+    }
+    text
+}
+
+/// What is before the first such byte, and what is behind it.
+fn split_once(text: &[u8], byte: u8) -> Option<(&[u8], &[u8])> {
+    let (before, from) = text.split_at(memchr::memchr(byte, text)?);
+    Some((before, from.split_first()?.1))
 }
 
 /// Joins values by `, ` (cookies by `; `); tells whether there was any.
@@ -537,8 +548,8 @@ fn sent_header(r: &Request, name: &HeaderName, out: &mut Vec<u8>) -> bool {
         }
         _ => {}
     }
-    let first_line = memchr::memchr(b'\n', &r.response.head).map_or(0, |at| at + 1);
-    named_lines(r.response.head.get(first_line..).unwrap_or_default(), name, out)
+    let head = r.response.head.as_slice();
+    named_lines(split_once(head, b'\n').map_or(head, |(_, lines)| lines), name, out)
 }
 
 /// The values of the lines of that name.
@@ -551,8 +562,8 @@ fn named_lines(lines: &[u8], name: &HeaderName, out: &mut Vec<u8>) -> bool {
             })
     };
     let values = lines.split(|&b| b == b'\n').filter_map(|line| {
-        let colon = memchr::memchr(b':', line)?;
-        same(&line[..colon]).then(|| line[colon + 1..].trim_ascii())
+        let (found, value) = split_once(line, b':')?;
+        same(found).then(|| value.trim_ascii())
     });
     joined(values, b", ", out)
 }
@@ -573,6 +584,10 @@ fn remote_user(r: &Request, out: &mut Vec<u8>) -> bool {
 }
 
 /// RFC 4648 section 4, padding optional.
+#[expect(
+    clippy::arithmetic_side_effects,
+    reason = "each letter is in its range; of the count under 8 bits stay; three quarters of a head's text"
+)]
 fn base64(text: &[u8]) -> Option<Vec<u8>> {
     let text = text.strip_suffix(b"==").or(text.strip_suffix(b"=")).unwrap_or(text);
     let mut out = Vec::with_capacity(text.len() * 3 / 4);

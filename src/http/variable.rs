@@ -9,7 +9,7 @@ use super::modules::stub_status::Connections;
 use super::tunnel::frame::Opcode;
 use crate::proxy_protocol::Tlv;
 pub use names::{Names, Settable, fuzz_template};
-pub use regex::{Captures, Regex, SharedRegex};
+pub use regex::{Captures, GaveUp, Regex, SharedRegex};
 
 /// A slot of a request's own variables (`set`, named captures).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

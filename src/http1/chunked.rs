@@ -77,6 +77,10 @@ impl Decoder {
     }
 
     /// Reads on. To be called with the rest of the input until it is all consumed or `done`.
+    #[expect(
+        clippy::arithmetic_side_effects,
+        reason = "in the loop at < input.len(), and end - at <= size"
+    )]
     pub fn decode(&mut self, input: &[u8]) -> Result<Step, ChunkError> {
         let mut at = 0;
         while let Some(&byte) = input.get(at) {
@@ -108,6 +112,10 @@ impl Decoder {
     }
 
     /// The least number of bytes, framing and data, that the body must still have.
+    #[expect(
+        clippy::arithmetic_side_effects,
+        reason = "size <= LENGTH_MAX, which is half of what a u64 holds"
+    )]
     pub fn remaining_at_least(&self) -> u64 {
         let last = LAST_CHUNK.len() as u64;
         match self.state {
@@ -139,11 +147,9 @@ impl Decoder {
             (State::Size | State::Extension, b'\r') => State::SizeCr,
             (State::Size, b';' | b' ' | b'\t') => State::Extension,
             (State::Size, _) => {
-                let digit = hex_digit(byte).ok_or(ChunkError)?;
-                if self.size > (LENGTH_MAX - u64::from(digit)) / 16 {
-                    return Err(ChunkError);
-                }
-                self.size = self.size * 16 + u64::from(digit);
+                let digit = u64::from(hex_digit(byte).ok_or(ChunkError)?);
+                let size = self.size.checked_mul(16).and_then(|size| size.checked_add(digit));
+                self.size = size.filter(|&size| size <= LENGTH_MAX).ok_or(ChunkError)?;
                 State::Size
             }
             (State::SizeCr, b'\n') => {
@@ -178,7 +184,7 @@ impl Decoder {
 
     /// Holds the bytes that are only read over to their limit.
     fn count(&mut self) -> Result<(), ChunkError> {
-        self.scanned += 1;
+        self.scanned = self.scanned.saturating_add(1);
         let max = match self.state {
             State::TrailerStart
             | State::Trailer
@@ -193,6 +199,10 @@ impl Decoder {
 
 /// What comes before a chunk of `size` bytes, as nginx writes it: `1f\r\n`. After the chunk comes
 /// CRLF. A size of 0 would end the body: see [`LAST_CHUNK`].
+#[expect(
+    clippy::arithmetic_side_effects,
+    reason = "a usize has BITS bits, no more of them zero, and so sixteen hex digits at most"
+)]
 pub fn chunk_head(size: usize, out: &mut [u8; CHUNK_HEAD_MAX]) -> &[u8] {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
     let digits = (usize::BITS - size.leading_zeros()).div_ceil(4).max(1) as usize;
@@ -209,6 +219,7 @@ pub fn chunk_head(size: usize, out: &mut [u8; CHUNK_HEAD_MAX]) -> &[u8] {
 }
 
 /// The body is the same however it is cut, and what is still missing is never overstated.
+#[expect(clippy::arithmetic_side_effects, reason = "the property that is tested")]
 pub fn fuzz_chunked(data: &[u8]) {
     let whole = decode_in_pieces(data, data.len().max(1));
     for piece in [1, 2, 7] {
@@ -227,6 +238,7 @@ pub fn fuzz_chunked(data: &[u8]) {
 }
 
 /// The body and its encoded length; `None` where it is not complete.
+#[expect(clippy::arithmetic_side_effects, reason = "the property that is tested")]
 fn decode_in_pieces(data: &[u8], piece: usize) -> Result<(Vec<u8>, usize), Option<ChunkError>> {
     let (mut decoder, mut body, mut at) = (Decoder::default(), Vec::new(), 0);
     while at < data.len() {

@@ -3,6 +3,8 @@
 use std::io::Write;
 use std::time::{Duration, UNIX_EPOCH};
 
+use super::is_token;
+
 /// nginx's phrase for a status, `None` for codes it has none for.
 pub fn reason(code: u16) -> Option<&'static str> {
     Some(match code {
@@ -59,6 +61,10 @@ pub fn status_line(code: u16, out: &mut Vec<u8>) {
 
 /// Appends `name: value` and CRLF. The caller answers for what is in them.
 pub fn header(name: &[u8], value: &[u8], out: &mut Vec<u8>) {
+    #[expect(
+        clippy::arithmetic_side_effects,
+        reason = "lengths in memory: isize::MAX at most, each"
+    )]
     out.reserve(name.len() + value.len() + 4);
     out.extend_from_slice(name);
     out.extend_from_slice(b": ");
@@ -68,6 +74,7 @@ pub fn header(name: &[u8], value: &[u8], out: &mut Vec<u8>) {
 
 /// Makes a field's value out of what a variable may have brought along: CR, LF and NUL, which would
 /// end the line or the field in the eyes of some, become spaces (RFC 9110 section 5.5).
+#[expect(clippy::arithmetic_side_effects, clippy::indexing_slicing, reason = "at < rest.len()")]
 pub fn clean_value(value: &mut [u8]) {
     let mut rest = value;
     while let Some(at) = memchr::memchr3(b'\r', b'\n', 0, rest) {
@@ -78,15 +85,33 @@ pub fn clean_value(value: &mut [u8]) {
 
 /// The same for a URI, from `from` on: control characters are escaped.
 pub fn clean_uri(out: &mut Vec<u8>, from: usize) {
-    let is_control = |byte: &u8| *byte < b' ' || *byte == 0x7f;
+    escape_where(out, from, |byte| *byte < b' ' || *byte == 0x7f);
+}
+
+/// The same for the target of a request line, which a space would end (RFC 9112 section 3).
+pub fn clean_target(out: &mut Vec<u8>, from: usize) {
+    escape_where(out, from, |byte| *byte <= b' ' || *byte == 0x7f);
+}
+
+/// The same for the method of a request line, which is a token (RFC 9110 section 9.1): what cannot be in
+/// one becomes `_`.
+pub fn clean_method(method: &mut [u8]) {
+    for byte in method {
+        if !is_token(*byte) {
+            *byte = b'_';
+        }
+    }
+}
+
+fn escape_where(out: &mut Vec<u8>, from: usize, is_control: fn(&u8) -> bool) {
     let Some(first) = out.get(from..).and_then(|uri| uri.iter().position(is_control)) else {
         return;
     };
+    #[expect(clippy::arithmetic_side_effects, reason = "a place in out")]
     let rest = out.split_off(from + first);
     for byte in rest {
         if is_control(&byte) {
-            out.push(b'%');
-            out.extend([byte >> 4, byte & 15].map(|digit| b"0123456789ABCDEF"[usize::from(digit)]));
+            let _ = write!(out, "%{byte:02X}");
         } else {
             out.push(byte);
         }
@@ -119,6 +144,7 @@ impl HttpDate {
     pub fn get(&mut self, unix_seconds: u64) -> &[u8; DATE_LEN] {
         if self.unix_seconds != unix_seconds {
             let seconds = Duration::from_secs(unix_seconds.min(UNIX_SECONDS_MAX));
+            #[expect(clippy::arithmetic_side_effects, reason = "the year is 9999 at most")]
             let date = httpdate::HttpDate::from(UNIX_EPOCH + seconds);
             // Always the whole array: the form has a fixed length.
             let _ = write!(self.text.as_mut_slice(), "{date}");
@@ -155,6 +181,12 @@ mod tests {
         let mut uri = b"GET /a b\r\n\x7f\xc3".to_vec();
         clean_uri(&mut uri, 4);
         assert_eq!(uri, b"GET /a b%0D%0A%7F\xc3");
+        let mut uri = b"GET /a b\r\n\x7f\xc3\t".to_vec();
+        clean_target(&mut uri, 4);
+        assert_eq!(uri, b"GET /a%20b%0D%0A%7F\xc3%09");
+        let mut method = b"M-SEARCH / HTTP/1.1\r\n".to_vec();
+        clean_method(&mut method);
+        assert_eq!(method, b"M-SEARCH___HTTP_1.1__");
     }
 
     #[test]

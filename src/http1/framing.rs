@@ -1,5 +1,7 @@
 //! Where a body ends (RFC 9112 section 6).
 
+use super::decimal_digit;
+
 /// What delimits the body of a message.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum BodyLength {
@@ -25,8 +27,8 @@ pub fn parse_content_length(value: &[u8]) -> Option<u64> {
         return None;
     }
     value.iter().try_fold(0_u64, |length, &byte| {
-        let digit = byte.is_ascii_digit().then(|| u64::from(byte - b'0'))?;
-        let length = length.checked_mul(10)?.checked_add(digit)?;
+        let digit = decimal_digit(byte)?;
+        let length = length.checked_mul(10)?.checked_add(u64::from(digit))?;
         (length <= LENGTH_MAX).then_some(length)
     })
 }

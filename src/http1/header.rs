@@ -74,6 +74,7 @@ known! {
 const LENGTHS: usize = 20;
 
 /// `NAMES[BY_LENGTH[n] .. BY_LENGTH[n + 1]]` once sorted by length.
+#[expect(clippy::indexing_slicing, reason = "done by the compiler, which would say so")]
 const SORTED: ([(&str, Known); NAMES.len()], [usize; LENGTHS + 1]) = {
     let mut sorted = [("", Known::Other); NAMES.len()];
     let mut starts = [0; LENGTHS + 1];
@@ -102,7 +103,7 @@ static LENGTH_STARTS: [usize; LENGTHS + 1] = SORTED.1;
 impl Known {
     /// The known name that `name` is, in any case.
     pub fn of(name: &[u8]) -> Known {
-        let Some(&[start, end]) = LENGTH_STARTS.get(name.len()..name.len() + 2) else {
+        let Some(&[start, end, ..]) = LENGTH_STARTS.get(name.len()..) else {
             return Known::Other;
         };
         let candidates = NAMES_BY_LENGTH.get(start..end).unwrap_or_default();

@@ -142,7 +142,7 @@ impl HeaderLine {
                     _ => State::Ignored,
                 },
             };
-            *position = at + 1;
+            step_over(position);
         }
         Ok(Line::Partial)
     }
@@ -181,10 +181,15 @@ impl HeaderLine {
     }
 
     fn finish(&mut self, position: &mut usize, line: Line) -> Line {
-        *position += 1;
+        step_over(position);
         self.state = State::Start;
         line
     }
+}
+
+#[expect(clippy::arithmetic_side_effects, reason = "the byte at this place has been seen in buf")]
+fn step_over(position: &mut usize) {
+    *position += 1;
 }
 
 #[cfg(test)]

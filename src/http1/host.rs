@@ -1,6 +1,6 @@
 //! The value of `Host`, which is also the authority of an absolute-form target.
 
-use super::Span;
+use super::{Span, decimal_digit};
 
 /// A valid `host[:port]`. The spans are relative to the value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,6 +22,7 @@ pub fn parse_host(value: &[u8]) -> Option<Host> {
     let name_end = if literal { ip_literal_len(value)? } else { reg_name_len(value) };
 
     let (mut name, rest) = value.split_at_checked(name_end)?;
+    #[expect(clippy::arithmetic_side_effects, reason = "name_end <= value.len()")]
     let port = match rest {
         [] => None,
         [b':', digits @ ..] if is_port(digits) => Some(Span::new(name_end + 1, value.len())),
@@ -38,6 +39,7 @@ pub fn parse_host(value: &[u8]) -> Option<Host> {
 }
 
 /// Length of `[…]` at the start of `value`.
+#[expect(clippy::arithmetic_side_effects, reason = "end < value.len()")]
 fn ip_literal_len(value: &[u8]) -> Option<usize> {
     let end = memchr::memchr(b']', value)?;
     let address = value.get(1..end)?;
@@ -56,14 +58,16 @@ fn is_host_byte(byte: u8) -> bool {
 
 /// Nothing, or decimal digits up to 65535.
 fn is_port(digits: &[u8]) -> bool {
+    #[expect(clippy::arithmetic_side_effects, reason = "no more than 65535 * 10 + 9")]
     let number = digits.iter().try_fold(0_u32, |number, &byte| {
-        let digit = byte.is_ascii_digit().then(|| u32::from(byte - b'0'))?;
-        Some(number * 10 + digit).filter(|&number| number <= 65535)
+        let digit = decimal_digit(byte)?;
+        Some(number * 10 + u32::from(digit)).filter(|&number| number <= 65535)
     });
     number.is_some()
 }
 
 /// The parts of a host that is accepted lie in order within the value, and are clean.
+#[expect(clippy::arithmetic_side_effects, reason = "the property that is tested")]
 pub fn fuzz_host(data: &[u8]) {
     let Some(host) = parse_host(data) else { return };
     let name = host.name.of(data);

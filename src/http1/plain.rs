@@ -14,6 +14,10 @@ pub(super) const FIELDS_MAX: usize = 64;
 
 /// The request line that starts at `start`, its span without line end, and where the next line
 /// starts.
+#[expect(
+    clippy::arithmetic_side_effects,
+    reason = "the parts lie in buf one behind the other, and at most nine bytes more are asked for"
+)]
 pub(super) fn request_line(
     buf: &[u8],
     start: usize,
@@ -40,6 +44,10 @@ pub(super) fn request_line(
 }
 
 /// The header line that starts at `at`, and where the next line starts.
+#[expect(
+    clippy::arithmetic_side_effects,
+    reason = "a place in buf, or one behind its end, plus the length of a part of buf"
+)]
 pub(super) fn field(
     buf: &[u8],
     at: usize,
@@ -67,11 +75,19 @@ pub(super) fn is_plain_name(name: &str) -> bool {
     name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
 }
 
+#[expect(
+    clippy::arithmetic_side_effects,
+    reason = "at plus a number of bytes that lie in buf behind it"
+)]
 fn skip_spaces(buf: &[u8], at: usize) -> usize {
     let rest = buf.get(at..).unwrap_or_default();
     at + rest.iter().take_while(|&&byte| byte == b' ').count()
 }
 
+#[expect(
+    clippy::arithmetic_side_effects,
+    reason = "the one or two bytes at this place have been seen in buf"
+)]
 fn after_line_end(buf: &[u8], at: usize) -> Option<usize> {
     match buf.get(at..)? {
         [b'\r', b'\n', ..] => Some(at + 2),

@@ -116,6 +116,7 @@ pub struct RequestHead {
 
 impl RequestHead {
     /// Bytes of the lines that were read whole: what there is of a refused head.
+    #[expect(clippy::arithmetic_side_effects, reason = "the head starts before its lines do")]
     pub fn read_len(&self) -> usize {
         self.scan.line_start - self.scan.head_start
     }
@@ -211,9 +212,14 @@ impl Rules {
         let (Some(limits), Some(host_end)) = (&self.behind_host, scan.host_end) else {
             return self.limits.total_max;
         };
+        #[expect(
+            clippy::arithmetic_side_effects,
+            reason = "a line of the head ends behind its start"
+        )]
         let before = host_end - scan.head_start;
         let size = self.limits.line_max;
         let used = before.saturating_sub(self.limits.first).div_ceil(size.max(1));
+        #[expect(clippy::arithmetic_side_effects, reason = "by one at least")]
         let number = limits.total_max / limits.line_max.max(1);
         let left = number.saturating_sub(used).saturating_mul(limits.line_max);
         used.saturating_mul(size).saturating_add(left).max(before)
@@ -228,7 +234,7 @@ fn skip_empty_lines(buf: &[u8], limits: &Limits, head: &mut RequestHead) -> Resu
     }
     let rest = buf.get(scan.position..).unwrap_or_default();
     let empty = rest.iter().take_while(|&&byte| matches!(byte, b'\r' | b'\n')).count();
-    scan.position += empty;
+    scan.position = scan.position.saturating_add(empty);
     if scan.position > limits.total_max {
         return Err(Refusal::HeaderTooLarge);
     }
@@ -367,6 +373,10 @@ impl Scan {
     }
 
     /// Whether the current line keeps the limits if the next one starts at `next`.
+    #[expect(
+        clippy::arithmetic_side_effects,
+        reason = "next is behind the start of its line, which is in the head"
+    )]
     fn fits(&self, rules: &Rules, next: usize) -> bool {
         let limits = rules.at(self);
         next - self.head_start <= limits.first
@@ -381,6 +391,10 @@ impl Scan {
 }
 
 /// The line that starts at `start`, as far as it has been received.
+#[expect(
+    clippy::arithmetic_side_effects,
+    reason = "start and a number of bytes of buf that lie behind it"
+)]
 fn received_line(buf: &[u8], start: usize, end: usize) -> Span {
     let line = buf.get(start..end).unwrap_or_default();
     let len = memchr::memchr2(b'\r', b'\n', line).unwrap_or(line.len());
@@ -542,6 +556,7 @@ fn assert_same(left: &RequestHead, right: &RequestHead) {
     assert_eq!(without_scan(left), without_scan(right));
 }
 
+#[expect(clippy::arithmetic_side_effects, reason = "the property that is tested")]
 fn assert_clean(data: &[u8], len: usize, rules: &Rules, head: &RequestHead) {
     assert!(len <= data.len());
     assert_eq!(data.get(len - 1), Some(&b'\n'));

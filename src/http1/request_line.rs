@@ -62,6 +62,10 @@ impl RequestLine {
 
     /// Reads on at `*position`, up to `end`; whether the line is complete. The first call starts at
     /// the first byte of the method.
+    #[expect(
+        clippy::arithmetic_side_effects,
+        reason = "the byte at this place has been seen in buf"
+    )]
     pub fn scan(&mut self, buf: &[u8], position: &mut usize, end: usize) -> Result<bool, Refusal> {
         while self.state != State::Done && *position < end {
             let Some(&byte) = buf.get(*position) else { break };
@@ -137,6 +141,7 @@ impl RequestLine {
                 self.without_version(byte)
             }
             (State::AfterTarget, b'H') => State::Protocol(1),
+            #[expect(clippy::arithmetic_side_effects, reason = "seen < PROTOCOL.len()")]
             (State::Protocol(seen), _) if PROTOCOL.get(seen) == Some(&byte) => {
                 if seen + 1 == PROTOCOL.len() { State::Major } else { State::Protocol(seen + 1) }
             }
@@ -146,6 +151,7 @@ impl RequestLine {
                 return Err(Refusal::VersionNotSupported);
             }
             (State::MajorEnd, b'.') => State::Minor(0, 0),
+            #[expect(clippy::arithmetic_side_effects, reason = "a number of three digits at most")]
             (State::Minor(number, digits), b'0'..=b'9') if digits < MINOR_DIGITS_MAX => {
                 let number = number * 10 + u16::from(byte - b'0');
                 self.version = if number == 0 { Version::Http10 } else { Version::Http11 };

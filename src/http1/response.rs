@@ -6,7 +6,7 @@ use super::header_line::{HeaderLine, Invalid, Line, NameRules};
 use super::plain;
 use super::refusal::{Quoted, ResponseRefusal};
 use super::status_line::{NotAStatusLine, PROTOCOL, StatusLine};
-use super::{ConnectionOption, Progress, Span};
+use super::{ConnectionOption, Progress, Span, decimal_digit};
 
 /// How the first line is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -303,12 +303,12 @@ impl ResponseHead {
             return Ok(());
         };
         let value = field.value.of(buf);
-        let code = match value {
+        let code = match *value {
             // It would be part of the status line.
             _ if value.iter().any(|byte| byte.is_ascii_control() && *byte != b'\t') => None,
-            [_, _, _] => status_code(value),
+            [a, b, c] => status_code([a, b, c]),
             // "2000 OK" would reach the client as another status than it has here.
-            [a, b, c, after, ..] if !after.is_ascii_digit() => status_code(&[*a, *b, *c]),
+            [a, b, c, after, ..] if !after.is_ascii_digit() => status_code([a, b, c]),
             _ => None,
         };
         self.code =
@@ -321,11 +321,10 @@ impl ResponseHead {
     }
 }
 
-/// Three digits.
-fn status_code(text: &[u8]) -> Option<u16> {
-    text.iter().try_fold(0, |code, &byte| {
-        byte.is_ascii_digit().then(|| code * 10 + u16::from(byte - b'0'))
-    })
+fn status_code(digits: [u8; 3]) -> Option<u16> {
+    let [hundreds, tens, units] = digits.map(|byte| decimal_digit(byte).map(u16::from));
+    #[expect(clippy::arithmetic_side_effects, reason = "three digits make at most 999")]
+    Some(hundreds? * 100 + tens? * 10 + units?)
 }
 
 /// However a head arrives and whoever tokenises it, the result is the same, and it is clean.

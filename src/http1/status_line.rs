@@ -42,6 +42,10 @@ const VERSION_DIGITS_MAX: u8 = 3;
 
 impl StatusLine {
     /// Reads on at `*position`, up to `end`; whether the line is complete.
+    #[expect(
+        clippy::arithmetic_side_effects,
+        reason = "the byte at this place has been seen in buf"
+    )]
     pub fn scan(
         &mut self,
         buf: &[u8],
@@ -56,6 +60,10 @@ impl StatusLine {
         Ok(self.state == State::Done)
     }
 
+    #[expect(
+        clippy::arithmetic_side_effects,
+        reason = "numbers of three digits at most, and seen < PROTOCOL.len()"
+    )]
     fn step(&mut self, byte: u8, at: usize) -> Result<State, NotAStatusLine> {
         let digit = u16::from(byte.wrapping_sub(b'0'));
         let next = match (self.state, byte) {

@@ -58,6 +58,7 @@ fn split(raw: &[u8]) -> (Span, Option<Span>) {
     let end = memchr::memchr(b'#', raw).unwrap_or(raw.len());
     let before_fragment = raw.get(..end).unwrap_or_default();
     match memchr::memchr(b'?', before_fragment) {
+        #[expect(clippy::arithmetic_side_effects, reason = "mark < end")]
         Some(mark) => (Span::new(0, mark), Some(Span::new(mark + 1, end))),
         None => (Span::new(0, end), None),
     }
@@ -101,6 +102,7 @@ fn close_segment(path: &mut Vec<u8>) -> Result<bool, Refusal> {
     }
     let Some(parent) = path.strip_suffix(b"/..") else { return Ok(false) };
     let slash = memchr::memrchr(b'/', parent).ok_or(Refusal::InvalidRequest)?;
+    #[expect(clippy::arithmetic_side_effects, reason = "slash < path.len()")]
     path.truncate(slash + 1);
     Ok(true)
 }
@@ -192,6 +194,11 @@ const ARGS: Set = set(b" \"#%&+;<>?\\^`{|}");
 const REFRESH: Set = set(b" \"%'");
 
 /// These bytes, controls, DEL, and what is not ASCII.
+#[expect(
+    clippy::arithmetic_side_effects,
+    clippy::indexing_slicing,
+    reason = "done by the compiler, which would say so"
+)]
 const fn set(bytes: &[u8]) -> Set {
     let mut set = [u32::MAX as u64, 1 << 63, u64::MAX, u64::MAX];
     let mut at = 0;
@@ -223,6 +230,11 @@ fn escape(text: &[u8], set: Set, out: &mut Vec<u8>) {
 }
 
 /// A normalised path holds nothing more to resolve, and comes back from being escaped and read.
+#[expect(
+    clippy::arithmetic_side_effects,
+    clippy::indexing_slicing,
+    reason = "the property that is tested"
+)]
 pub fn fuzz_uri(data: &[u8]) {
     // A redirect's URL is made shorter or stays, and its args stay what they are.
     let url = unescape_redirect(data);

@@ -29,6 +29,7 @@ pub struct Buffer {
 
 impl Buffer {
     /// A buffer of at least `capacity` bytes, from the pool when its size is one that is kept.
+    #[expect(clippy::indexing_slicing, reason = "class is a place in SIZES, and POOL is as long")]
     pub fn with_capacity(capacity: usize) -> Self {
         let Some(class) = SIZES.iter().position(|&size| capacity <= size) else {
             return Buffer::of(Vec::with_capacity(capacity));
@@ -51,14 +52,17 @@ impl Buffer {
         Buffer::of(Vec::new())
     }
 
+    #[expect(clippy::indexing_slicing, reason = "start <= data.len(), the invariant")]
     pub fn as_slice(&self) -> &[u8] {
         &self.data[self.start..]
     }
 
+    #[expect(clippy::indexing_slicing, reason = "start <= data.len(), the invariant")]
     pub fn as_mut_slice(&mut self) -> &mut [u8] {
         &mut self.data[self.start..]
     }
 
+    #[expect(clippy::arithmetic_side_effects, reason = "start <= data.len(), the invariant")]
     pub fn len(&self) -> usize {
         self.data.len() - self.start
     }
@@ -68,11 +72,13 @@ impl Buffer {
     }
 
     /// Bytes that a receive can still append.
+    #[expect(clippy::arithmetic_side_effects, reason = "data.len() <= data.capacity()")]
     pub fn spare(&self) -> usize {
         self.data.capacity() - self.data.len()
     }
 
     /// Where a receive appends: no more than it may.
+    #[expect(clippy::indexing_slicing, reason = "len <= room.len()")]
     pub fn room(&mut self) -> &mut [MaybeUninit<u8>] {
         let room = self.data.spare_capacity_mut();
         let len = room.len().min(self.receive_max);
@@ -85,7 +91,7 @@ impl Buffer {
 
     /// Drops the first `n` bytes.
     pub fn consume(&mut self, n: usize) {
-        self.start = (self.start + n).min(self.data.len());
+        self.start = self.start.saturating_add(n).min(self.data.len());
         if self.start == self.data.len() {
             self.clear();
         }
@@ -93,7 +99,17 @@ impl Buffer {
 
     /// Keeps only the first `n` bytes.
     pub fn truncate(&mut self, n: usize) {
-        self.data.truncate(self.start + n);
+        self.data.truncate(self.start.saturating_add(n));
+    }
+
+    /// Keeps only the first `n` bytes, and no more memory than they need.
+    pub fn keep_only(&mut self, n: usize) {
+        self.truncate(n);
+        let mut smaller = Buffer::with_capacity(self.len());
+        if smaller.capacity() < self.capacity() {
+            smaller.extend(self.as_slice());
+            *self = smaller;
+        }
     }
 
     pub fn clear(&mut self) {
@@ -105,6 +121,10 @@ impl Buffer {
     pub fn compact(&mut self) {
         if self.start > 0 {
             self.data.copy_within(self.start.., 0);
+            #[expect(
+                clippy::arithmetic_side_effects,
+                reason = "start <= data.len(), the invariant"
+            )]
             self.data.truncate(self.data.len() - self.start);
             self.start = 0;
         }
@@ -123,6 +143,10 @@ impl Buffer {
     /// Appends, growing when there is no room.
     pub fn extend(&mut self, bytes: &[u8]) {
         if self.spare() < bytes.len() {
+            #[expect(
+                clippy::arithmetic_side_effects,
+                reason = "lengths in memory: isize::MAX at most, each"
+            )]
             self.grow(self.len() + bytes.len());
         }
         self.data.extend_from_slice(bytes);
@@ -143,6 +167,10 @@ impl Drop for Buffer {
             data.clear();
             // The pool is gone when the thread is ending: the memory is freed then.
             let _ = POOL.try_with(|pool| {
+                #[expect(
+                    clippy::indexing_slicing,
+                    reason = "class is a place in SIZES, and POOL is as long"
+                )]
                 let kept = &mut pool.borrow_mut()[class];
                 if kept.len() < KEPT_PER_SIZE {
                     kept.push(data);
@@ -185,6 +213,10 @@ unsafe impl IoBufMut for Buffer {
 
     unsafe fn set_init(&mut self, n: usize) {
         debug_assert!(n <= self.spare());
+        #[expect(
+            clippy::arithmetic_side_effects,
+            reason = "within the capacity: that is asked of the caller"
+        )]
         let filled = self.data.len() + n;
         // SAFETY: the kernel initialised `n` bytes behind the content, within the capacity.
         unsafe { self.data.set_len(filled) };

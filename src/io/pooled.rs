@@ -9,7 +9,7 @@ use std::ptr::NonNull;
 use std::task::{Context, Poll};
 
 /// Bytes of a block.
-const BLOCK: usize = 8 << 10;
+const BLOCK: usize = 6656;
 const ALIGNMENT: usize = 64;
 /// Blocks that a thread keeps; more go back to the allocator.
 const KEPT_MAX: usize = 128;

@@ -70,6 +70,22 @@ pub async fn yield_now() {
     Yield(false).await;
 }
 
+/// What a future comes to. When that is there at once, the others have their turn before it is told:
+/// who finds something whenever it looks would not wait at all.
+pub async fn in_turn<F: Future>(mut future: Pin<&mut F>) -> F::Output {
+    let mut has_waited = false;
+    let output = std::future::poll_fn(|cx| {
+        let polled = future.as_mut().poll(cx);
+        has_waited |= polled.is_pending();
+        polled
+    })
+    .await;
+    if !has_waited {
+        yield_now().await;
+    }
+    output
+}
+
 /// A one-place signal between two tasks of a shard.
 #[derive(Debug, Default)]
 pub struct Signal {
@@ -111,9 +127,11 @@ mod tests {
     use crate::io::Stream;
     use crate::io::runtime::{Ring, spawn};
 
+    type GiveTurn = fn() -> Pin<Box<dyn Future<Output = ()>>>;
+
     /// A task always has something to do: meanwhile a timer of another's fires, and a byte comes to a
     /// third. It gives up after far more time than that can take.
-    fn others_run(ring: Ring) {
+    fn others_run(ring: Ring, turn: GiveTurn) {
         let both_ran = ring.run(async {
             spawn(timer::run_clock(), |_| {});
             let (slept, heard) = (Rc::new(Cell::new(false)), Rc::new(Cell::new(false)));
@@ -142,7 +160,7 @@ mod tests {
                 async move {
                     let until = timer::now_ms() + 5000;
                     while !(slept.get() && heard.get()) && timer::now_ms() < until {
-                        yield_now().await;
+                        turn().await;
                     }
                     sets_seen.set((slept.get(), heard.get()));
                     raises.raise();
@@ -159,7 +177,11 @@ mod tests {
     fn a_task_that_yields_gives_others_their_turn() {
         for ring in [Ring::detect().0, Ring::Epoll] {
             // What is due, and the clock, are a thread's.
-            std::thread::spawn(move || others_run(ring)).join().unwrap();
+            let turns: [GiveTurn; 2] =
+                [|| Box::pin(yield_now()), || Box::pin(async { in_turn(pin!(async {})).await })];
+            for turn in turns {
+                std::thread::spawn(move || others_run(ring, turn)).join().unwrap();
+            }
         }
     }
 }

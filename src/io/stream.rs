@@ -183,7 +183,7 @@ pub struct Stream {
     inner: ManuallyDrop<UnsafeCell<TcpStream>>,
     /// Operations that the kernel may still hold. Not counted down when one is dropped under way:
     /// the descriptor is then left for monoio to close when the kernel is done with it.
-    in_flight: Cell<u32>,
+    in_flight: Cell<u64>,
     timer: Timer,
 }
 
@@ -236,9 +236,9 @@ impl Stream {
         // future owns a handle of its own to the descriptor (monoio's halves of a stream rely on
         // the same).
         let operation = unsafe { (*self.inner.get()).read(buffer) };
-        self.in_flight.set(self.in_flight.get() + 1);
+        self.begin_operation();
         let (received, buffer) = operation.await;
-        self.in_flight.set(self.in_flight.get() - 1);
+        self.end_operation();
         (received, buffer)
     }
 
@@ -315,17 +315,16 @@ impl Stream {
         mut slices: &mut [IoSlice<'_>],
         limit: Duration,
     ) -> (u64, Result<(), Failure>) {
-        let mut total = 0;
+        let mut total = 0_u64;
         loop {
-            while slices.first().is_some_and(|slice| slice.is_empty()) {
-                slices = &mut slices[1..];
-            }
+            // What is empty is left out.
+            IoSlice::advance_slices(&mut slices, 0);
             if slices.is_empty() {
                 return (total, Ok(()));
             }
             match self.try_send(slices) {
                 Ok(sent) => {
-                    total += sent as u64;
+                    total = total.saturating_add(sent as u64);
                     IoSlice::advance_slices(&mut slices, sent);
                 }
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
@@ -358,10 +357,20 @@ impl Stream {
     }
 
     async fn counted<T>(&self, operation: impl Future<Output = T>) -> T {
-        self.in_flight.set(self.in_flight.get() + 1);
+        self.begin_operation();
         let output = operation.await;
-        self.in_flight.set(self.in_flight.get() - 1);
+        self.end_operation();
         output
+    }
+
+    #[expect(clippy::arithmetic_side_effects, reason = "2^64 operations never pass")]
+    fn begin_operation(&self) {
+        self.in_flight.set(self.in_flight.get() + 1);
+    }
+
+    #[expect(clippy::arithmetic_side_effects, reason = "it has been counted when it began")]
+    fn end_operation(&self) {
+        self.in_flight.set(self.in_flight.get() - 1);
     }
 
     /// The stream's own timer: one wait at a time.
@@ -452,5 +461,31 @@ fn tcp_fd(tcp: &TcpStream) -> BorrowedFd<'_> {
 impl std::fmt::Debug for Stream {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Stream({})", self.tcp().as_raw_fd())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use monoio::{LegacyDriver, RuntimeBuilder};
+    use std::os::unix::net::UnixStream;
+    use std::task::Poll;
+
+    #[test]
+    fn operations_dropped_under_way_are_held_beyond_32_bits_of_them() {
+        let mut runtime = RuntimeBuilder::<LegacyDriver>::new().build().unwrap();
+        runtime.block_on(async {
+            let (ours, _theirs) = UnixStream::pair().unwrap();
+            ours.set_nonblocking(true).unwrap();
+            let stream = Stream::new(ours.into()).unwrap();
+            stream.in_flight.set(u64::from(u32::MAX));
+            {
+                let mut wait = std::pin::pin!(stream.readable_unlimited());
+                let is_pending =
+                    std::future::poll_fn(|cx| Poll::Ready(wait.as_mut().poll(cx).is_pending()));
+                assert!(is_pending.await);
+            }
+            assert_eq!(stream.in_flight.get(), 1 << 32, "dropped under way: still held");
+        });
     }
 }

@@ -38,6 +38,10 @@ pub enum Wait {
 
 /// Milliseconds of the monotonic clock, at the kernel's tick (a coarse read costs a few
 /// nanoseconds, and no timeout needs more).
+#[expect(
+    clippy::arithmetic_side_effects,
+    reason = "time since the machine started, which is no 500 million years"
+)]
 pub fn now_ms() -> u64 {
     let now = clock_gettime(ClockId::MonotonicCoarse);
     now.tv_sec as u64 * 1000 + now.tv_nsec as u64 / 1_000_000
@@ -175,6 +179,10 @@ impl<F> Drop for Within<'_, F> {
 
 impl Timers {
     fn arm(&mut self, key: usize, limit: u64, wait: Wait, waker: &Waker) {
+        #[expect(
+            clippy::indexing_slicing,
+            reason = "a timer has an entry as long as it lives, and a place no longer"
+        )]
         let entry = &mut self.entries[key];
         // The tick already under way does not count.
         entry.deadline = now_ms().saturating_add(limit).saturating_add(1).min(NEVER - 1);
@@ -197,6 +205,10 @@ impl Timers {
     }
 
     fn disarm(&mut self, key: usize) {
+        #[expect(
+            clippy::indexing_slicing,
+            reason = "a timer has an entry as long as it lives, and a place no longer"
+        )]
         let entry = &mut self.entries[key];
         // The waker stays: it belongs to the task that owns this timer and will wait again.
         entry.deadline = NEVER;
@@ -204,6 +216,10 @@ impl Timers {
     }
 
     fn check<T>(&mut self, key: usize, waker: &Waker) -> Poll<Result<T, Expired>> {
+        #[expect(
+            clippy::indexing_slicing,
+            reason = "a timer has an entry as long as it lives, and a place no longer"
+        )]
         let entry = &mut self.entries[key];
         if let Some(expired) = entry.fired.take() {
             return Poll::Ready(Err(expired));
@@ -219,6 +235,10 @@ impl Timers {
                 return place;
             }
             self.places.pop_first();
+            #[expect(
+                clippy::indexing_slicing,
+                reason = "a timer has an entry as long as it lives, and a place no longer"
+            )]
             let entry = &mut self.entries[key];
             if entry.deadline <= now {
                 entry.place = NEVER;
@@ -301,6 +321,7 @@ pub fn reuse(most: usize) -> usize {
             waits.select_nth_unstable(count);
         }
         for (_, key) in waits.drain(..count) {
+            #[expect(clippy::indexing_slicing, reason = "of an entry just found there")]
             timers.entries[key].fire(Expired::Interrupted);
         }
         count

@@ -88,16 +88,15 @@ pub fn signal(path: &Path, signal: Signal) -> Result<(), SignalError> {
 /// The process number in a pid file's content, or the text that is none. Zero is none either: to
 /// `kill` it stands for the caller's own group.
 fn pid_of(content: &[u8]) -> Result<Pid, String> {
-    let end =
-        content.iter().rposition(|byte| !matches!(byte, b'\r' | b'\n')).map_or(0, |at| at + 1);
-    let number = String::from_utf8_lossy(content.get(..end).unwrap_or_default());
+    let number = String::from_utf8_lossy(content);
+    let number = number.trim_end_matches(['\r', '\n']);
     if number.bytes().all(|byte| byte.is_ascii_digit())
         && let Ok(raw) = number.parse()
         && let Some(pid) = Pid::from_raw(raw)
     {
         return Ok(pid);
     }
-    Err(number.into_owned())
+    Err(number.to_owned())
 }
 
 /// Any content of a pid file is a number that a process can have, or is refused.

@@ -107,7 +107,7 @@ impl Shards {
         for (handle, listening) in self.handles.iter_mut().zip(copies?) {
             if handle.stage != Stage::Ended {
                 handle.outbox.send(Command::Reload { config: Arc::clone(config), listening });
-                handle.reloads += 1;
+                handle.reloads = handle.reloads.saturating_add(1);
             }
         }
         Ok(())

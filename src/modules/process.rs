@@ -294,12 +294,13 @@ fn worker_processes(args: Args<'_>) -> Outcome<usize> {
 }
 
 fn worker_priority(args: Args<'_>) -> Outcome<i32> {
-    let (sign, digits) = match args.at(0).strip_prefix('-') {
-        Some(digits) => (-1, digits),
-        None => (1, args.at(0).strip_prefix('+').unwrap_or(args.at(0))),
+    let (is_negative, digits) = match args.at(0).strip_prefix('-') {
+        Some(digits) => (true, digits),
+        None => (false, args.at(0).strip_prefix('+').unwrap_or(args.at(0))),
     };
     let value = number(digits).and_then(|value| i32::try_from(value).ok());
-    value.map(|value| sign * value).ok_or_else(|| args.invalid_number())
+    let value = value.ok_or_else(|| args.invalid_number())?;
+    Ok(if is_negative { 0_i32.saturating_sub(value) } else { value })
 }
 
 fn cpu_affinity(args: Args<'_>) -> Outcome<CpuAffinity> {

@@ -642,7 +642,7 @@ fn addresses_and_their_servers() {
     assert_eq!(names.find(b"b.a.org").map(|id| id.0), Some(0));
     assert_eq!(names.find(b"other"), None);
     let mut captures = Captures::default();
-    assert!(names.regex[0].0.matches(b"xyz", &mut captures));
+    assert_eq!(names.regex[0].0.matches(b"xyz", &mut captures), Ok(true));
     assert_eq!(captures.group(1), Some(b"y".as_slice()));
     assert_eq!(*http.variable_names, ["y".into()]);
     let first: Vec<_> = http.servers.iter().map(|s| &*s.name).collect();

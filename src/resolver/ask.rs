@@ -53,7 +53,7 @@ impl Asking {
     /// Asks until a server answers: for how long is the caller's to say. A server that cannot be
     /// reached, or sends what nobody asked for, costs no time, unless all are like that.
     pub async fn ask(&self, name: &Name, kind: Kind) -> Result<Records, Failure> {
-        let mut failed_in_a_row = 0;
+        let mut failed_in_a_row = 0_usize;
         loop {
             let server = self.next_server();
             let began_ms = timer::now_ms();
@@ -76,7 +76,7 @@ impl Asking {
                     (self.log)(Level::Error, text);
                 }
             }
-            failed_in_a_row += 1;
+            failed_in_a_row = failed_in_a_row.saturating_add(1);
             if failed_in_a_row >= self.servers.len() {
                 failed_in_a_row = 0;
                 let spent = Duration::from_millis(timer::now_ms().saturating_sub(began_ms));
@@ -85,6 +85,11 @@ impl Asking {
         }
     }
 
+    #[expect(
+        clippy::arithmetic_side_effects,
+        clippy::indexing_slicing,
+        reason = "there is at least one server: Servers says so"
+    )]
     fn next_server(&self) -> SocketAddr {
         let at = self.next.get() % self.servers.len();
         self.next.set(at + 1);
@@ -125,6 +130,10 @@ async fn over_udp(
     let mut passed_over = PassedOver::default();
     loop {
         let length = socket.recv(&mut buffer).await.map_err(failed("recv()"))?;
+        #[expect(
+            clippy::indexing_slicing,
+            reason = "recv() writes to buffer alone, and tells how much"
+        )]
         match read(&buffer[..length]) {
             Reply::Foreign => passed_over.one_more().await?,
             reply => return Ok(reply),
@@ -168,7 +177,7 @@ struct PassedOver(u32);
 
 impl PassedOver {
     async fn one_more(&mut self) -> Result<(), NoAnswer> {
-        self.0 += 1;
+        self.0 = self.0.saturating_add(1);
         if self.0 >= FOREIGN_MAX {
             return Err(NoAnswer::Flooded);
         }
@@ -184,6 +193,10 @@ async fn fill(stream: &Stream, mut buffer: &mut [u8]) -> io::Result<()> {
     while !buffer.is_empty() {
         match stream.try_recv(buffer) {
             Ok(0) => return Err(io::Error::from_raw_os_error(libc::ECONNRESET)),
+            #[expect(
+                clippy::indexing_slicing,
+                reason = "recv() writes to buffer alone, and tells how much"
+            )]
             Ok(n) => buffer = &mut buffer[n..],
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
                 // Readiness is what can be dropped when the time is up.

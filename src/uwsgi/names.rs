@@ -83,6 +83,11 @@ pub enum Occurrence {
 
 impl Repeated {
     /// Looks through `count` names.
+    #[expect(
+        clippy::arithmetic_side_effects,
+        clippy::indexing_slicing,
+        reason = "a mark is one of 64 bits in one of four words; n < group.len()"
+    )]
     pub fn among<'n>(count: usize, name: impl Fn(usize) -> &'n [u8]) -> Self {
         // Two names of one variable have the same mark; two others seldom do.
         let (mut seen, mut twice, mut any_twice) = ([0_u64; 4], [0_u64; 4], 0);

@@ -25,6 +25,7 @@ pub struct BlockSize {
 impl BlockSize {
     /// Walks through a block. What is no variable (`uwsgi_string` may append anything) counts as
     /// bytes alone.
+    #[expect(clippy::arithmetic_side_effects, reason = "counts pairs in memory")]
     pub fn of(block: &[u8]) -> Self {
         let (mut variables, mut largest) = (0, None::<Pair<'_>>);
         let mut rest = block;

@@ -2,11 +2,12 @@
 make of them. They share nothing with it, nor with harness.wire, which believes what it reads.
 
 `requests` reads what a client sent, in nginx's terms (a line may end with LF, lines with odd names count
-as absent), because those decide where the next request begins. `one_request` and `responses` read what
-the proxy sends, and that must be RFC 9112's grammar without any of its allowances.
+as absent), because those decide where the next request begins. `one_request`, `one_packet` and `responses`
+read what the proxy sends, and that must be the grammar of RFC 9112, or of uwsgi, without any of its allowances.
 """
 
 import re
+import struct
 from dataclasses import dataclass, field
 
 TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
@@ -15,8 +16,8 @@ TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 NAME = re.compile(rb"[^\x00-\x20:\x7f]+")
 VALUE = re.compile(rb"[^\0\r\n]*")
 # What the upstream says behind its status is passed on as it is, by nginx's lights: any byte, or not even the
-# space of RFC 9112 section 4.
-STATUS_LINE = re.compile(rb"HTTP/1\.1 ([1-9][0-9]{2})(?: [^\r\n]*)?")
+# space of RFC 9112 section 4: a dot may be there, too.
+STATUS_LINE = re.compile(rb"HTTP/1\.1 ([1-9][0-9]{2})(?:[ .][^\r\n]*)?")
 REQUEST_LINE = re.compile(rb"([A-Z_-]+) ([\x21-\x7e\x80-\xff]+) HTTP/1\.([01])")
 
 
@@ -41,6 +42,8 @@ class Message:
     """Otherwise the body is cut, or its framing is broken; `body` is what came before."""
     is_old: bool = False
     """A request without a version, whose response has no head."""
+    path: bytes = b""
+    """PATH_INFO of a uwsgi packet: it tells the location when the target is no longer the client's."""
 
     def all(self, name: bytes) -> list[bytes]:
         return [value for key, value in self.fields if key.lower() == name]
@@ -208,13 +211,95 @@ def one_request(stream: bytes, at: int) -> tuple[Message, int]:
     return message, at if end is None else end
 
 
-def responses(stream: bytes, asked: list[Message], headless: list[bytes]) -> list[Message]:
+# The variables of a packet that the configuration sets, in its order; all others are out of the head.
+PARAMS = [b"QUERY_STRING", b"REQUEST_METHOD", b"CONTENT_TYPE", b"CONTENT_LENGTH", b"REQUEST_URI", b"PATH_INFO"]
+PARAMS += [b"SERVER_PROTOCOL", b"REMOTE_ADDR"]
+
+
+def one_packet(stream: bytes, at: int) -> tuple[Message, int]:
+    """What a uwsgi server got, as `one_request`. `fields` are the variables."""
+    if len(stream) < at + 4:
+        raise Cut("in the header of a packet")
+    modifier1, size, modifier2 = struct.unpack_from("<BHB", stream, at)
+    if modifier1 or modifier2:
+        raise Broken(f"no header of a packet: {stream[at : at + 60]!r}")
+    at += 4
+    block = stream[at : at + size]
+    if len(block) < size:
+        raise Cut("in the block of a packet")
+    at += size
+    variables = pairs(block)
+    values = dict(variables)
+    if len(values) < len(variables):
+        raise Broken(f"a variable twice: {variables}")
+    message = Message(values.get(b"REQUEST_URI", b""), values.get(b"REQUEST_METHOD", b""), variables)
+    message.path = values.get(b"PATH_INFO", b"")
+    coding, length = values.get(b"HTTP_TRANSFER_ENCODING"), values.get(b"CONTENT_LENGTH")
+    wanted = [key for key in PARAMS if coding is None or key != b"CONTENT_LENGTH"]
+    if [key for key, _ in variables[: len(wanted)]] != wanted:
+        raise Broken(f"not the variables that are configured: {variables}")
+    for key, value in variables[len(wanted) :]:
+        if not re.fullmatch(rb"HTTP_[A-Z0-9_]+", key) or re.search(rb"[\0\r\n]", value):
+            raise Broken(f"no variable out of a head: {key!r} {value!r}")
+    if not REQUEST_LINE.fullmatch(b"%s %s HTTP/1.1" % (message.method, message.start)) or not message.path.startswith(b"/"):
+        raise Broken(f"no request: {variables}")
+    try:
+        if coding is not None:
+            if coding != b"chunked" or length is not None:
+                raise Broken(f"a coding: {variables}")
+            message.framing = "chunked"
+            return message, read_chunks(message, stream, at)
+        if length:
+            if not re.fullmatch(rb"[0-9]+", length):
+                raise Broken(f"a length: {length!r}")
+            message.framing = "length"
+            return message, read_length(message, stream, at, int(length))
+    except Cut:
+        message.is_whole = False
+        return message, len(stream)
+    return message, at
+
+
+def pairs(block: bytes) -> list[tuple[bytes, bytes]]:
+    strings, at = [], 0
+    while at < len(block):
+        if len(block) < at + 2:
+            raise Broken(f"half a length ends the block: {block!r}")
+        (size,) = struct.unpack_from("<H", block, at)
+        text = block[at + 2 : at + 2 + size]
+        if len(text) < size:
+            raise Broken(f"a string of {size} bytes at {at} passes the end of the block: {block!r}")
+        strings.append(text)
+        at += 2 + size
+    if len(strings) % 2:
+        raise Broken(f"a name without a value: {strings}")
+    found = list(zip(strings[::2], strings[1::2], strict=True))
+    if any(not key for key, _ in found):
+        raise Broken(f"an empty name: {found}")
+    return found
+
+
+# What an upstream said.
+
+EARLY_HINTS = re.compile(rb"HTTP/[1-9][0-9]*\.[0-9]+ +103[ .\r\n]")
+
+
+def behind_hints(answer: bytes) -> bytes:
+    """An upstream's answer without the 103s before it. An interim response ends with its head, whatever
+    length or coding it may have (RFC 9110 section 15.2, RFC 9112 section 6.3): what follows is the next."""
+    while EARLY_HINTS.match(answer) and (end := re.search(rb"\n\r*\n", answer)):
+        answer = answer[end.end() :]
+    return answer
+
+
+def responses(stream: bytes, asked: list[Message], headless: list[bytes], tunnels: bool = False) -> list[Message]:
     """What a client got for these requests, the interim ones left out. There may be one more, for what was
     no request. A last head that is cut is left out.
 
     Two things are nginx's way with servers that are none. What has no status line, one of `headless`, is
     passed on as it is, and the close is its end. And a 1xx that should have been followed by a response is
-    passed on as one; then, too, the connection must end."""
+    passed on as one; then, too, the connection must end. With `tunnels` a request for an upgrade may be
+    granted, and no more than the head can be read then."""
     found: list[Message] = []
     at = 0
     while at < len(stream):
@@ -239,6 +324,9 @@ def responses(stream: bytes, asked: list[Message], headless: list[bytes]) -> lis
         if not match:
             raise Broken(f"no status line: {message.start!r}")
         status = int(match[1])
+        if status == 101 and tunnels and of and of.all(b"upgrade"):
+            found.append(Message(message.start, body=stream[behind:], framing="close"))
+            return found
         if status < 200:
             if status != 101 and message.all(b"connection") == [b"close"]:
                 found.append(Message(message.start, body=stream[behind:], framing="close"))

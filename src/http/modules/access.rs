@@ -168,13 +168,13 @@ impl Source {
         if let Some(address) = parse_v4(address) {
             let address = address.to_bits();
             let bits = u32::try_from(bits.unwrap_or(32)).ok().filter(|bits| *bits <= 32)?;
-            let mask = u32::MAX.checked_shl(32 - bits).unwrap_or(0);
+            let mask = u32::MAX.checked_shl(32_u32.saturating_sub(bits)).unwrap_or(0);
             let source = Source::V4(address & mask, mask);
             return Some(Parsed { source, meaningless_bits: address & !mask != 0 });
         }
         let address = address.parse::<Ipv6Addr>().ok()?.to_bits();
         let bits = u32::try_from(bits.unwrap_or(128)).ok().filter(|bits| *bits <= 128)?;
-        let mask = u128::MAX.checked_shl(128 - bits).unwrap_or(0);
+        let mask = u128::MAX.checked_shl(128_u32.saturating_sub(bits)).unwrap_or(0);
         let source = Source::V6(address & mask, mask);
         Some(Parsed { source, meaningless_bits: address & !mask != 0 })
     }

@@ -163,8 +163,9 @@ fn access_log(b: &mut Build, args: Args<'_>) -> Outcome {
 /// The first word: `syslog:…`, or a path with or without variables.
 fn destination(b: &mut Build, path: &str) -> Outcome<To> {
     if let Some(parameters) = path.strip_prefix("syslog:") {
+        let at = b.http.log_servers.len();
         b.http.log_servers.push(Arc::new(Server::parse(parameters).map_err(Fault::new)?));
-        return Ok(To::Syslog(b.http.log_servers.len() - 1));
+        return Ok(To::Syslog(at));
     }
     let template = b.http.names.template(path)?;
     let whole = b.path(path);
@@ -298,10 +299,10 @@ fn log_format(b: &mut Build, args: Args<'_>) -> Outcome {
 
 /// From the first `$` on that no name follows.
 fn lone_dollar(text: &str) -> &str {
-    let is_lone = |(at, _): &(usize, &str)| {
-        let name = &text[at + 1..];
+    let is_lone = |rest: &&str| {
+        let name = rest.strip_prefix('$').unwrap_or(rest);
         let name = name.strip_prefix('{').unwrap_or(name);
         !name.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '_')
     };
-    text.match_indices('$').find(is_lone).map_or(text, |(at, _)| &text[at..])
+    text.match_indices('$').filter_map(|(at, _)| text.get(at..)).find(is_lone).unwrap_or(text)
 }

@@ -412,13 +412,14 @@ fn root(b: &mut Build, args: Args<'_>, is_alias: bool) -> Outcome {
 }
 
 fn index(b: &mut Build, args: Args<'_>) -> Outcome {
-    for (at, name) in args.all().iter().enumerate() {
+    let (mut names, place) = (args.all().iter(), args.place());
+    while let Some(name) = names.next() {
         if name.is_empty() {
             return fault!("index \"\" in \"index\" directive is invalid");
         }
-        if name.starts_with('/') && at + 1 < args.len() {
+        if name.starts_with('/') && names.len() > 0 {
             let text = "only the last index in \"index\" directive should be absolute";
-            b.warn(Some(args.place()), text);
+            b.warn(Some(place), text);
         }
         let template = b.http.names.template(name)?;
         b.level().core.index.push(template);

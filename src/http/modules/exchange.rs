@@ -503,7 +503,7 @@ impl Settings {
         if busy < largest {
             return fault!("\"{family}_busy_buffers_size\" {at_least}");
         }
-        if busy > (buffers.number - 1).saturating_mul(buffers.size) {
+        if busy > buffers.number.saturating_sub(1).saturating_mul(buffers.size) {
             return fault!(
                 "\"{family}_busy_buffers_size\" must be less than the size of all \
                  \"{family}_buffers\" minus one buffer"

@@ -64,6 +64,7 @@ impl Geo {
             Some(variable) => {
                 let start = out.len();
                 value::append(variable, c, r, out);
+                #[expect(clippy::indexing_slicing, reason = "expanding only appends to out")]
                 let text = std::str::from_utf8(&out[start..]).ok();
                 let address = text.and_then(|text| text.parse().ok());
                 out.truncate(start);
@@ -132,7 +133,7 @@ fn open(b: &mut Build, args: Args<'_>) -> Outcome {
         },
         _ => None,
     };
-    let slot = b.http.names.make_computed(args.at(args.len() - 1))?;
+    let slot = b.http.names.make_computed(args.at(args.len().saturating_sub(1)))?;
     b.http.geo = Some(Draft {
         slot,
         source,
@@ -332,6 +333,7 @@ fn range(text: &str) -> Option<(u32, u32)> {
 
 /// Networks in order, an outer one before those in it, each with its first address, how many more
 /// there are, and a text: the innermost network decides.
+#[expect(clippy::arithmetic_side_effects, reason = "the last address of a network is one")]
 fn networks_to_pieces(networks: impl Iterator<Item = (u128, u128, u32)>) -> Vec<(u128, u32)> {
     let mut pieces = vec![(0, Texts::EMPTY)];
     // The networks around the current address: last address and text.
@@ -387,6 +389,11 @@ fn parts(first: u32, last: u32) -> impl Iterator<Item = (u16, u16, u16)> {
 
 impl Ranges {
     /// Adds a range, which may be inside another one. `old` gets the texts that it replaces.
+    #[expect(
+        clippy::arithmetic_side_effects,
+        clippy::indexing_slicing,
+        reason = "0 < at <= ranges.len() where it is used; from < start, and end < to"
+    )]
     fn add(&mut self, first: u32, last: u32, text: u32, old: &mut Vec<u32>) -> Result<(), Overlap> {
         for (high, start, end) in parts(first, last) {
             let ranges = self.by_high.entry(high).or_default();
@@ -432,6 +439,7 @@ impl Ranges {
         was_there
     }
 
+    #[expect(clippy::arithmetic_side_effects, reason = "of 33 bits, in 128")]
     fn pieces(&self, default: u32) -> Vec<(u128, u32)> {
         let mut pieces = vec![(0, default)];
         for (high, ranges) in &self.by_high {

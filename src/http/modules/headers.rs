@@ -181,7 +181,8 @@ pub fn put(c: &Connection, r: &mut Request, settings: &Settings) {
         let (head, list_at) = (&mut r.response.head, r.response.list_at);
         if is_validator(b"last-modified") || is_validator(b"etag") {
             // Not a second one, but this one in its place.
-            r.response.list_at -= lines::remove_before(head, list_at, name);
+            let removed = lines::remove_before(head, list_at, name);
+            r.response.list_at = list_at.saturating_sub(removed);
             lines::set(head, r.response.list_at, name, &value);
         } else if !value.is_empty() {
             encode::header(name, &value, head);
@@ -234,6 +235,10 @@ pub fn end_of_chunked(c: &Connection, r: &mut Request) -> Cow<'static, [u8]> {
             encode::header(line.name.as_bytes(), &value, &mut r.response.trailers);
         }
     }
+    #[expect(
+        clippy::arithmetic_side_effects,
+        reason = "a length in memory, isize::MAX at most, and five"
+    )]
     let mut end = Vec::with_capacity(r.response.trailers.len() + chunked::LAST_CHUNK.len());
     end.extend_from_slice(b"0\r\n");
     end.extend_from_slice(&r.response.trailers);

@@ -11,14 +11,17 @@ use crate::http::computed::{Chooser, Computed, Texts};
 use crate::http::connection::Connection;
 use crate::http::request::Request;
 use crate::http::value;
-use crate::http::variable::{Regex, Template, VariableSlot};
+use crate::http::variable::{GaveUp, Regex, Template, VariableSlot};
 use crate::modules::Build;
 
 pub const DIRECTIVES: &[Directive<Build>] = &[
     Directive::new("map", Contexts::HTTP, Count::Exactly(2))
         .syntax("string $variable { ... }")
         .doc("A variable with the value that stands beside the key the string matches.")
-        .differs("the variable cannot be named like a built-in one or a family (`$http_…`).")
+        .differs(
+            "the variable cannot be named like a built-in one or a family (`$http_…`); a request for \
+             which the match of a regex takes too many steps is answered 500.",
+        )
         .table(open, entry, |b, _| {
             let Some((slot, map, texts)) = b.http.map.take().map(Draft::finish) else {
                 return Ok(());
@@ -142,6 +145,11 @@ impl Draft {
 
 impl Map {
     /// Looks the request's source up, behind what is in `out`.
+    #[expect(
+        clippy::arithmetic_side_effects,
+        clippy::indexing_slicing,
+        reason = "expanding only appends to out: start <= end <= out.len()"
+    )]
     pub fn choose(&self, c: &Connection, r: &Request, out: &mut Vec<u8>) -> u32 {
         let start = out.len();
         value::expand(&self.source, c, r, out);
@@ -158,23 +166,33 @@ impl Map {
             out.extend_from_within(start..end);
             let (source, lower) = out[start..].split_at_mut(end - start);
             lower.make_ascii_lowercase();
-            self.keys.find(lower).or_else(|| self.find_regex(source, r))
+            self.keys.find(lower).or_else(|| self.find_regex(source, c, r))
         };
         out.truncate(start);
         number.unwrap_or(self.default)
     }
 
-    /// The first regex that matches; its groups are set.
-    fn find_regex(&self, source: &[u8], r: &Request) -> Option<u32> {
+    /// The first regex that matches; its groups are set. One that is given up ends the search: the
+    /// request is not answered by what is found in its place.
+    fn find_regex(&self, source: &[u8], c: &Connection, r: &Request) -> Option<u32> {
         if source.is_empty() {
             return None;
         }
-        let (regex, number) = self
-            .regexes
-            .iter()
-            .find(|(regex, _)| regex.matches(source, &mut r.captures.borrow_mut()))?;
-        r.set_named_captures(regex);
-        Some(*number)
+        for (regex, number) in &self.regexes {
+            let matched = regex.matches(source, &mut r.captures.borrow_mut());
+            match matched {
+                Ok(false) => {}
+                Ok(true) => {
+                    r.set_named_captures(regex);
+                    return Some(*number);
+                }
+                Err(GaveUp) => {
+                    r.give_up(c, regex);
+                    return None;
+                }
+            }
+        }
+        None
     }
 }
 
@@ -204,11 +222,11 @@ impl Keys {
             };
         }
         if key.len() > 2 {
-            if key.starts_with("*.") {
-                return add(&mut self.suffixes, &key[1..], number);
+            if let Some(suffix) = key.strip_prefix('*').filter(|key| key.starts_with('.')) {
+                return add(&mut self.suffixes, suffix, number);
             }
-            if key.ends_with(".*") {
-                return add(&mut self.prefixes, &key[..key.len() - 1], number);
+            if let Some(prefix) = key.strip_suffix('*').filter(|key| key.ends_with('.')) {
+                return add(&mut self.prefixes, prefix, number);
             }
         }
         if stars > 0 {
@@ -224,16 +242,18 @@ impl Keys {
         }
         if !self.suffixes.is_empty() {
             // `.a.b` of `x.a.b`, then `.b`: the longest one first.
-            let mut dots = memchr::memchr_iter(b'.', source).filter(|at| *at > 0);
-            if let Some(number) = dots.find_map(|at| self.suffixes.get(&source[at..])) {
+            let dots = memchr::memchr_iter(b'.', source).filter(|at| *at > 0);
+            let mut suffixes = dots.filter_map(|at| source.get(at..));
+            if let Some(number) = suffixes.find_map(|suffix| self.suffixes.get(suffix)) {
                 return Some(*number);
             }
         }
         if !self.prefixes.is_empty() {
             // `a.b.` of `a.b.x`, then `a.`
-            let mut dots =
-                memchr::memrchr_iter(b'.', source).filter(|at| *at > 0 && at + 1 < source.len());
-            return dots.find_map(|at| self.prefixes.get(&source[..=at])).copied();
+            let dots = memchr::memrchr_iter(b'.', source).filter(|at| *at > 0);
+            let prefixes = dots.filter_map(|at| source.get(..=at));
+            let mut prefixes = prefixes.filter(|prefix| prefix.len() < source.len());
+            return prefixes.find_map(|prefix| self.prefixes.get(prefix)).copied();
         }
         None
     }

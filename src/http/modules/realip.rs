@@ -189,10 +189,19 @@ pub fn forwarded<'a>(
 /// The last element of a list that is divided by commas and spaces, and what is before it.
 fn split_last(list: &[u8]) -> (&[u8], Option<&[u8]>) {
     let is_separator = |byte: &u8| matches!(byte, b' ' | b',');
-    let end = list.iter().rposition(|byte| !is_separator(byte)).map_or(0, |at| at + 1);
-    let list = &list[..end];
+    let mut list = list;
+    while let [rest @ .., end] = list
+        && is_separator(end)
+    {
+        list = rest;
+    }
     match list.iter().rposition(is_separator) {
         // A separator at the very start is taken for a part of the element.
+        #[expect(
+            clippy::arithmetic_side_effects,
+            clippy::indexing_slicing,
+            reason = "at < list.len()"
+        )]
         Some(at @ 1..) => (&list[at + 1..], Some(&list[..at])),
         _ => (list, None),
     }

@@ -233,7 +233,8 @@ fn condition(b: &mut Build, args: Args<'_>) -> Outcome<Condition> {
     let negated = |word: &str| word.starts_with('!');
     match words.as_slice() {
         [variable, rest @ ..] if variable.len() > 1 && variable.starts_with('$') => {
-            let value = Part::Variable(b.http.names.variable(&variable[1..])?);
+            let name = variable.strip_prefix('$').unwrap_or(variable);
+            let value = Part::Variable(b.http.names.variable(name)?);
             let value = Template { parts: vec![value] };
             match rest {
                 [] => Ok(Condition::True(value)),
@@ -269,15 +270,15 @@ fn condition(b: &mut Build, args: Args<'_>) -> Outcome<Condition> {
 /// Takes off the parentheses, which may be glued to the first and the last word.
 fn condition_words(args: Args<'_>) -> Outcome<Vec<&str>> {
     let mut words: Vec<&str> = args.all().iter().map(String::as_str).collect();
-    let Some(first) = words.first_mut().filter(|first| first.starts_with('(')) else {
+    let Some(bare) = words.first().and_then(|first| first.strip_prefix('(')) else {
         return fault!("invalid condition \"{}\"", args.at(0));
     };
-    *first = &first[1..];
-    let Some(last) = words.last_mut().filter(|last| last.ends_with(')')) else {
-        let shown = words.last().copied().unwrap_or_default();
+    words.splice(..1, [bare]);
+    let shown = words.pop().unwrap_or_default();
+    let Some(bare) = shown.strip_suffix(')') else {
         return fault!("invalid condition \"{shown}\"");
     };
-    *last = &last[..last.len() - 1];
+    words.push(bare);
     // A parenthesis that stood alone leaves an empty word; a quoted empty string elsewhere stays.
     if words.last().is_some_and(|last| last.is_empty())
         && args.all().last().is_some_and(|w| w == ")")

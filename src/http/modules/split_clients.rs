@@ -91,9 +91,13 @@ fn hundredths(text: &str) -> Option<u32> {
     }
     let number = |text: &str| if text.is_empty() { Some(0) } else { text.parse::<u32>().ok() };
     let scale = if fraction.len() == 1 { 10 } else { 1 };
-    number(whole)?.checked_mul(100)?.checked_add(number(fraction)? * scale)
+    number(whole)?.checked_mul(100)?.checked_add(number(fraction)?.checked_mul(scale)?)
 }
 
+#[expect(
+    clippy::arithmetic_side_effects,
+    reason = "sum <= ALL before each share is added, and last <= 0xffff_ffff with it"
+)]
 fn thresholds(shares: &[Share]) -> Outcome<Vec<Part>> {
     let (mut sum, mut last) = (0_u64, 0_u64);
     let mut parts = Vec::with_capacity(shares.len());
@@ -121,6 +125,7 @@ impl SplitClients {
     pub fn choose(&self, c: &Connection, r: &Request, out: &mut Vec<u8>) -> u32 {
         let start = out.len();
         value::expand(&self.source, c, r, out);
+        #[expect(clippy::indexing_slicing, reason = "expanding only appends to out")]
         let hash = murmur_hash2(&out[start..]);
         out.truncate(start);
         find(&self.parts, hash)
@@ -143,8 +148,8 @@ pub fn murmur_hash2(data: &[u8]) -> u32 {
         hash = hash.wrapping_mul(M) ^ word.wrapping_mul(M);
     }
     if !rest.is_empty() {
-        for (at, byte) in rest.iter().enumerate() {
-            hash ^= u32::from(*byte) << (8 * at);
+        for (shift, byte) in [0, 8, 16].into_iter().zip(rest) {
+            hash ^= u32::from(*byte) << shift;
         }
         hash = hash.wrapping_mul(M);
     }

@@ -9,11 +9,13 @@ mod symlinks;
 use std::fs::File;
 use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::io::{self, IoSlice};
+use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use rustix::fs::FileType;
 use rustix::io::Errno;
+use smallvec::SmallVec;
 
 use self::conditional::Conditions;
 use self::content::{Content, ReadError};
@@ -28,6 +30,7 @@ use crate::http::connection::Connection;
 use crate::http::phase::Outcome;
 use crate::http::request::Request;
 use crate::http::response::{self, Head, Length};
+use crate::http::variable::Part;
 use crate::http::{special_response, value};
 use crate::http1::encode;
 use crate::http1::header::Known;
@@ -48,6 +51,12 @@ pub async fn serve(c: &Connection, r: &mut Request) -> Result<Outcome, Close> {
     }
     let mut path = Vec::new();
     value::request_filename(c, r, &mut path);
+    if leaves_root(c, r, &path) {
+        return Ok(Outcome::Status(404));
+    }
+    if r.has_given_up() {
+        return Ok(Outcome::Status(500));
+    }
     if r.uri.ends_with(b"/") {
         return Ok(index(c, r, &path));
     }
@@ -71,6 +80,52 @@ pub async fn serve(c: &Connection, r: &mut Request) -> Result<Outcome, Close> {
         return Ok(Outcome::Status(status));
     }
     send(c, r, &file, &path).await
+}
+
+/// Whether a path that begins with the root of the request's location goes up from where the
+/// configuration leads: `alias /pub/` of `/i` does with `/i../secret`, and a root does when a rewrite
+/// puts an argument into the URI. The log is told.
+fn leaves_root(c: &Connection, r: &Request, path: &[u8]) -> bool {
+    if memchr::memmem::find(path, b"..").is_none() || parents(path).next().is_none() {
+        return false;
+    }
+    // What of the path is written in the configuration.
+    let mut written: SmallVec<[Range<usize>; 4]> = SmallVec::new();
+    let mut root = Vec::new();
+    for part in &c.settings(r).core.root.path.parts {
+        let start = root.len();
+        match part {
+            Part::Literal(text) => {
+                root.extend_from_slice(text);
+                written.push(start..root.len());
+            }
+            Part::Variable(variable) => {
+                value::append(variable, c, r, &mut root);
+            }
+        }
+    }
+    let leaves = goes_up(path, &written);
+    if leaves {
+        let text = format_args!("unsafe path \"{}\" was detected", escape(path));
+        c.log(r, Level::Error, text);
+    }
+    leaves
+}
+
+/// Whether one of the `..` in a path is not, both dots, in one of these parts of it.
+fn goes_up(path: &[u8], written: &[Range<usize>]) -> bool {
+    parents(path).any(|up| !written.iter().any(|part| part.start <= up.start && up.end <= part.end))
+}
+
+/// Where in a path a segment is `..`.
+fn parents(path: &[u8]) -> impl Iterator<Item = Range<usize>> {
+    let mut next = 0_usize;
+    path.split(|byte| *byte == b'/').filter_map(move |segment| {
+        let start = next;
+        let end = start.saturating_add(segment.len());
+        next = end.saturating_add(1);
+        (segment == b"..").then_some(start..end)
+    })
 }
 
 /// The status where an alias would stand for a name that the URI no longer begins with.
@@ -97,6 +152,9 @@ fn index(c: &Connection, r: &Request, directory: &[u8]) -> Outcome {
             return Outcome::Internal { uri: name, args: r.args.clone() };
         }
         let path = [directory, &name].concat();
+        if leaves_root(c, r, &path) {
+            return Outcome::Status(404);
+        }
         let Err(error) = symlinks(c, r, &path).stat(&path) else {
             return Outcome::Internal {
                 uri: [r.uri.as_slice(), &name].concat(),
@@ -194,6 +252,9 @@ fn symlinks(c: &Connection, r: &Request, path: &[u8]) -> Symlinks {
 
 /// Whether there is a directory, or else anything that is none, at `path`: what `try_files` asks.
 pub fn is_there(c: &Connection, r: &Request, path: &[u8], wants_directory: bool) -> bool {
+    if leaves_root(c, r, path) {
+        return false;
+    }
     let found = symlinks(c, r, path).stat(path);
     found.is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode).is_dir() == wants_directory)
 }
@@ -229,6 +290,10 @@ fn refuse(c: &Connection, r: &Request, path: &[u8], failed: &OpenError) -> u16 {
 
 /// Where a directory's URI without its last slash leads: `ESCAPED-URI/?ARGS`.
 fn directory_location(uri: &[u8], args: &[u8]) -> Vec<u8> {
+    #[expect(
+        clippy::arithmetic_side_effects,
+        reason = "lengths in memory: isize::MAX at most, each"
+    )]
     let mut location = Vec::with_capacity(uri.len() + 2 + args.len());
     escape_uri(uri, &mut location);
     location.push(b'/');
@@ -266,7 +331,7 @@ async fn send(
     r.response.status_override = None;
     write_head(c, r, &plan, &current);
     let layout = match plan.layout {
-        Some(layout) if !r.is_head() && plan.status != 304 => layout,
+        Some(layout) if !r.response.is_bodiless && plan.status != 304 => layout,
         _ => {
             response::send_head(c, r, &mut []).await?;
             response::end_body(c, r).await?;
@@ -283,7 +348,16 @@ async fn send(
             Ok(piece) => {
                 // A fast client's socket never fills: others get their turn all the same.
                 yield_now().await;
-                response::send_body(c, r, &mut [IoSlice::new(piece)]).await?;
+                if r.response.chunked {
+                    response::send_body(c, r, &mut [IoSlice::new(piece)]).await?;
+                } else {
+                    let (wanted, sent) = (piece.len(), response::send_some(c, r, piece)?);
+                    if sent < wanted {
+                        // While it is waited for, a client takes no memory for what is in the file.
+                        content.put_back(wanted.saturating_sub(sent));
+                        response::ready(c, r).await?;
+                    }
+                }
             }
             Err(error) => {
                 let path = escape(path);
@@ -477,7 +551,7 @@ async fn send_not_satisfiable(
     let range = range::content_range_of_none(length);
     response::finish_with(c, r, Some((b"Content-Range", range.as_bytes())));
     let mut slices = page.pieces.map(IoSlice::new);
-    let body = if r.is_head() { &mut [] } else { slices.as_mut_slice() };
+    let body = if r.response.is_bodiless { &mut [] } else { slices.as_mut_slice() };
     response::send_head(c, r, body).await?;
     response::end_body(c, r).await?;
     Ok(Outcome::Done)
@@ -573,6 +647,42 @@ mod tests {
         let Ok(Opened::File(file)) = open_path(&path) else { panic!("not a file") };
         let file = OpenFile { modified: 0x6553_f100, ..file };
         assert_eq!(etag(&file), "\"6553f100-64\"");
+    }
+
+    #[test]
+    fn only_the_configuration_goes_up() {
+        // `[…]` is written in the configuration.
+        for (text, leaves) in [
+            ("[/root]/a/b", false),
+            ("[/root]/../a", true),
+            ("[/root]/a/..", true),
+            ("[/root/]../a", true),
+            ("[/root/].../a", false),
+            ("[/root].../a", false),
+            ("[/root]..a/..b/c../d", false),
+            ("[/root/.]./a", true),
+            ("[/root/]x[.]./a", false),
+            ("[/a/../root]/b", false),
+            ("[/a/../root/]../b", true),
+            ("[/a/..]/b", false),
+            ("[/a/..]", false),
+            ("[/root/]x[/../b]/c", false),
+            ("[/root/]x[/../b/]..", true),
+            ("/..", true),
+            ("../a", true),
+            ("[..]/a", false),
+            ("[]", false),
+        ] {
+            let (mut path, mut written, mut start) = (Vec::new(), Vec::new(), 0);
+            for byte in text.bytes() {
+                match byte {
+                    b'[' => start = path.len(),
+                    b']' => written.push(start..path.len()),
+                    byte => path.push(byte),
+                }
+            }
+            assert_eq!(goes_up(&path, &written), leaves, "{text}");
+        }
     }
 
     #[test]

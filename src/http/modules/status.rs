@@ -29,7 +29,7 @@ pub async fn serve(c: &Connection, r: &mut Request) -> Result<Outcome, Close> {
 
 /// `{"shards":[{"shard":0,"connections":1,…},…]}`
 fn json(shards: &[Counters]) -> String {
-    let mut out = String::with_capacity(16 + 400 * shards.len());
+    let mut out = String::with_capacity(shards.len().saturating_mul(400));
     out.push_str("{\"shards\":[");
     for (shard, counters) in shards.iter().enumerate() {
         if shard > 0 {

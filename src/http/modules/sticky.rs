@@ -306,11 +306,13 @@ impl Expires {
                 const LAST: u64 = 253_402_300_799;
                 let at = now.as_secs().saturating_add(time.as_secs()).min(LAST);
                 // `Sun, 22 Nov 2026 08:48:29 GMT`
+                #[expect(clippy::arithmetic_side_effects, reason = "the year is 9999 at most")]
                 let date = httpdate::fmt_http_date(UNIX_EPOCH + Duration::from_secs(at));
+                #[expect(clippy::string_slice, reason = "29 characters of ASCII")]
                 let (day, month, year, clock) =
                     (&date[..7], &date[8..11], &date[12..16], &date[16..]);
                 // Two digits of a year are the seventies to 2037.
-                let year = if year > "2037" { year } else { &year[2..] };
+                let year = if year > "2037" { year } else { year.get(2..).unwrap_or(year) };
                 let age = time.as_secs();
                 format!("; expires={day}-{month}-{year}{clock}; max-age={age}")
             }
@@ -337,6 +339,7 @@ fn key(session: &[u8]) -> Key {
 }
 
 /// 32 digits, lower case.
+#[expect(clippy::indexing_slicing, reason = "half a byte is less than sixteen")]
 pub fn hex_md5(text: &[u8]) -> String {
     let digit = |n: u8| char::from(b"0123456789abcdef"[usize::from(n & 15)]);
     key(text).iter().flat_map(|byte| [digit(byte >> 4), digit(*byte)]).collect()
@@ -384,7 +387,7 @@ impl Sessions {
 
 impl Known {
     fn keep(&mut self, key: Key, server: &Arc<str>, now_ms: u64) {
-        self.uses += 1;
+        self.uses = self.uses.saturating_add(1);
         let session = Session { server: Arc::clone(server), used_ms: now_ms, at: self.uses };
         if let Some(before) = self.by_key.insert(key, session) {
             self.by_use.remove(&before.at);

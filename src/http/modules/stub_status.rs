@@ -51,7 +51,7 @@ impl Connections {
             Connections::Reading => reading(),
             Connections::Writing => writing(),
             // Numbers of other shards may be of different moments.
-            Connections::Waiting => active().saturating_sub(reading() + writing()),
+            Connections::Waiting => active().saturating_sub(reading()).saturating_sub(writing()),
         }
     }
 }
@@ -60,7 +60,7 @@ fn page(shards: &[Counters]) -> String {
     let sum = |of: fn(&Counters) -> u64| shards.iter().map(of).sum::<u64>();
     let count = |which: Connections| which.count(shards);
     let handled = sum(|shard| shard.accepted.get());
-    let accepts = handled + sum(|shard| shard.dropped.get());
+    let accepts = handled.saturating_add(sum(|shard| shard.dropped.get()));
     let requests = sum(|shard| shard.requests.get());
     let mut page = String::with_capacity(160);
     // Writing to a string cannot fail.

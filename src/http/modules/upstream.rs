@@ -434,8 +434,9 @@ impl Zones {
     fn declare(&mut self, name: &str, size: Option<usize>) -> Outcome<Arc<str>> {
         let at = self.0.iter().position(|(known, _)| **known == *name).unwrap_or_else(|| {
             self.0.push((name.into(), None));
-            self.0.len() - 1
+            self.0.len().saturating_sub(1)
         });
+        #[expect(clippy::indexing_slicing, reason = "found there, or put there")]
         let (name, known) = &mut self.0[at];
         match (size, &*known) {
             (Some(size), Some(known)) if *known != size => fault!(

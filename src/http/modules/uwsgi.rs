@@ -324,6 +324,10 @@ impl Settings {
     }
 
     /// The variables of this level with all that is constant encoded (uwsgi, sections 1 and 3).
+    #[expect(
+        clippy::arithmetic_side_effects,
+        reason = "counts words of the configuration, in memory"
+    )]
     pub fn block_plan(&self) -> BlockPlan {
         let mut plan = BlockPlan { default_host: true, ..BlockPlan::default() };
         // What is appended may be pairs: one is 4 bytes at least, and may be any.

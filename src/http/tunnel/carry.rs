@@ -18,8 +18,8 @@ use super::frame::{self, Event, Follower, Masking, Opcode};
 use super::metrics::{Metrics, Side};
 use super::pipe::{self, Pipe, Pipes};
 use crate::counters::TunnelCounters;
-use crate::http::fault;
 use crate::http::modules::websocket::{IdleCounts, IdleTimeout};
+use crate::http::{count, fault};
 use crate::io::{Buffer, timer};
 
 /// Bytes in a pipe before it is emptied, where so many are there: each send has its price.
@@ -210,18 +210,28 @@ impl Way {
             && self.followed().is_some_and(Follower::is_at_boundary)
     }
 
+    /// Of so many bytes of the source: how many are of the header that was looked ahead at. What is
+    /// left of it becomes less by those.
+    #[expect(clippy::arithmetic_side_effects, reason = "at most what is left of it")]
+    fn pass_header(&mut self, bytes: usize) -> usize {
+        let of_header = bytes.min(usize::from(self.header_left));
+        self.header_left -= of_header as u8;
+        of_header
+    }
+
     /// Bytes ahead that may be moved unseen, as far as is known without looking.
     fn unseen_ahead(&self) -> u64 {
         match self.followed() {
             None => u64::MAX,
             Some(follower) if follower.in_data_payload() => {
-                follower.payload_left() + u64::from(self.header_left)
+                follower.payload_left().saturating_add(u64::from(self.header_left))
             }
             Some(_) => 0,
         }
     }
 
     /// Bytes that the receiver has not taken yet.
+    #[expect(clippy::arithmetic_side_effects, reason = "all of it is in memory")]
     fn pending(&self) -> usize {
         self.backlog.len() + self.pipe.as_ref().map_or(0, Pipe::held)
     }
@@ -257,12 +267,12 @@ impl Tunnel {
     }
 
     pub fn socket(&self, side: Side) -> BorrowedFd<'_> {
-        self.sockets[side as usize].as_fd()
+        side.of(&self.sockets).as_fd()
     }
 
     /// Bytes that the tunnel has carried from this side to the other.
     pub fn bytes_from(&self, side: Side) -> u64 {
-        self.ways[side as usize].bytes
+        side.of(&self.ways).bytes
     }
 
     pub fn metrics(&self) -> Option<&Metrics> {
@@ -390,7 +400,7 @@ impl Tunnel {
                 Mode::Splice if way.stage == Stage::Open => self.splice(from, m)?,
                 _ => self.copy(from, m)?,
             };
-            moved += received;
+            moved = moved.saturating_add(received);
             let way = self.way(from);
             way.of_wakeup = way.of_wakeup.saturating_add(received as u32);
         }
@@ -427,20 +437,24 @@ impl Tunnel {
         if received < SCRATCH && !self.way(from).ending {
             self.way(from).readable = false;
         }
+        #[expect(clippy::indexing_slicing, reason = "recv() tells at most the length it was given")]
         let bytes = &m.scratch[..received];
         fault::among(bytes);
         let passed = self.follow(from, bytes, m.counters, m.now_ms);
+        #[expect(clippy::indexing_slicing, reason = "no more is passed than is followed")]
         let bytes = &bytes[..passed];
         let sent = self.send(from, bytes)?;
         m.counters.bytes_copied.add(sent as u64);
         let way = self.way(from);
-        way.bytes += sent as u64;
+        count::add(&mut way.bytes, sent as u64);
         if way.pace.copied(received, way.frames_are_large || way.followed().is_none()) {
             m.counters.mode_switches.add(1);
         }
         self.active_ms = m.now_ms;
         if sent < bytes.len() {
-            self.way(from).keep(&bytes[sent..], m.now_ms);
+            #[expect(clippy::indexing_slicing, reason = "less was sent than there is")]
+            let left = &bytes[sent..];
+            self.way(from).keep(left, m.now_ms);
         }
         Ok(received)
     }
@@ -467,7 +481,7 @@ impl Tunnel {
                 }
             }
         }
-        let way = &mut self.ways[from as usize];
+        let way = from.of_mut(&mut self.ways);
         if way.pipe.is_none() {
             way.pipe = m.pipes.borrow(&m.counters.pipes_in_use, m.now_ms);
         }
@@ -478,7 +492,7 @@ impl Tunnel {
             return Ok(0);
         };
         let most = ahead.min(pipe::CAPACITY as u64) as usize;
-        let moved = match pipe.fill(self.sockets[from as usize].as_fd(), most) {
+        let moved = match pipe.fill(from.of(&self.sockets).as_fd(), most) {
             Ok(0) => {
                 self.source_ended(from);
                 return Ok(0);
@@ -498,11 +512,10 @@ impl Tunnel {
             Err(e) => return Err(self.failed(from, "splice()", errno_of(&e))),
         };
         way.gathers = pipe.held() < GATHERED;
-        let of_header = moved.min(usize::from(way.header_left));
-        way.header_left -= of_header as u8;
+        let payload = moved.saturating_sub(way.pass_header(moved));
         way.untaken_since_ms = m.now_ms;
         if let Some(follower) = way.follower.as_mut().filter(|follower| !follower.is_lost()) {
-            follower.skip((moved - of_header) as u64);
+            follower.skip(payload as u64);
         }
         self.active_ms = m.now_ms;
         self.data_ms = m.now_ms;
@@ -528,6 +541,10 @@ impl Tunnel {
         let mut header = [0; frame::HEADER_MAX];
         let flags = RecvFlags::DONTWAIT | RecvFlags::PEEK;
         let header = match recv(self.socket(from), &mut header, flags) {
+            #[expect(
+                clippy::indexing_slicing,
+                reason = "recv() tells at most the length it was given"
+            )]
             Ok(n) => &header[..n],
             Err(Errno::AGAIN) => return Ahead::Nothing,
             // Receiving will tell.
@@ -539,7 +556,9 @@ impl Tunnel {
         if payload < SPLICE_MIN {
             return Ahead::Small;
         }
-        self.follow(from, &header[..length], m.counters, m.now_ms);
+        #[expect(clippy::indexing_slicing, reason = "a header that is there as a whole")]
+        let header = &header[..length];
+        self.follow(from, header, m.counters, m.now_ms);
         let way = self.way(from);
         way.header_left = length as u8;
         match way.unseen_ahead() {
@@ -552,13 +571,13 @@ impl Tunnel {
     fn flush(&mut self, from: Side, m: &mut Means<'_>) -> Result<bool, End> {
         let to = from.other();
         loop {
-            let socket = self.sockets[to as usize].as_fd();
-            let way = &mut self.ways[from as usize];
+            let socket = to.of(&self.sockets).as_fd();
+            let way = from.of_mut(&mut self.ways);
             match &mut way.pipe {
                 Some(pipe) if pipe.held() > 0 => match pipe.drain(socket) {
                     Ok(sent) => {
                         m.counters.bytes_spliced.add(sent as u64);
-                        way.bytes += sent as u64;
+                        count::add(&mut way.bytes, sent as u64);
                     }
                     Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(false),
                     Err(e) if e.kind() == io::ErrorKind::InvalidInput => self.unpipe(from, m)?,
@@ -572,7 +591,7 @@ impl Tunnel {
                             way.backlog = Buffer::empty();
                         }
                         m.counters.bytes_copied.add(sent as u64);
-                        way.bytes += sent as u64;
+                        count::add(&mut way.bytes, sent as u64);
                     }
                     Err(Errno::AGAIN) => return Ok(false),
                     Err(errno) => return Err(self.failed(to, "send()", errno)),
@@ -585,7 +604,7 @@ impl Tunnel {
 
     /// The receiver cannot be spliced to: what is in the pipe goes on as bytes, as all that follows.
     fn unpipe(&mut self, from: Side, m: &mut Means<'_>) -> Result<(), End> {
-        let way = &mut self.ways[from as usize];
+        let way = from.of_mut(&mut self.ways);
         if way.pace.only_copies() {
             m.counters.mode_switches.add(1);
         }
@@ -593,6 +612,10 @@ impl Tunnel {
         let mut failure = None;
         while pipe.held() > 0 && failure.is_none() {
             match pipe.take(&mut m.scratch[..]) {
+                #[expect(
+                    clippy::indexing_slicing,
+                    reason = "read() tells at most the length it was given"
+                )]
                 Ok(taken) => way.backlog.extend(&m.scratch[..taken]),
                 Err(e) => failure = Some(errno_of(&e)),
             }
@@ -615,6 +638,11 @@ impl Tunnel {
 
     /// Follows received bytes by their frame headers. Tells how many of them are passed on: all, but
     /// when a Close frame of ours is due those behind the next end of a frame are not.
+    #[expect(
+        clippy::indexing_slicing,
+        clippy::arithmetic_side_effects,
+        reason = "the header's part is at most `bytes`, a frame's at most what is behind it"
+    )]
     fn follow(
         &mut self,
         from: Side,
@@ -622,9 +650,8 @@ impl Tunnel {
         counters: &TunnelCounters,
         now_ms: u64,
     ) -> usize {
-        let way = &mut self.ways[from as usize];
-        let seen = bytes.len().min(usize::from(way.header_left));
-        way.header_left -= seen as u8;
+        let way = from.of_mut(&mut self.ways);
+        let seen = way.pass_header(bytes.len());
         let Some(follower) = &mut way.follower else {
             self.data_ms = now_ms;
             return bytes.len();
@@ -682,7 +709,7 @@ impl Tunnel {
     /// A failed call. When that side has ended in good order before, its reset is only the way it
     /// refuses what came later.
     fn failed(&self, side: Side, call: &'static str, errno: Errno) -> End {
-        if self.ways[side as usize].stage == Stage::Ended {
+        if side.of(&self.ways).stage == Stage::Ended {
             return End::Finished;
         }
         End::Failed { side, call, error: errno.into() }
@@ -699,7 +726,7 @@ impl Tunnel {
     }
 
     fn way(&mut self, from: Side) -> &mut Way {
-        &mut self.ways[from as usize]
+        from.of_mut(&mut self.ways)
     }
 
     // The end that ringx brings about.
@@ -737,14 +764,16 @@ impl Tunnel {
         let frame = close_frame(from, code);
         let sent = self.send(from, &frame)?;
         m.counters.closes_sent.add(1);
-        self.way(from).bytes += sent as u64;
+        count::add(&mut self.way(from).bytes, sent as u64);
         if let Some(metrics) = &mut self.metrics {
             let header = Event::Frame { opcode: Opcode::Close, fin: true, payload: 2 };
             note(metrics, from, header, m.counters);
             note(metrics, from, Event::Closed(Some(code)), m.counters);
         }
         if sent < frame.len() {
-            self.way(from).keep(&frame[sent..], m.now_ms);
+            #[expect(clippy::indexing_slicing, reason = "less was sent than there is")]
+            let left = &frame[sent..];
+            self.way(from).keep(left, m.now_ms);
         }
         Ok(())
     }
@@ -829,11 +858,11 @@ impl Tunnel {
     }
 
     fn untaken_deadline_ms(&self, from: Side) -> u64 {
-        let way = &self.ways[from as usize];
+        let way = from.of(&self.ways);
         if !way.awaits_output {
             return u64::MAX;
         }
-        way.untaken_since_ms.saturating_add(self.limits.untaken_ms[from.other() as usize])
+        way.untaken_since_ms.saturating_add(*from.other().of(&self.limits.untaken_ms))
     }
 
     /// Gives back what it borrowed from the shard.

@@ -118,7 +118,8 @@ impl Tunnels {
         let (now_ms, count) = (timer::now_ms(), engine.slots.len() as u64);
         for (rank, (key, slot)) in engine.slots.iter_mut().enumerate() {
             if let Some(spread_ms) = slot.tunnel.limits.close_spread_ms {
-                let after_ms = spread_ms.saturating_mul(rank as u64) / count;
+                let spread_ms = spread_ms.saturating_mul(rank as u64);
+                let after_ms = spread_ms.checked_div(count).unwrap_or_default();
                 slot.tunnel.close_at(now_ms.saturating_add(after_ms));
                 engine.wheel.set(key, slot.tunnel.deadline_ms());
             }
@@ -145,7 +146,7 @@ impl Tunnels {
                 shard.counters.panics.add(1);
                 let text = runtime::panic_text(&*panic);
                 shard.log_main(Level::Alert, format_args!("panic in the tunnel engine: {text}"));
-                Next::At(timer::now_ms() + PAUSE.as_millis() as u64)
+                Next::At(timer::now_ms().saturating_add(PAUSE.as_millis() as u64))
             });
             let limit = match next {
                 Next::Turn => {

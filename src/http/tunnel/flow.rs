@@ -66,7 +66,7 @@ impl Pace {
             self.streak = 0;
             return false;
         }
-        self.streak += 1;
+        self.streak = self.streak.saturating_add(1);
         self.streak >= SMALL_IN_A_ROW && self.switch(Mode::Copy)
     }
 

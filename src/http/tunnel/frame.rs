@@ -198,7 +198,9 @@ impl Header {
             return Ok(Some(Self { opcode, fin, len, payload, key: [0; 4] }));
         }
         let Some(&key) = rest.first_chunk() else { return Ok(None) };
-        Ok(Some(Self { opcode, fin, len: len + key.len(), payload, key }))
+        #[expect(clippy::arithmetic_side_effects, reason = "at most 10 and 4")]
+        let len = len + key.len();
+        Ok(Some(Self { opcode, fin, len, payload, key }))
     }
 }
 
@@ -220,6 +222,10 @@ impl Follower {
     }
 
     /// Follows all of `bytes`.
+    #[expect(
+        clippy::arithmetic_side_effects,
+        reason = "what is taken is of `bytes`, behind what has been taken"
+    )]
     pub fn take(&mut self, bytes: &[u8], on: &mut impl FnMut(Event)) -> Taken {
         let mut all = Taken { taken: 0, data: false };
         loop {
@@ -242,6 +248,10 @@ impl Follower {
     /// Follows `bytes` to the end of the frame that is under way or begins; all of them if that is
     /// further on.
     #[inline]
+    #[expect(
+        clippy::arithmetic_side_effects,
+        reason = "the payload is taken of `bytes` behind the header"
+    )]
     pub fn take_frame(&mut self, bytes: &[u8], on: &mut impl FnMut(Event)) -> Taken {
         let header = match self.place {
             Place::Header => self.take_header(bytes, on),
@@ -298,6 +308,7 @@ impl Follower {
     /// length. Small frames come many at a time, and this way each costs little more than the
     /// reading of its header.
     #[inline]
+    #[expect(clippy::arithmetic_side_effects, reason = "`rest` is the end of `bytes`")]
     fn take_data_frames(&mut self, bytes: &[u8], on: &mut impl FnMut(Event)) -> usize {
         let (masking, mut message) = (self.masking, self.message);
         let mut rest = bytes;
@@ -332,6 +343,10 @@ impl Follower {
     }
 
     #[cold]
+    #[expect(
+        clippy::arithmetic_side_effects,
+        reason = "`added` is at most the room behind `before`"
+    )]
     fn take_rest_of_header(&mut self, bytes: &[u8], on: &mut impl FnMut(Event)) -> Taken {
         let before = usize::from(self.collected);
         let mut joined = self.header;
@@ -356,6 +371,10 @@ impl Follower {
 
     /// Keeps the part of a header that is all there is.
     #[cold]
+    #[expect(
+        clippy::arithmetic_side_effects,
+        reason = "no more is added than there is room behind `collected`"
+    )]
     fn collect(&mut self, bytes: &[u8]) -> Taken {
         let room = self.header.get_mut(usize::from(self.collected)..).unwrap_or_default();
         room.iter_mut().zip(bytes).for_each(|(to, &from)| *to = from);
@@ -409,6 +428,11 @@ impl Follower {
         }
     }
 
+    #[expect(
+        clippy::indexing_slicing,
+        clippy::arithmetic_side_effects,
+        reason = "a remainder; `payload` is at most what is `left`, of 125 bytes"
+    )]
     fn take_control(&mut self, opcode: Opcode, payload: &[u8], on: &mut impl FnMut(Event)) {
         for (&masked, at) in payload.iter().zip(usize::from(self.passed)..) {
             let byte = masked ^ self.key[at % self.key.len()];
@@ -523,6 +547,10 @@ impl Follower {
 }
 
 /// Frame by frame, from no more than `piece` bytes at once.
+#[expect(
+    clippy::arithmetic_side_effects,
+    reason = "of a fuzz input: a panic is what is looked for"
+)]
 fn follow_in_pieces(masking: Masking, data: &[u8], piece: usize, payload: Payload) -> Followed {
     let mut follower = Follower::new(masking);
     let (mut events, mut any_data, mut ends, mut at) = (Vec::new(), false, Vec::new(), 0);

@@ -7,7 +7,7 @@ use super::frame::{Event, Opcode};
 /// The code of a Close frame that has none (RFC 6455 section 7.1.5).
 const NO_STATUS: u16 = 1005;
 
-/// A side of a tunnel: who has sent a frame. Serves as the index of what exists once for each.
+/// A side of a tunnel: who has sent a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Side {
     Client,
@@ -22,6 +22,25 @@ impl Side {
         match self {
             Side::Client => Side::Upstream,
             Side::Upstream => Side::Client,
+        }
+    }
+
+    /// Its part of what exists once for each.
+    #[inline]
+    pub fn of<T>(self, both: &[T; 2]) -> &T {
+        let [client, upstream] = both;
+        match self {
+            Side::Client => client,
+            Side::Upstream => upstream,
+        }
+    }
+
+    #[inline]
+    pub fn of_mut<T>(self, both: &mut [T; 2]) -> &mut T {
+        let [client, upstream] = both;
+        match self {
+            Side::Client => client,
+            Side::Upstream => upstream,
         }
     }
 }
@@ -57,6 +76,7 @@ pub struct Metrics {
 
 impl Direction {
     /// Frames of one kind.
+    #[expect(clippy::indexing_slicing, reason = "six opcodes, six counts")]
     pub fn frames_of(&self, opcode: Opcode) -> u64 {
         self.frames[opcode as usize]
     }
@@ -65,6 +85,11 @@ impl Direction {
 impl Metrics {
     /// `from` has sent what `event` says, and it was seen at `now`, by any clock that does not go
     /// back.
+    #[expect(
+        clippy::indexing_slicing,
+        clippy::arithmetic_side_effects,
+        reason = "six opcodes, six counts; 2^64 frames never come"
+    )]
     pub fn note(&mut self, from: Side, event: Event, now: Duration) {
         let (sender, receiver) = match from {
             Side::Client => (&mut self.from_client, &mut self.from_upstream),

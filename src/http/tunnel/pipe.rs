@@ -44,6 +44,10 @@ impl Pipe {
 
     /// Moves at most `most` bytes in. Zero: the socket's end. The socket must be non-blocking:
     /// the flag alone does not keep a splice from blocking on it.
+    #[expect(
+        clippy::arithmetic_side_effects,
+        reason = "a pipe holds what the kernel has memory for"
+    )]
     pub fn fill(&mut self, from: BorrowedFd<'_>, most: usize) -> io::Result<usize> {
         let moved = self.retry(|pipe| splice(from, None, &pipe.write, None, most, FLAGS))?;
         self.held += moved;
@@ -51,6 +55,7 @@ impl Pipe {
     }
 
     /// Moves bytes out, as many as the socket takes.
+    #[expect(clippy::arithmetic_side_effects, reason = "at most `held` is asked for")]
     pub fn drain(&mut self, to: BorrowedFd<'_>) -> io::Result<usize> {
         let moved = self.retry(|pipe| splice(&pipe.read, None, to, None, pipe.held, FLAGS))?;
         self.held -= moved;
@@ -58,6 +63,7 @@ impl Pipe {
     }
 
     /// Takes the bytes out again, for a socket that cannot be spliced to.
+    #[expect(clippy::arithmetic_side_effects, reason = "only what was moved in comes out")]
     pub fn take(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let taken = self.retry(|pipe| rustix::io::read(&pipe.read, &mut *buffer))?;
         self.held -= taken;
@@ -86,6 +92,7 @@ pub struct Pipes {
 
 impl Pipes {
     /// An empty pipe; none when there are too many or no descriptors are left.
+    #[expect(clippy::arithmetic_side_effects, reason = "below `IN_USE_MAX`")]
     pub fn borrow(&mut self, in_use: &Counter, now_ms: u64) -> Option<Pipe> {
         if self.in_use >= IN_USE_MAX {
             return None;
@@ -98,6 +105,10 @@ impl Pipes {
     }
 
     /// Takes a pipe back. One that still holds bytes is closed.
+    #[expect(
+        clippy::arithmetic_side_effects,
+        reason = "who gives one back has borrowed it, and has it no more"
+    )]
     pub fn give_back(&mut self, pipe: Pipe, in_use: &Counter, now_ms: u64) {
         self.in_use -= 1;
         self.used_ms = now_ms;
@@ -112,7 +123,7 @@ impl Pipes {
         if self.spare.is_empty() {
             return None;
         }
-        let until = self.used_ms + SPARE_MS;
+        let until = self.used_ms.saturating_add(SPARE_MS);
         if now_ms < until {
             return Some(until);
         }

@@ -99,15 +99,17 @@ impl Record {
         let (wall, now) = (clock::now(), clock::steady());
         let values = LateValues {
             now: wall,
-            bytes_sent: self.bytes_sent + ended.to_client,
-            body_bytes_sent: self.body_bytes_sent + ended.to_client,
+            bytes_sent: self.bytes_sent.saturating_add(ended.to_client),
+            body_bytes_sent: self.body_bytes_sent.saturating_add(ended.to_client),
             connection_time: now.saturating_sub(self.accepted),
             request_time: now.saturating_sub(self.started),
             complete: ended.complete,
             client: ended.client,
             upstream_response_time: now.saturating_sub(self.upstream_started),
-            upstream_bytes_sent: self.upstream_bytes_sent + ended.to_upstream,
-            upstream_bytes_received: self.upstream_bytes_received + ended.from_upstream,
+            upstream_bytes_sent: self.upstream_bytes_sent.saturating_add(ended.to_upstream),
+            upstream_bytes_received: self
+                .upstream_bytes_received
+                .saturating_add(ended.from_upstream),
             websocket: ended.websocket,
         };
         for line in &self.lines {

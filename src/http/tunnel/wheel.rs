@@ -36,6 +36,7 @@ struct Node {
     deadline: u64,
     next: u32,
     previous: u32,
+    /// Of a slot, [`DUE`], or [`ABSENT`].
     list: u16,
 }
 
@@ -65,6 +66,11 @@ impl Wheel {
 
     /// Gives `key` its deadline, in place of the one it had. One that is already past fires at the
     /// next [`Self::advance`].
+    #[expect(
+        clippy::indexing_slicing,
+        clippy::arithmetic_side_effects,
+        reason = "`nodes` is made long enough for the key, which a `u32` holds"
+    )]
     pub fn set(&mut self, key: usize, deadline_ms: u64) {
         assert!(key < NONE as usize, "a key of a slab");
         if key >= self.nodes.len() {
@@ -80,6 +86,11 @@ impl Wheel {
     }
 
     /// Takes the deadline of `key` away, if it has one.
+    #[expect(
+        clippy::indexing_slicing,
+        clippy::arithmetic_side_effects,
+        reason = "a node in a list: that is one of `first`, its neighbours are nodes, and `len` counts it"
+    )]
     pub fn remove(&mut self, key: usize) {
         let Some(node) = self.nodes.get_mut(key).filter(|node| node.list != ABSENT) else { return };
         let Node { next, previous, list, .. } = *node;
@@ -99,6 +110,7 @@ impl Wheel {
     /// When to call [`Self::advance`]: not later than the earliest deadline, or where that has
     /// passed, than the moment of the latest advance. It may be earlier, and that call then fires
     /// nothing.
+    #[expect(clippy::indexing_slicing, reason = "`first` ends with DUE's")]
     pub fn next_ms(&self) -> Option<u64> {
         if self.first[usize::from(DUE)] != NONE {
             return Some(self.now);
@@ -131,6 +143,11 @@ impl Wheel {
     }
 
     /// Fires what is due of a list and puts the rest where it belongs now.
+    #[expect(
+        clippy::indexing_slicing,
+        clippy::arithmetic_side_effects,
+        reason = "called with one of `first`: what is linked there is a node, and `len` counts it"
+    )]
     fn empty(&mut self, list: u16, fired: &mut Vec<usize>) {
         let mut at = std::mem::replace(&mut self.first[usize::from(list)], NONE);
         self.note_empty(list);
@@ -149,6 +166,7 @@ impl Wheel {
     }
 
     /// The list that a deadline belongs to.
+    #[expect(clippy::arithmetic_side_effects, reason = "a level of 11 and a slot of 64: below DUE")]
     fn list_of(&self, deadline: u64) -> u16 {
         if deadline <= self.now {
             return DUE;
@@ -159,6 +177,11 @@ impl Wheel {
     }
 
     /// Puts a key that is in no list at the head of one.
+    #[expect(
+        clippy::indexing_slicing,
+        clippy::arithmetic_side_effects,
+        reason = "the key is a node's, and the list is from `list_of`: DUE, or a slot of a level"
+    )]
     fn link(&mut self, key: usize, list: u16) {
         let first = &mut self.first[usize::from(list)];
         let next = std::mem::replace(first, key as u32);
@@ -173,6 +196,7 @@ impl Wheel {
         }
     }
 
+    #[expect(clippy::indexing_slicing, reason = "a list of `first` but DUE is a slot of a level")]
     fn note_empty(&mut self, list: u16) {
         if list != DUE {
             self.occupied[usize::from(list) / SLOTS] &= !(1 << (usize::from(list) % SLOTS));
@@ -180,6 +204,11 @@ impl Wheel {
     }
 
     /// The lowest slot of the lowest level that has any.
+    #[expect(
+        clippy::indexing_slicing,
+        clippy::arithmetic_side_effects,
+        reason = "a level that was found: one of 11, the highest from bit 60; of 64 slots one"
+    )]
     fn earliest_slot(&self) -> Option<Slot> {
         let level = self.occupied.iter().position(|&slots| slots != 0)?;
         let slot = self.occupied[level].trailing_zeros();

@@ -15,11 +15,11 @@ use crate::error_log::Level;
 use crate::http::action::Action;
 use crate::http::body::{self, BodyError};
 use crate::http::close::Close;
-use crate::http::fault;
 use crate::http::modules::exchange::NextUpstream;
 use crate::http::modules::upstream::{Peer, PeerAddress};
 use crate::http::modules::uwsgi::LengthTold;
 use crate::http::request::Request;
+use crate::http::{count, fault};
 use crate::http1::framing::BodyLength;
 use crate::http1::refusal::ResponseRefusal;
 use crate::http1::response::{self, NO_VALID_HEADER};
@@ -84,7 +84,7 @@ impl Exchange<'_> {
             let (stream, ahead) = self.connect(r, peer).await?;
             (UpstreamConnection::new(stream), ahead)
         };
-        connection.requests += 1;
+        connection.requests = connection.requests.saturating_add(1);
         connection.request_is_sent = false;
         if let Some(attempt) = r.attempts.last_mut() {
             attempt.connect = Some(clock::steady().saturating_sub(started));
@@ -257,7 +257,7 @@ impl Exchange<'_> {
             }
         }
         if let Some(attempt) = r.attempts.last_mut() {
-            attempt.bytes_sent += sent.bytes;
+            count::add(&mut attempt.bytes_sent, sent.bytes);
         }
         match sent.end {
             SendEnd::Failed(failure) if !matches!(failure, Failure::Io(_)) => {
@@ -327,8 +327,13 @@ impl Exchange<'_> {
                         // A server that takes everything at once leaves others their turn.
                         yield_now().await;
                     }
-                    offset += n as u64;
-                    self.send_piece(r, stream, Piece::Bytes(&piece[..n]), 0, sent, answer).await?;
+                    count::add(&mut offset, n as u64);
+                    #[expect(
+                        clippy::indexing_slicing,
+                        reason = "a read tells at most the length it was given"
+                    )]
+                    let read = &piece[..n];
+                    self.send_piece(r, stream, Piece::Bytes(read), 0, sent, answer).await?;
                 }
                 Err(e) => {
                     let path = file.path().display();
@@ -375,7 +380,7 @@ impl Exchange<'_> {
                 }
             }
         }
-        sent.bytes += gone as u64;
+        count::add(&mut sent.bytes, gone as u64);
         Ok(())
     }
 
@@ -412,7 +417,8 @@ impl Exchange<'_> {
         answer: &mut Answer,
         send_error: Option<io::Error>,
     ) -> Result<(), NoAnswer> {
-        let until_ms = timer::now_ms() + self.settings.read_timeout.as_millis() as u64;
+        let limit_ms = self.settings.read_timeout.as_millis() as u64;
+        let until_ms = timer::now_ms().saturating_add(limit_ms);
         while !answer.is_whole {
             let left = Duration::from_millis(until_ms.saturating_sub(timer::now_ms()));
             let received = match answer.failure.take() {
@@ -459,7 +465,7 @@ impl Exchange<'_> {
         limit: Duration,
     ) -> Result<Result<usize, Failure>, NoAnswer> {
         if r.upstream_bytes.spare() == 0 {
-            let limit = r.upstream_bytes.len() + 1;
+            let limit = r.upstream_bytes.len().saturating_add(1);
             r.upstream_bytes.grow(limit);
         }
         let buffer = std::mem::take(&mut r.upstream_bytes);
@@ -468,7 +474,7 @@ impl Exchange<'_> {
             receive_watching_client(self.c, r, stream, buffer, limit, ignore_abort).await?;
         r.upstream_bytes = buffer;
         if let (Ok(n), Some(attempt)) = (&received, r.attempts.last_mut()) {
-            attempt.bytes_received += *n as u64;
+            count::add(&mut attempt.bytes_received, *n as u64);
         }
         Ok(received)
     }
@@ -542,7 +548,7 @@ impl Exchange<'_> {
             attempt.status = r.upstream_head.code;
         }
         if head::wants_early_hints(self.c, r, self.location) {
-            *total += len;
+            *total = total.saturating_add(len);
             if *total > *self.settings.buffer_size {
                 self.c.log(r, Level::Info, format_args!("upstream sent too big early hints"));
             } else {
@@ -694,15 +700,13 @@ async fn send_while_unheard(
     gone: &mut usize,
 ) -> Result<Stopped, Failure> {
     loop {
-        while slices.first().is_some_and(|slice| slice.is_empty()) {
-            slices = &mut slices[1..];
-        }
+        IoSlice::advance_slices(&mut slices, 0);
         if slices.is_empty() {
             return Ok(Stopped::AllSent);
         }
         match stream.try_send(slices) {
             Ok(n) => {
-                *gone += n;
+                *gone = gone.saturating_add(n);
                 *until_ms = None;
                 IoSlice::advance_slices(&mut slices, n);
             }

@@ -118,7 +118,9 @@ impl Picker {
                 Some(at) if self.pick_bound(set, at, now_ms) => at,
                 _ => self.pick(set, now_ms)?,
             };
-            match Active::take(&set.members[at], queue, now_ms) {
+            #[expect(clippy::indexing_slicing, reason = "one of these was picked")]
+            let member = &set.members[at];
+            match Active::take(member, queue, now_ms) {
                 Some(active) => return Some((at, active)),
                 None => self.untry(at),
             }
@@ -140,8 +142,9 @@ impl Picker {
     pub fn has_hope(&self, set: &PeerSet, bound: Option<usize>, now_ms: u64) -> bool {
         let is_untried = |at: usize| !self.tried.contains(at);
         let is_bound = |at: usize| {
-            let member = &set.members[at];
-            is_untried(at) && member.is_well() && !member.is_out(now_ms)
+            set.members
+                .get(at)
+                .is_some_and(|member| is_untried(at) && member.is_well() && !member.is_out(now_ms))
         };
         set.any_well(now_ms, |at, _| is_untried(at)) || bound.is_some_and(is_bound)
     }
@@ -188,12 +191,14 @@ impl Picker {
     }
 }
 
+#[expect(clippy::indexing_slicing, reason = "one of these was picked")]
 fn take(members: &[Member], tried: &mut Tried, at: usize, now_ms: u64) {
     members[at].picked(now_ms);
     tried.insert(at);
 }
 
 /// Of the candidates in turn the first that can be taken, until the request's tries are used up.
+#[expect(clippy::indexing_slicing, reason = "candidates are from the shares of these members")]
 fn first_usable(
     members: &[Member],
     tried: &Tried,
@@ -206,12 +211,13 @@ fn first_usable(
         if !tried.contains(at) && members[at].is_usable(now_ms) {
             return Some(at);
         }
-        *tries += 1;
+        *tries = tries.saturating_add(1);
     }
     None
 }
 
 impl Shares {
+    #[expect(clippy::arithmetic_side_effects, reason = "64 bits: the sum of 2^32 weights")]
     fn new(members: &[Member]) -> Self {
         let mut total = 0;
         let mut ends = Vec::with_capacity(members.len());
@@ -228,7 +234,7 @@ impl Shares {
         if self.ends.len() < 2 {
             return None;
         }
-        let number = number % self.total;
+        let number = number.checked_rem(self.total)?;
         let at = self.ends.partition_point(|&(end, _)| end <= number);
         Some(self.ends.get(at)?.1)
     }
@@ -245,6 +251,11 @@ impl Tried {
         }
     }
 
+    #[expect(
+        clippy::indexing_slicing,
+        clippy::arithmetic_side_effects,
+        reason = "a 64th of a number, and the word of that number is made sure of"
+    )]
     pub fn insert(&mut self, peer: usize) {
         if self.0.len() <= peer / 64 {
             self.0.resize(peer / 64 + 1, 0);

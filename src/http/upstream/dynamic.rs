@@ -135,7 +135,7 @@ pub async fn look_up(
         }
     };
     let chance = u128::from_ne_bytes(crate::os::random_bytes());
-    let first = (chance % found.values.len() as u128) as usize;
+    let first = chance.checked_rem(found.values.len() as u128).unwrap_or_default() as usize;
     let (before, after) = found.values.split_at(first);
     let peers = after.iter().chain(before).map(|ip| inet((*ip, port).into())).collect();
     Ok(Target::of(name.into(), peers))

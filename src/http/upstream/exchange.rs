@@ -180,6 +180,8 @@ async fn run(c: &Connection, r: &mut Request, family: Family) -> Result<Outcome,
         }
     }
     match exchange.build_message(r) {
+        // What is to be sent, or where, cannot be told.
+        Ok(_) if r.has_given_up() => return Ok(Outcome::Status(500)),
         Ok(form) => exchange.body = form,
         Err(status) => return Ok(Outcome::Status(status)),
     }
@@ -334,6 +336,7 @@ impl Exchange<'_> {
                     return Ok(Outcome::Status(self.no_server(r, why, waited, starts_group)));
                 }
             };
+            #[expect(clippy::indexing_slicing, reason = "the picker has picked one of the set")]
             let member = &set.members[at];
             if let Some(sticky) = &self.upstream.sticky {
                 sticky.put_cookie(self.c, r, member.id());
@@ -397,7 +400,7 @@ impl Exchange<'_> {
             // The server may have closed an idle connection: that is one more try.
             let was_idle = failed.reused && failed.condition == NextUpstream::ERROR;
             if was_idle {
-                tries_left += 1;
+                tries_left = tries_left.saturating_add(1);
                 is_fresh = self.family == Family::Uwsgi;
             }
             // As in nginx a failure, but for uwsgi, whose servers keep connections for two seconds.

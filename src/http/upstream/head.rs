@@ -8,6 +8,7 @@ use super::protocol::contains;
 use super::window::Window;
 use crate::http::close::Close;
 use crate::http::connection::Connection;
+use crate::http::count;
 use crate::http::location::Location;
 use crate::http::modules::exchange::{IgnoreHeaders, Settings};
 use crate::http::modules::proxy::{Redirect, cookie};
@@ -208,7 +209,7 @@ fn refreshed(
 ) -> Option<Vec<u8>> {
     const URL: &[u8] = b"url=";
     let at = value.windows(URL.len()).position(|part| part.eq_ignore_ascii_case(URL))?;
-    let (kept, url) = value.split_at(at + URL.len());
+    let (kept, url) = value.split_at_checked(at.saturating_add(URL.len()))?;
     let url = redirect(c, r, location, url)?;
     Some([kept, &url].concat())
 }
@@ -339,7 +340,7 @@ pub async fn send_early_hints(
     hints.extend_from_slice(b"\r\n");
     let limit = *location.settings.core.send_timeout;
     let (sent, result) = c.stream.send_all(&mut [IoSlice::new(&hints)], limit).await;
-    r.response.bytes_sent += sent;
+    count::add(&mut r.response.bytes_sent, sent);
     Ok(result?)
 }
 

@@ -177,10 +177,15 @@ impl Group {
         self.http().upstream(self.upstream)
     }
 
+    #[expect(
+        clippy::indexing_slicing,
+        reason = "`checks` tells places in the list of this configuration, and `at` counts it"
+    )]
     fn check(&self, at: usize) -> &Check {
         &self.http().health_checks[self.checks[at].0]
     }
 
+    #[expect(clippy::indexing_slicing, reason = "`at` counts these checks")]
     fn log(&self, at: usize) -> &Log {
         &self.checks[at].1
     }
@@ -215,7 +220,8 @@ impl Group {
                 let health = Health::new(self.first_state(at, is_unhealthy));
                 self.health.borrow_mut().insert(key, health);
                 // All are asked at once, and from then on one after the other.
-                let second = self.check(at).plan.interval * number / count;
+                let intervals = self.check(at).plan.interval.saturating_mul(number);
+                let second = intervals.checked_div(count).unwrap_or_default();
                 let address = Arc::clone(&address);
                 Group::spawn(self, move |group| group.watch(at, address, second));
             }
@@ -269,7 +275,7 @@ impl Group {
         let mut period = second;
         let mut wait = Duration::ZERO;
         loop {
-            timer::sleep(wait + jitter(&check.plan)).await;
+            timer::sleep(wait.saturating_add(jitter(&check.plan))).await;
             if !self.has(&address) {
                 self.health.borrow_mut().remove(&(at, address));
                 return;
@@ -491,7 +497,7 @@ impl Slots {
 
 impl Drop for Slot<'_> {
     fn drop(&mut self) {
-        self.0.free.set(self.0.free.get() + 1);
+        self.0.free.set(self.0.free.get().saturating_add(1));
         if let Some(next) = self.0.waiting.borrow_mut().pop_front() {
             next.wake();
         }

@@ -51,6 +51,10 @@ impl Upstreams {
 async fn look_up(shard: &Shard, generation: &Generation, id: UpstreamId, at: usize) {
     let upstream = generation.http().upstream(id);
     let group = generation.upstreams.group(id);
+    #[expect(
+        clippy::indexing_slicing,
+        reason = "a group has a lookup for each name of its upstream, and `at` counts them"
+    )]
     let (name, lookup) = (&upstream.names[at], &group.lookups[at]);
     let _under_way = UnderWay(&lookup.under_way);
     let resolver = generation.resolver(name.resolver);
@@ -65,7 +69,7 @@ async fn look_up(shard: &Shard, generation: &Generation, id: UpstreamId, at: usi
             (found.values.iter().map(|ip| peer(&name.like, address(ip))).collect(), found.until_ms)
         }),
     };
-    let soon_ms = timer::now_ms() + PAUSE.as_millis() as u64;
+    let soon_ms = timer::now_ms().saturating_add(PAUSE.as_millis() as u64);
     let (peers, due_ms) = match answer {
         Ok((peers, until_ms)) => (peers, until_ms),
         Err(failure) => {
@@ -73,7 +77,8 @@ async fn look_up(shard: &Shard, generation: &Generation, id: UpstreamId, at: usi
             shard.log_main(Level::Error, format_args!("{asked} could not be resolved ({failure})"));
             if failure != Failure::NotFound {
                 // What was found before is better than nothing.
-                lookup.due_ms.set(soon_ms.max(timer::now_ms() + limit.as_millis() as u64));
+                let limit_ms = limit.as_millis() as u64;
+                lookup.due_ms.set(soon_ms.max(timer::now_ms().saturating_add(limit_ms)));
                 return;
             }
             (Vec::new(), soon_ms)

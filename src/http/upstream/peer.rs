@@ -159,6 +159,10 @@ impl Member {
     }
 
     /// True when this failure takes it out.
+    #[expect(
+        clippy::arithmetic_side_effects,
+        reason = "`max_fails` is not 0 where it divides; weights have 32 bits of 64"
+    )]
     pub fn failed(&self, now_ms: u64) -> bool {
         let (peer, state) = (&self.peer, &self.state);
         let fails = state.shared.failed(now_ms);
@@ -236,8 +240,9 @@ impl PeerState {
 
     /// Its socket takes no more connections: it is left alone for a moment, twice as long each time.
     pub fn backlog_is_full(&self, now_ms: u64) {
-        let pause_ms = (self.backlog.get().pause_ms * 2).clamp(1, BACKLOG_PAUSE_MAX_MS);
-        self.backlog.set(Backlog { full_until_ms: now_ms + pause_ms, pause_ms });
+        let pause_ms = self.backlog.get().pause_ms.saturating_mul(2).clamp(1, BACKLOG_PAUSE_MAX_MS);
+        let full_until_ms = now_ms.saturating_add(pause_ms);
+        self.backlog.set(Backlog { full_until_ms, pause_ms });
     }
 
     /// It has taken one, or has one less.
@@ -285,7 +290,7 @@ impl Active {
         if !state.begin(member.peer.max_conns) {
             return None;
         }
-        state.active.set(state.active.get() + 1);
+        state.active.set(state.active.get().saturating_add(1));
         state.began_ms.set(state.began_ms.get().wrapping_add(now_ms));
         Some(Active { state: Rc::clone(state), began_ms: now_ms, queue: queue.cloned() })
     }

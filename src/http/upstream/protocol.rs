@@ -86,7 +86,7 @@ struct Oversized {
 impl Message {
     /// Bytes that it holds, in use or not.
     pub fn capacity(&self) -> usize {
-        self.bytes.capacity() + self.upgrade.capacity()
+        self.bytes.capacity().saturating_add(self.upgrade.capacity())
     }
 
     pub fn clear(&mut self) {
@@ -141,6 +141,10 @@ impl Message {
     }
 
     /// The head as it goes out: `client_head` is what the request's spans refer to.
+    #[expect(
+        clippy::indexing_slicing,
+        reason = "inserts are told in order, each by the length that `bytes` then had"
+    )]
     pub fn slices<'a>(&'a self, client_head: &'a [u8]) -> SmallVec<[IoSlice<'a>; 6]> {
         let mut slices = SmallVec::new();
         let mut from = 0;

@@ -11,6 +11,7 @@ use smallvec::SmallVec;
 use super::exchange::Family;
 use super::head;
 use super::outgoing::Outgoing;
+use super::rest::PIECE_MAX;
 use super::watch::{client_aborted, client_left, receive_watching_client};
 use crate::clock;
 use crate::error_log::Level;
@@ -18,21 +19,22 @@ use crate::http::action::Action;
 use crate::http::body;
 use crate::http::close::Close;
 use crate::http::connection::Connection;
-use crate::http::fault;
 use crate::http::location::Location;
 use crate::http::modules::exchange::{IgnoreHeaders, Settings};
 use crate::http::modules::headers;
 use crate::http::pace::{self, Pace};
 use crate::http::request::Request;
+use crate::http::{count, fault};
 use crate::http1::Span;
 use crate::http1::chunked::{self, Decoder};
 use crate::http1::framing::BodyLength;
 use crate::http1::header::Known;
 use crate::http1::request::Version;
 use crate::http1::trailer::{TrailerError, Trailers};
-use crate::io::select::{Either, either};
+use crate::io::select::{Either, either, yield_now};
 use crate::io::stream::Failure;
 use crate::io::timer::{self, Wait};
+use crate::io::turns::Turn;
 use crate::io::{Buffer, Stream};
 
 /// Spans of one received piece that are sent with one call; more are sent with the next.
@@ -40,8 +42,8 @@ const SPANS: usize = 16;
 /// A body that came with its head and is no longer than this is copied behind the head: one plain
 /// send costs less than a gathering one.
 const COPIED: usize = 1024;
-/// The piece received at once grows to this while a response keeps filling it.
-const PIECE_MAX: usize = 64 << 10;
+/// Pieces received one after the other before the rest of the shard gets its turn.
+const RECEIVES_IN_A_ROW: u32 = 4;
 
 /// A response that has been received as far as it will be.
 pub struct Relayed<'a> {
@@ -52,23 +54,35 @@ pub struct Relayed<'a> {
     rest: Outgoing<'a>,
 }
 
-enum End {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
     Complete,
     /// The upstream broke off in the middle: the client must see that too.
     Truncated,
 }
 
-impl Relayed<'_> {
-    /// Gives the client the rest. The upstream's connection is not needed for that.
-    pub async fn finish(mut self, r: &mut Request) -> Result<(), Close> {
-        self.rest.drain(r).await?;
-        match self.end {
+impl End {
+    /// The client has all there is.
+    pub fn apply(self, r: &mut Request) -> Result<(), Close> {
+        match self {
             End::Complete => {
                 r.response.complete = true;
                 Ok(())
             }
             End::Truncated => Err(Close::Truncated),
         }
+    }
+}
+
+impl Relayed<'_> {
+    /// The upstream's connection is not needed any more; the client may still have to take the rest.
+    pub async fn finish(self, r: &mut Request) -> Result<(), Close> {
+        if !self.rest.is_empty() {
+            // Of what came first only the head is looked at from now on: a slow client holds no more.
+            r.upstream_bytes.keep_only(r.upstream_head_len);
+        }
+        r.response.unsent = self.rest.finish(r, self.end).await?;
+        Ok(())
     }
 }
 
@@ -90,7 +104,7 @@ pub async fn run<'a>(
     };
     head::put_head(c, r, family, location, length);
 
-    let ahead = r.upstream_bytes.len() - r.upstream_head_len;
+    let ahead = r.behind_upstream_head().len();
     let buffering = buffering(r, settings);
     let reading_pace = if buffering {
         pace::of_upstream(c, r, &settings.limit_rate)
@@ -107,7 +121,9 @@ pub async fn run<'a>(
         c,
         upstream,
         settings,
+        look_ahead: body.look_ahead(),
         body,
+        in_a_row: 0,
         buffering,
         rest: Outgoing::new(c, settings, buffering),
         received: ahead as u64,
@@ -218,23 +234,21 @@ impl Incoming {
         }
     }
 
-    /// Whether the next bytes cannot be the body's.
-    fn is_broken(&self, mut piece: &[u8]) -> bool {
-        let (Incoming::Chunked(decoder) | Incoming::ChunkedWithTrailers(decoder, _)) = self else {
-            return false;
-        };
-        let mut decoder = *decoder;
-        while !piece.is_empty() && !decoder.is_done() {
-            match decoder.decode(piece) {
-                Ok(step) if step.consumed == 0 => return false,
-                Ok(step) => piece = piece.get(step.consumed..).unwrap_or_default(),
-                Err(_) => return true,
+    /// A look at what is kept back: it begins where the body has been read to.
+    fn look_ahead(&self) -> Option<LookAhead> {
+        match self {
+            Incoming::Chunked(decoder) | Incoming::ChunkedWithTrailers(decoder, _) => {
+                Some(LookAhead { decoder: *decoder, position: 0 })
             }
+            Incoming::Length(_) | Incoming::UntilClose => None,
         }
-        false
     }
 
     /// Finds body bytes in a piece, from `from` on. Trailers must fit in `trailers_max`.
+    #[expect(
+        clippy::arithmetic_side_effects,
+        reason = "`from` is in the piece, all else lies behind it, and no more is taken than is `left`"
+    )]
     fn find(&mut self, piece: &[u8], from: usize, trailers_max: usize) -> Result<Found, BadBody> {
         let mut found = Found { consumed: from, ..Found::default() };
         match self {
@@ -277,7 +291,37 @@ impl Incoming {
     }
 }
 
+/// A look at chunks that are kept back until there are more of them: each byte is looked at once,
+/// however many pieces they come in.
+#[derive(Debug)]
+struct LookAhead {
+    decoder: Decoder,
+    /// Bytes that have been looked at.
+    position: usize,
+}
+
+impl LookAhead {
+    /// Whether what has come cannot be the body's.
+    fn is_broken(&mut self, pending: &[u8]) -> bool {
+        while let Some(next @ [_, ..]) = pending.get(self.position..)
+            && !self.decoder.is_done()
+        {
+            match self.decoder.decode(next) {
+                Ok(step) if step.consumed == 0 => return false,
+                Ok(step) => self.position = self.position.saturating_add(step.consumed),
+                Err(_) => return true,
+            }
+        }
+        false
+    }
+}
+
 impl Found {
+    #[expect(
+        clippy::indexing_slicing,
+        clippy::arithmetic_side_effects,
+        reason = "a step lies within what is decoded, which `consumed` never passes"
+    )]
     fn read_chunks(&mut self, decoder: &mut Decoder, piece: &[u8]) -> Result<(), BadBody> {
         while self.consumed < piece.len() && self.spans.len() < SPANS {
             let step = decoder.decode(&piece[self.consumed..])?;
@@ -317,6 +361,10 @@ struct Relay<'a, 'u> {
     upstream: &'u Stream,
     settings: &'a Settings,
     body: Incoming,
+    /// At what is kept back of it.
+    look_ahead: Option<LookAhead>,
+    /// Receives since others had their turn.
+    in_a_row: u32,
     buffering: bool,
     rest: Outgoing<'a>,
     /// Bytes of the body received, framing included.
@@ -329,6 +377,7 @@ impl<'a> Relay<'a, '_> {
     async fn run(mut self, r: &mut Request, ahead: usize) -> Result<Relayed<'a>, Close> {
         // Kept for the variables that tell of the upstream's headers.
         let first = std::mem::take(&mut r.upstream_bytes);
+        #[expect(clippy::arithmetic_side_effects, reason = "counted behind the head")]
         let head_len = first.len() - ahead;
         let relayed = self.relay(r, &first, head_len).await;
         r.upstream_bytes = first;
@@ -346,6 +395,10 @@ impl<'a> Relay<'a, '_> {
         first: &Buffer,
         head_len: usize,
     ) -> Result<(End, bool), Close> {
+        #[expect(
+            clippy::arithmetic_side_effects,
+            reason = "the first bytes are the head and what is behind it"
+        )]
         let ahead = first.len() - head_len;
         let buffer_size = *self.settings.buffer_size;
         let mut piece = Buffer::empty();
@@ -359,12 +412,14 @@ impl<'a> Relay<'a, '_> {
         if self.is_due(first.as_slice().get(head_len..).unwrap_or_default(), full) {
             // What came with the head is sent with the head.
             clean = self.forward(r, first, head_len, More::Maybe).await?;
+            self.rest.fit(r).await?;
             full = self.piece_size();
         } else {
-            piece = Buffer::with_capacity(full.max(ahead + 1).max(self.piece_size()));
+            piece = Buffer::with_capacity(full.max(ahead.saturating_add(1)).max(self.piece_size()));
             piece.extend(first.as_slice().get(head_len..).unwrap_or_default());
         }
         while !self.body.is_complete() {
+            self.give_turn(r).await?;
             match self.receive(r, &mut piece).await? {
                 Received::Bytes => {
                     if !self.is_due(piece.as_slice(), full) {
@@ -373,13 +428,18 @@ impl<'a> Relay<'a, '_> {
                     let is_long = piece.spare() == 0;
                     clean = self.forward(r, &piece, 0, More::Maybe).await?;
                     full = self.piece_size();
-                    // A response that fills its buffer is a long one.
-                    let most = self.piece_max();
                     if !self.rest.is_empty() {
                         // A slow client costs no more than what waits for it.
                         piece = Buffer::empty();
-                    } else if is_long && piece.capacity() < most {
-                        piece = Buffer::with_capacity(most);
+                        self.rest.end_long();
+                        self.rest.fit(r).await?;
+                    } else if is_long {
+                        // One that fills its buffer is a long one.
+                        let wanted = self.long_piece();
+                        piece.clear();
+                        if !(wanted..wanted.saturating_mul(4)).contains(&piece.capacity()) {
+                            piece = Buffer::with_capacity(wanted);
+                        }
                     } else {
                         piece.clear();
                     }
@@ -411,11 +471,24 @@ impl<'a> Relay<'a, '_> {
 
     /// Whether a piece goes to the client now: a full buffer, all that is missing, or anything when
     /// nothing is to be held back. What will never be right is not waited for.
-    fn is_due(&self, piece: &[u8], full: usize) -> bool {
+    fn is_due(&mut self, piece: &[u8], full: usize) -> bool {
         !self.buffering
             || piece.len() >= full
             || piece.len() as u64 >= self.body.missing()
-            || self.body.is_broken(piece)
+            || self.look_ahead.as_mut().is_some_and(|ahead| ahead.is_broken(piece))
+    }
+
+    /// Lets the rest of the shard run now and then: a server may always be ahead, and its client with
+    /// it.
+    async fn give_turn(&mut self, r: &Request) -> Result<(), Close> {
+        self.in_a_row = self.in_a_row.saturating_add(1);
+        if self.in_a_row < RECEIVES_IN_A_ROW {
+            return Ok(());
+        }
+        self.in_a_row = 0;
+        let limit = *self.c.settings(r).core.send_timeout;
+        let turn = self.c.stream.timer().within(limit, Wait::Busy, yield_now()).await;
+        Ok(turn.map_err(Failure::from)?)
     }
 
     fn piece_size(&self) -> usize {
@@ -424,14 +497,17 @@ impl<'a> Relay<'a, '_> {
 
     /// What is received at once of a long response. Where the rest of it may not go to a file, that
     /// is within the configured buffers as well.
-    fn piece_max(&self) -> usize {
+    fn long_piece(&mut self) -> usize {
         let buffers = *self.settings.buffers;
+        let piece = self.piece_size();
         if !self.buffering {
-            *self.settings.buffer_size
-        } else if *self.settings.max_temp_file_size == 0 {
-            PIECE_MAX.min(buffers.number.saturating_mul(buffers.size))
+            return piece;
+        }
+        let most = self.rest.long_piece().max(piece);
+        if *self.settings.max_temp_file_size == 0 {
+            most.min(buffers.number.saturating_mul(buffers.size))
         } else {
-            PIECE_MAX
+            most
         }
     }
 
@@ -454,7 +530,7 @@ impl<'a> Relay<'a, '_> {
     ) -> Result<bool, Close> {
         let raw = piece.as_slice();
         let mut at = from;
-        loop {
+        let forwarded = loop {
             let mut found = match self.body.find(raw, at, *self.settings.buffer_size) {
                 Ok(found) => found,
                 Err(bad) => {
@@ -489,9 +565,11 @@ impl<'a> Relay<'a, '_> {
                     self.c.action.set(Action::ReadingUpstream);
                     self.c.log(r, Level::Warn, format_args!("{text}"));
                 }
-                return Ok(!found.surplus);
+                break !found.surplus;
             }
-        }
+        };
+        self.look_ahead = self.body.look_ahead();
+        Ok(forwarded)
     }
 
     /// What is said of bytes behind the end.
@@ -543,7 +621,7 @@ impl<'a> Relay<'a, '_> {
                 // The body alone.
                 self.rest.send(r, &mut slices).await
             } else if found.bytes <= COPIED {
-                r.response.head_bytes += head_len as u64;
+                count::add(&mut r.response.head_bytes, head_len as u64);
                 for slice in &slices {
                     head.extend_from_slice(slice);
                 }
@@ -551,7 +629,7 @@ impl<'a> Relay<'a, '_> {
                 head.truncate(head_len);
                 sent
             } else {
-                r.response.head_bytes += head_len as u64;
+                count::add(&mut r.response.head_bytes, head_len as u64);
                 slices.insert(0, IoSlice::new(&head));
                 self.rest.send(r, &mut slices).await
             }
@@ -566,16 +644,20 @@ impl<'a> Relay<'a, '_> {
     async fn receive(&mut self, r: &mut Request, piece: &mut Buffer) -> Result<Received, Close> {
         let limit = *self.settings.read_timeout;
         let (mut most, mut size) = (u64::MAX, self.piece_size());
+        self.rest.set_turn(None);
         if !self.rest.is_empty() || self.reading_pace.is_some() {
+            let turn;
             match self.receive_slowly(r, limit).await? {
-                Ok(allowed) => most = allowed,
+                Ok((allowed, taken)) => (most, turn) = (allowed, taken),
                 Err(failure) => return self.upstream_failed(r, &failure),
             }
             if !self.rest.is_empty() {
                 self.rest.make_room(r).await?;
-                size = self.rest.room().clamp(size, size.max(PIECE_MAX));
+                let room = if turn.is_some() { PIECE_MAX } else { self.rest.room() };
+                size = room.clamp(size, size.max(PIECE_MAX));
                 most = most.min(size as u64);
             }
+            self.rest.set_turn(turn);
         }
         self.c.action.set(Action::ReadingUpstream);
         let ignore_abort = *self.settings.ignore_client_abort;
@@ -592,12 +674,12 @@ impl<'a> Relay<'a, '_> {
             Ok(0) => Ok(Received::End),
             Ok(n) => {
                 let before = self.received;
-                self.received += n as u64;
+                count::add(&mut self.received, n as u64);
                 if let Some(pace) = &mut self.reading_pace {
                     pace.account(before, self.received, timer::now_ms());
                 }
                 if let Some(attempt) = r.attempts.last_mut() {
-                    attempt.bytes_received += n as u64;
+                    count::add(&mut attempt.bytes_received, n as u64);
                 }
                 Ok(Received::Bytes)
             }
@@ -606,13 +688,13 @@ impl<'a> Relay<'a, '_> {
     }
 
     /// Waits until there is something to receive, room for it, and leave by `*_limit_rate`; answers
-    /// how much that gives leave for. All that is waited for here is readiness: what is dropped
-    /// loses nothing.
+    /// how much that gives leave for, with a turn where it goes to a file. All that is waited for here
+    /// is readiness: what is dropped loses nothing.
     async fn receive_slowly(
         &mut self,
         r: &mut Request,
         limit: Duration,
-    ) -> Result<Result<u64, Failure>, Close> {
+    ) -> Result<Result<(u64, Option<Turn>), Failure>, Close> {
         let upstream = self.upstream;
         let client = &self.c.stream;
         let ignore_abort = *self.settings.ignore_client_abort;
@@ -627,7 +709,7 @@ impl<'a> Relay<'a, '_> {
             if let Ok(most) = allowed
                 && self.rest.is_empty()
             {
-                return Ok(Ok(most));
+                return Ok(Ok((most, None)));
             }
             let has_room = self.rest.has_room();
             if r.response.pace.is_some() {
@@ -635,34 +717,39 @@ impl<'a> Relay<'a, '_> {
                     && self.rest.room() > 0
                     && !upstream.is_quiet()
                 {
-                    return Ok(Ok(most));
+                    return Ok(Ok((most, None)));
                 }
                 self.rest.pump(r).await?;
             }
             if allowed.is_err() || !has_room {
                 until_ms = None;
             }
+            let rest = &self.rest;
             let from_upstream = async {
                 match allowed {
                     Err(wait) => pace::hold(upstream, wait).await.map(|()| None),
                     Ok(most) if has_room => {
                         let now_ms = timer::now_ms();
-                        let until_ms = *until_ms.get_or_insert(now_ms + limit.as_millis() as u64);
-                        let left = Duration::from_millis(until_ms.saturating_sub(now_ms));
-                        upstream.readable(left, Wait::Busy).await.map(|()| Some(most))
+                        let end_ms = *until_ms
+                            .get_or_insert(now_ms.saturating_add(limit.as_millis() as u64));
+                        let left = Duration::from_millis(end_ms.saturating_sub(now_ms));
+                        upstream.readable(left, Wait::Busy).await?;
+                        // From here on it is not the upstream that is waited for.
+                        until_ms = None;
+                        let turn = if rest.is_spilling() { Some(rest.turn().await) } else { None };
+                        Ok(Some((most, turn)))
                     }
                     Ok(_) => std::future::pending().await,
                 }
             };
-            let is_waiting = !self.rest.is_empty();
             let to_client = async {
-                if is_waiting { self.rest.ready(r).await } else { std::future::pending().await }
+                if rest.is_empty() { std::future::pending().await } else { rest.ready(r).await }
             };
             let gone = async {
                 if ignore_abort { std::future::pending().await } else { client_left(client).await }
             };
             match either(from_upstream, either(to_client, gone)).await {
-                Either::First(Ok(Some(most))) => return Ok(Ok(most)),
+                Either::First(Ok(Some(leave))) => return Ok(Ok(leave)),
                 Either::First(Ok(None)) => {}
                 Either::First(Err(failure)) => return Ok(Err(failure)),
                 Either::Second(Either::First(ready)) => {
@@ -729,6 +816,25 @@ mod tests {
         let (data, all) = found(&mut incoming, b"3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n");
         assert_eq!((data.as_slice(), all.bytes), (b"abcde".as_slice(), 5));
         assert!(all.complete && !all.surplus && incoming.is_complete());
+    }
+
+    #[test]
+    fn what_is_kept_back_is_looked_at_once() {
+        let body = b"3\r\nabc\r\n2\r\nde\r\nxyz";
+        let mut ahead = Incoming::new(BodyLength::Chunked).look_ahead().unwrap();
+        for end in 1..=15 {
+            // What was looked at before has become something else, and nobody sees that.
+            let mut pending = vec![b'!'; ahead.position];
+            pending.extend_from_slice(&body[ahead.position..end]);
+            assert!(!ahead.is_broken(&pending), "{end}");
+            assert_eq!(ahead.position, end);
+        }
+        assert!(ahead.is_broken(&body[..16]) && ahead.is_broken(body));
+        for whole in [b"0\r\n\r\nGET".as_slice(), b"1\r\nx\r\n0\r\n\r\n"] {
+            let mut ahead = Incoming::new(BodyLength::Chunked).look_ahead().unwrap();
+            assert!(!ahead.is_broken(whole) && !ahead.is_broken(whole));
+        }
+        assert!(Incoming::new(BodyLength::UntilClose).look_ahead().is_none());
     }
 
     #[test]

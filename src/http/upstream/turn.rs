@@ -180,7 +180,7 @@ async fn wait(
         tries = match place.called(Duration::from_millis(limit_ms)).await {
             Ok(()) => true,
             Err(Expired::Elapsed) => {
-                look_ms = (look_ms * 2).min(*LOOK_MS.end());
+                look_ms = look_ms.saturating_mul(2).min(*LOOK_MS.end());
                 place.is_first()
             }
             Err(Expired::Interrupted) => return Err(Expired::Interrupted),

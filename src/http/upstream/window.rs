@@ -29,6 +29,10 @@ impl Window {
 
     /// Cuts what does not belong to the part from the next pieces of the body; tells how many bytes
     /// are left of them.
+    #[expect(
+        clippy::arithmetic_side_effects,
+        reason = "what is skipped is at most the piece, what is taken at most the rest of it"
+    )]
     pub fn cut(&mut self, pieces: &mut [Span]) -> usize {
         let mut left = 0;
         for piece in pieces {

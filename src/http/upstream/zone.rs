@@ -156,7 +156,7 @@ impl SharedPeer {
             self.active.fetch_add(1, Ordering::Relaxed);
             return true;
         }
-        let more = |active: usize| (active < most).then_some(active + 1);
+        let more = |active: usize| (active < most).then(|| active.saturating_add(1));
         self.active.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok()
     }
 

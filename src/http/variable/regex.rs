@@ -22,11 +22,23 @@ pub struct Regex {
 pub struct Captures {
     pub subject: Vec<u8>,
     pub groups: smallvec::SmallVec<[Option<(u32, u32)>; 10]>,
-    /// A match was given up for its cost: nobody knows what it would have come to.
-    pub gave_up: bool,
 }
 
+/// A match that was given up for its cost: nobody knows what it would have come to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct GaveUp;
+
+/// Ways that a match may try in vain before it is given up: some milliseconds' worth. It is the shard
+/// that waits.
+const TRIES_MAX: usize = 100_000;
+
 impl Captures {
+    /// Forgets the match, and keeps the memory.
+    pub fn clear(&mut self) {
+        self.subject.clear();
+        self.groups.clear();
+    }
+
     pub fn group(&self, n: usize) -> Option<&[u8]> {
         let (start, end) = (*self.groups.get(n)?)?;
         self.subject.get(start as usize..end as usize)
@@ -55,6 +67,7 @@ impl Regex {
         let build = |pattern: &str| {
             RegexBuilder::new(pattern)
                 .bytes_mode(BytesMode::Ascii)
+                .backtrack_limit(TRIES_MAX)
                 .case_insensitive(caseless)
                 .build()
         };
@@ -69,16 +82,12 @@ impl Regex {
         Ok(Regex { pattern: pattern.into(), compiled, named: Vec::new() })
     }
 
-    /// Whether the subject matches; if so, `captures` holds the subject and its groups. A match
-    /// that is given up for its cost counts as none, and is noted there.
-    pub fn matches(&self, subject: &[u8], captures: &mut Captures) -> bool {
+    /// Whether the subject matches; if so, `captures` holds the subject and its groups.
+    pub fn matches(&self, subject: &[u8], captures: &mut Captures) -> Result<bool, GaveUp> {
         let found = match self.compiled.captures(subject) {
             Ok(Some(found)) => found,
-            Ok(None) => return false,
-            Err(_) => {
-                captures.gave_up = true;
-                return false;
-            }
+            Ok(None) => return Ok(false),
+            Err(_) => return Err(GaveUp),
         };
         captures.subject.clear();
         captures.subject.extend_from_slice(subject);
@@ -86,7 +95,7 @@ impl Regex {
         captures.groups.extend(
             found.iter().map(|group| group.map(|group| (group.start() as u32, group.end() as u32))),
         );
-        true
+        Ok(true)
     }
 }
 
@@ -96,7 +105,7 @@ fn with_dollars_of_pcre(pattern: &str) -> Option<String> {
     if !pattern.contains('$') || pattern.contains("(?m") || pattern.contains("(?x") {
         return None;
     }
-    let mut out = String::with_capacity(pattern.len() + 8);
+    let mut out = String::with_capacity(pattern.len().saturating_add(8));
     let mut chars = pattern.chars().peekable();
     let mut in_class = false;
     while let Some(c) = chars.next() {
@@ -178,7 +187,7 @@ fn has_stray_closing(pattern: &str) -> bool {
             b'\\' => drop(bytes.next()),
             b'[' => in_class = true,
             b']' => in_class = false,
-            b'(' if !in_class => depth += 1,
+            b'(' if !in_class => depth = depth.saturating_add(1),
             b')' if !in_class => match depth.checked_sub(1) {
                 Some(outer) => depth = outer,
                 None => return true,
@@ -205,7 +214,8 @@ mod tests {
         let found = |pattern, caseless, subject: &[u8]| {
             let mut captures = Captures::default();
             let regex = Regex::compile(pattern, caseless).unwrap();
-            regex.matches(subject, &mut captures).then(|| captures.group(0).unwrap().to_vec())
+            let matched = regex.matches(subject, &mut captures).unwrap();
+            matched.then(|| captures.group(0).unwrap().to_vec())
         };
         assert_eq!(found("^/a.c$", false, b"/a\xffc"), Some(b"/a\xffc".to_vec()));
         assert_eq!(found("é", false, "/é".as_bytes()), Some("é".as_bytes().to_vec()));
@@ -220,6 +230,22 @@ mod tests {
         assert_eq!(found("^/a$", false, b"/a\n\n"), None);
         assert_eq!(found("^/a\\$[]$]", false, b"/a$$"), Some(b"/a$$".to_vec()));
         assert_eq!(found("a$|b", false, b"b"), Some(b"b".to_vec()));
+    }
+
+    #[test]
+    fn what_costs_too_much_is_given_up() {
+        let matches = |pattern, subject: &[u8]| {
+            Regex::compile(pattern, false).unwrap().matches(subject, &mut Captures::default())
+        };
+        let expensive = "^/(?=a)(a|aa)+(?=$)|evil";
+        let long = [b"/", &[b'a'; 60][..], b"b/evil"].concat();
+        assert_eq!(matches(expensive, &long), Err(GaveUp));
+        assert_eq!(matches(expensive, b"/aab/evil"), Ok(true));
+        assert_eq!(matches(expensive, b"/aab"), Ok(false));
+        // What looks around in a long text is no such thing.
+        let long = [b"/", &[b'a'; 8000][..], b".php"].concat();
+        assert_eq!(matches("^(?!.*\\.bak$).*\\.php(?=$)", &long), Ok(true));
+        assert_eq!(matches("^/(?!tmp).*\\.html?(?=$)", &long), Ok(false));
     }
 
     #[test]

@@ -101,6 +101,10 @@ impl Frozen {
     }
 
     /// Appends the line, or whatever the template is of.
+    #[expect(
+        clippy::indexing_slicing,
+        reason = "gaps are places in text, in order; a line is far from 4 GiB"
+    )]
     pub fn put(&self, values: &LateValues<'_>, out: &mut Vec<u8>) {
         let mut from = 0;
         for &(at, late) in &self.gaps {
@@ -193,7 +197,7 @@ fn append_websocket(which: WebSocket, metrics: &Metrics, out: &mut Vec<u8>) -> b
     match which {
         WebSocket::Frames(way) => value::number(out, side(way).frames.iter().sum()),
         WebSocket::Messages(way) => value::number(out, side(way).messages),
-        WebSocket::FramesOf(kind, way) => value::number(out, side(way).frames[kind as usize]),
+        WebSocket::FramesOf(kind, way) => value::number(out, side(way).frames_of(kind)),
         WebSocket::CloseCode(way) => {
             side(way).close_code.is_some_and(|code| value::number(out, u64::from(code)))
         }

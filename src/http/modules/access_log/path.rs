@@ -99,7 +99,7 @@ impl PathFiles {
             return append(&file).map_err(|e| failed(Step::Write, e));
         };
         self.expire(path, cache, now_ms);
-        self.lines += 1;
+        self.lines = self.lines.saturating_add(1);
         let kept = self.open.entry(path.into()).or_insert(Kept {
             file: None,
             uses: 0,

@@ -158,7 +158,8 @@ impl LogWriters {
             if let Some(flush) = hold.flush
                 && lines.flush_at_ms.is_none()
             {
-                lines.flush_at_ms = Some(timer::now_ms() + flush.as_millis() as u64);
+                let flush_ms = u64::try_from(flush.as_millis()).unwrap_or(u64::MAX);
+                lines.flush_at_ms = Some(timer::now_ms().saturating_add(flush_ms));
                 self.pending.raise();
             }
         } else if out.len() >= PENDING_MAX {
@@ -275,6 +276,8 @@ pub fn write(c: &Connection, r: &Request) {
     for log in settings.access_log.iter() {
         if let Some(condition) = &log.condition
             && !value::is_true(&value::expanded(condition, c, r))
+            // What cannot be decided is better logged.
+            && !r.has_given_up()
         {
             continue;
         }

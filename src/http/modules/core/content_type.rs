@@ -7,7 +7,7 @@ use super::{Settings, Types};
 /// `types`, else `default_type`; `None` when that is empty.
 pub fn content_type(core: &Settings, uri: &[u8]) -> Option<Arc<str>> {
     let segment = uri.rsplit(|&b| b == b'/').next().unwrap_or_default();
-    let extension = memchr::memrchr(b'.', segment).map(|at| &segment[at + 1..]);
+    let extension = memchr::memrchr(b'.', segment).and_then(|at| segment.get(at..)?.get(1..));
     let types: &Types = &core.types;
     let known = extension.filter(|e| !e.is_empty()).and_then(|extension| {
         if extension.iter().any(u8::is_ascii_uppercase) {

@@ -70,7 +70,10 @@ impl Expires {
         if kind == Kind::Daily && seconds > DAY {
             return Err(Invalid::Daily);
         }
-        Ok(Expires::At { kind, seconds: if is_negative { -seconds } else { seconds } })
+        Ok(Expires::At {
+            kind,
+            seconds: if is_negative { 0_i64.saturating_sub(seconds) } else { seconds },
+        })
     }
 
     /// The two lines at this moment; none for `off`.
@@ -127,10 +130,12 @@ pub struct Fixed {
 fn date(seconds: i64) -> String {
     const YEAR_9999: u64 = 253_402_300_799;
     let seconds = u64::try_from(seconds).unwrap_or_default().min(YEAR_9999);
+    #[expect(clippy::arithmetic_side_effects, reason = "the year is 9999 at most")]
     httpdate::fmt_http_date(UNIX_EPOCH + Duration::from_secs(seconds))
 }
 
 /// Any value: what is accepted has a date that can be read again, and a sane Cache-Control.
+#[expect(clippy::arithmetic_side_effects, reason = "the property that is tested")]
 pub fn fuzz_expires(data: &[u8]) {
     for is_modified in [false, true] {
         let Ok(expires) = Expires::parse(data, is_modified) else { continue };

@@ -14,6 +14,10 @@ struct Line {
 }
 
 /// The first line of that name, in any case, from `from` on.
+#[expect(
+    clippy::arithmetic_side_effects,
+    reason = "the line has been found in head, and is as long as a name and a colon"
+)]
 fn find(head: &[u8], from: usize, name: &[u8]) -> Option<Line> {
     let mut start = from;
     while let Some(rest) = head.get(start..)
@@ -39,6 +43,7 @@ pub fn value<'a>(head: &'a [u8], from: usize, name: &[u8]) -> Option<&'a [u8]> {
 }
 
 /// Takes out the lines of that name that begin before `end`; tells how many bytes they were.
+#[expect(clippy::arithmetic_side_effects, reason = "lines that were in head: no more than it had")]
 pub fn remove_before(head: &mut Vec<u8>, end: usize, name: &[u8]) -> usize {
     let mut removed = 0;
     while let Some(line) = find(head, 0, name).filter(|line| line.whole.start + removed < end) {
@@ -68,6 +73,10 @@ pub fn set(head: &mut Vec<u8>, from: usize, name: &[u8], value: &[u8]) {
 /// out; appends a line when there is none.
 pub fn replace(head: &mut Vec<u8>, from: usize, name: &[u8], value: &[u8]) {
     let Some(line) = find(head, from, name) else { return encode::header(name, value, head) };
+    #[expect(
+        clippy::arithmetic_side_effects,
+        reason = "lengths in memory: isize::MAX at most, each"
+    )]
     let end = line.value.start + value.len() + b"\r\n".len();
     head.splice(line.value, value.iter().copied());
     while let Some(other) = find(head, end, name) {

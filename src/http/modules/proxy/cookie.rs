@@ -8,7 +8,7 @@ use super::Settings;
 use crate::http::connection::Connection;
 use crate::http::request::Request;
 use crate::http::value;
-use crate::http::variable::{Regex, Template};
+use crate::http::variable::{GaveUp, Regex, Template};
 
 /// `proxy_cookie_flags name|~regex flag …;`
 #[derive(Debug, Clone)]
@@ -64,10 +64,12 @@ impl FlagsRule {
             Name::Is(name) => value::expanded(name, c, r).eq_ignore_ascii_case(cookie),
             Name::Regex(regex) => {
                 let matches = regex.matches(cookie, r.captures.get_mut());
-                if matches {
-                    r.set_named_captures(regex);
+                match matches {
+                    Ok(true) => r.set_named_captures(regex),
+                    Ok(false) => {}
+                    Err(GaveUp) => r.give_up(c, regex),
                 }
-                matches
+                matches == Ok(true)
             }
         }
     }
@@ -145,10 +147,9 @@ impl<'a> Cookie<'a> {
 
 impl<'a> Attribute<'a> {
     fn parse(text: &'a [u8]) -> Self {
-        let (name, value) = match memchr::memchr(b'=', text) {
-            Some(at) => (&text[..at], text.get(at + 1..)),
-            None => (text, None),
-        };
+        let at = memchr::memchr(b'=', text).unwrap_or(text.len());
+        let (name, value) = text.split_at(at);
+        let value = value.get(1..);
         Attribute { name: trim_spaces(name).into(), value: value.map(|v| trim_spaces(v).into()) }
     }
 }

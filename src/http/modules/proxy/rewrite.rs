@@ -9,7 +9,7 @@ use crate::config::value::Args;
 use crate::http::connection::Connection;
 use crate::http::request::Request;
 use crate::http::value;
-use crate::http::variable::{Regex, Template};
+use crate::http::variable::{GaveUp, Regex, Template};
 use crate::http1::encode;
 
 /// `off`, or rules in the order written.
@@ -46,20 +46,21 @@ impl Rule {
                 (b"", value.strip_prefix(value::expanded(from, c, r).as_slice())?)
             }
             Pattern::Domain(from) => {
-                let (dot, domain) = match value.strip_prefix(b".") {
-                    Some(domain) => (&value[..1], domain),
-                    None => (&value[..0], value),
-                };
+                let (dot, domain) = value.split_at(usize::from(value.starts_with(b".")));
                 if !domain.eq_ignore_ascii_case(&value::expanded(from, c, r)) {
                     return None;
                 }
                 (dot, b"")
             }
             Pattern::Regex(regex) => {
-                if !regex.matches(value, r.captures.get_mut()) {
-                    return None;
+                match regex.matches(value, r.captures.get_mut()) {
+                    Ok(true) => r.set_named_captures(regex),
+                    Ok(false) => return None,
+                    Err(GaveUp) => {
+                        r.give_up(c, regex);
+                        return None;
+                    }
                 }
-                r.set_named_captures(regex);
                 (b"", b"")
             }
         };

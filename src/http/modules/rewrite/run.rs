@@ -9,7 +9,7 @@ use crate::http::pace;
 use crate::http::request::Request;
 use crate::http::server::Http;
 use crate::http::value;
-use crate::http::variable::Regex;
+use crate::http::variable::GaveUp;
 use crate::http1::uri::{escape_args, unescape_redirect};
 
 /// What the steps of a level amount to.
@@ -89,9 +89,7 @@ fn run_steps(
             Step::Rewrite(rewrite) => apply(rewrite, c, r, changed),
             Step::If { condition, location } => {
                 let holds = holds(condition, c, r);
-                if let Condition::Match { regex, .. } = condition
-                    && gave_up(c, r, regex)
-                {
+                if r.has_given_up() {
                     Next::Respond(Answer::Status(500))
                 } else if holds {
                     // The block's settings are in force from here on.
@@ -103,6 +101,9 @@ fn run_steps(
                 }
             }
         };
+        if r.has_given_up() {
+            return Next::Respond(Answer::Status(500));
+        }
         if !matches!(next, Next::Step) {
             return next;
         }
@@ -134,6 +135,10 @@ fn apply(rewrite: &Rewrite, c: &Connection, r: &mut Request, changed: &mut bool)
     let uri = std::mem::take(&mut r.uri);
     let matched = rewrite.regex.matches(&uri, r.captures.get_mut());
     r.uri = uri;
+    let Ok(matched) = matched else {
+        r.give_up(c, &rewrite.regex);
+        return Next::Step;
+    };
     let generation = Rc::clone(&r.generation);
     let logs = *generation.http().location(r.location).settings.rewrite.log;
     if logs {
@@ -141,12 +146,9 @@ fn apply(rewrite: &Rewrite, c: &Connection, r: &mut Request, changed: &mut bool)
         let uri = escape(&r.uri);
         c.log(r, Level::Notice, format_args!("\"{}\" {verb} \"{uri}\"", rewrite.regex.pattern));
     }
-    if gave_up(c, r, &rewrite.regex) {
-        return Next::Respond(Answer::Status(500));
-    }
     if !matched {
         // Whatever was captured before is gone, too.
-        r.captures.get_mut().groups.clear();
+        r.captures.get_mut().clear();
         return Next::Step;
     }
     r.set_named_captures(&rewrite.regex);
@@ -248,16 +250,6 @@ fn has_plus(target: &[u8]) -> bool {
     path.into_iter().any(|&byte| byte == b'+')
 }
 
-/// A match that takes too many steps is neither one nor none: the request is not for guessing.
-fn gave_up(c: &Connection, r: &mut Request, regex: &Regex) -> bool {
-    let gave_up = std::mem::take(&mut r.captures.get_mut().gave_up);
-    if gave_up {
-        let pattern = &regex.pattern;
-        c.log(r, Level::Error, format_args!("matching \"{pattern}\" took too many steps"));
-    }
-    gave_up
-}
-
 fn holds(condition: &Condition, c: &Connection, r: &mut Request) -> bool {
     match condition {
         Condition::True(value) => value::is_true(&value::expanded(value, c, r)),
@@ -267,12 +259,12 @@ fn holds(condition: &Condition, c: &Connection, r: &mut Request) -> bool {
         Condition::Match { value, regex, negate } => {
             let value = value::expanded(value, c, r);
             let matched = regex.matches(&value, r.captures.get_mut());
-            if matched {
-                r.set_named_captures(regex);
-            } else {
-                r.captures.get_mut().groups.clear();
+            match matched {
+                Ok(true) => r.set_named_captures(regex),
+                Ok(false) => r.captures.get_mut().clear(),
+                Err(GaveUp) => r.give_up(c, regex),
             }
-            matched != *negate
+            matched != Ok(*negate)
         }
         Condition::File { path, test, negate } => {
             let path = value::expanded(path, c, r);

@@ -8,8 +8,10 @@ use std::os::unix::fs::FileExt as _;
 
 use super::range::{Layout, Part};
 
-/// What is read at once and sent with one call.
+/// What is read at once and sent with one call, at most.
 pub const PIECE: usize = 64 << 10;
+/// The same of what is longer, at first and for a client that did not take all of the last one.
+const SMALL_PIECE: usize = 16 << 10;
 
 /// Why there is no next piece.
 #[derive(Debug, thiserror::Error)]
@@ -29,18 +31,27 @@ pub struct Content<'f> {
     /// What is left of the part under way.
     head: Cursor<Vec<u8>>,
     range: Range<u64>,
+    /// No larger than the next piece is to be.
     piece: Vec<u8>,
+    size: usize,
+    /// Bytes of the piece.
+    filled: usize,
+    /// The last ones of them, which are from where `range` begins now.
+    of_range: u64,
 }
 
 impl<'f> Content<'f> {
     pub fn new(file: &'f File, layout: Layout) -> Self {
-        let size = usize::try_from(layout.length()).map_or(PIECE, |length| length.min(PIECE));
+        let length = usize::try_from(layout.length()).unwrap_or(usize::MAX);
         Content {
             file,
             parts: layout.parts.into_iter(),
             head: Cursor::default(),
             range: 0..0,
-            piece: vec![0; size],
+            piece: Vec::new(),
+            size: if length > PIECE { SMALL_PIECE } else { length },
+            filled: 0,
+            of_range: 0,
         }
     }
 
@@ -48,7 +59,21 @@ impl<'f> Content<'f> {
     ///
     /// The file is read on the ring thread: what is in the page cache costs a copy, and a proxy's
     /// few files (error pages, icons) are.
+    #[expect(
+        clippy::arithmetic_side_effects,
+        reason = "start <= end of a range, and no more is read than there is room"
+    )]
     pub fn next_piece(&mut self) -> Result<&[u8], ReadError> {
+        self.filled = 0;
+        if self.is_at_end() {
+            return Ok(&[]);
+        }
+        if self.piece.len() != self.size {
+            self.piece = vec![0; self.size];
+        }
+        // Whoever comes again has taken all of the last one.
+        self.size = PIECE.min(self.size.saturating_mul(4)).max(self.size);
+        self.of_range = 0;
         let mut filled = 0;
         while let Some(room) = self.piece.get_mut(filled..)
             && !room.is_empty()
@@ -60,11 +85,13 @@ impl<'f> Content<'f> {
                     let room = room.get_mut(..wanted).unwrap_or_default();
                     read_exactly(self.file, self.range.start, room)?;
                     self.range.start += wanted as u64;
+                    self.of_range += wanted as u64;
                     wanted
                 }
                 0 => match self.parts.next() {
                     Some(Part { head, range }) => {
                         (self.head, self.range) = (Cursor::new(head), range);
+                        self.of_range = 0;
                         0
                     }
                     None => break,
@@ -72,11 +99,37 @@ impl<'f> Content<'f> {
                 copied => copied,
             };
         }
+        self.filled = filled;
         Ok(self.piece.get(..filled).unwrap_or_default())
+    }
+
+    fn is_at_end(&self) -> bool {
+        let head = self.head.get_ref().len() as u64;
+        self.head.position() >= head && self.range.is_empty() && self.parts.as_slice().is_empty()
+    }
+
+    /// The last `n` bytes of the last piece have not been taken: they come again. What is in the file
+    /// is not held until then.
+    pub fn put_back(&mut self, n: usize) {
+        let of_range = self.of_range.min(n as u64);
+        self.range.start = self.range.start.saturating_sub(of_range);
+        // What stands ahead of it: heads of parts, and the end of a part before.
+        let end = self.filled.saturating_sub(of_range as usize);
+        let start = self.filled.saturating_sub(n);
+        let mut ahead = self.piece.get(start..end).unwrap_or_default().to_vec();
+        let behind = self.head.get_ref().get(self.head.position() as usize..).unwrap_or_default();
+        ahead.extend_from_slice(behind);
+        self.head = Cursor::new(ahead);
+        (self.piece, self.filled, self.of_range) = (Vec::new(), 0, 0);
+        self.size = self.size.min(SMALL_PIECE);
     }
 }
 
 /// Fills `room` with what is in the file from `offset` on.
+#[expect(
+    clippy::arithmetic_side_effects,
+    reason = "no more is read than there is room, and no offset in a file has 64 bits"
+)]
 fn read_exactly(file: &File, offset: u64, room: &mut [u8]) -> Result<(), ReadError> {
     let wanted = room.len();
     let mut read = 0;
@@ -119,8 +172,10 @@ mod tests {
         let file = File::open(directory.file("large", &bytes)).unwrap();
 
         let mut content = Content::new(&file, Layout::plain(0..200_000));
-        assert_eq!(content.next_piece().unwrap(), &bytes[..PIECE]);
-        assert_eq!(all(&mut content).unwrap(), &bytes[PIECE..]);
+        assert_eq!(content.next_piece().unwrap(), &bytes[..SMALL_PIECE]);
+        let second = SMALL_PIECE..SMALL_PIECE + PIECE;
+        assert_eq!(content.next_piece().unwrap(), &bytes[second.clone()]);
+        assert_eq!(all(&mut content).unwrap(), &bytes[second.end..]);
 
         let mut content = Content::new(&file, Layout::plain(70_000..150_000));
         assert_eq!(all(&mut content).unwrap(), &bytes[70_000..150_000]);
@@ -147,9 +202,28 @@ mod tests {
         expected.extend(b"\r\n--B--\r\n");
         assert_eq!(expected.len() as u64, length);
 
-        let mut content = Content::new(&file, layout);
-        assert_eq!(content.next_piece().unwrap(), &expected[..PIECE]);
-        assert_eq!(all(&mut content).unwrap(), &expected[PIECE..]);
+        let mut content = Content::new(&file, layout.clone());
+        assert_eq!(content.next_piece().unwrap(), &expected[..SMALL_PIECE]);
+        assert_eq!(all(&mut content).unwrap(), &expected[SMALL_PIECE..]);
+
+        // However little is taken of a piece, and wherever it ends.
+        for taken in [1, 20, 77, 1000, 16_000, 70_000] {
+            let mut content = Content::new(&file, layout.clone());
+            let mut whole = Vec::new();
+            loop {
+                let piece = content.next_piece().unwrap();
+                if piece.is_empty() {
+                    break;
+                }
+                let (length, took) = (piece.len(), taken.min(piece.len()));
+                whole.extend_from_slice(&piece[..took]);
+                if took < length {
+                    content.put_back(length - took);
+                    assert!(content.piece.is_empty(), "nothing is held");
+                }
+            }
+            assert!(whole == expected, "{taken} at a time");
+        }
     }
 
     #[test]

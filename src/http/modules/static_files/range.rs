@@ -53,13 +53,13 @@ pub fn select(value: &[u8], length: u64, ranges_max: u64) -> Selection {
         if ranges.len() as u64 >= ranges_max {
             return Selection::Whole;
         }
-        total = total.saturating_add(range.end - range.start);
+        total = total.saturating_add(range.end.saturating_sub(range.start));
         ranges.push(range);
     }
     if ranges.is_empty() {
         return Selection::NotSatisfiable;
     }
-    let cost = total.saturating_add(PART_COST * ranges.len() as u64);
+    let cost = total.saturating_add(PART_COST.saturating_mul(ranges.len() as u64));
     let is_too_dear = ranges_max >= RANGES_UNLIMITED && cost > length.saturating_add(PARTS_FREE);
     if total > length || is_too_dear { Selection::Whole } else { Selection::Ranges(ranges) }
 }
@@ -161,6 +161,10 @@ impl Layout {
 
     /// Bytes of the whole body.
     pub fn length(&self) -> u64 {
+        #[expect(
+            clippy::arithmetic_side_effects,
+            reason = "of a file, less than 2^63, and of what is in memory"
+        )]
         let part = |part: &Part| part.head.len() as u64 + (part.range.end - part.range.start);
         self.parts.iter().map(part).sum()
     }
@@ -178,6 +182,7 @@ pub fn content_range_of_none(length: u64) -> String {
 
 /// For files of any length: what is selected is in the file, costs no more than it may, and is what
 /// its own `Content-Range` asks for.
+#[expect(clippy::arithmetic_side_effects, reason = "the property that is tested")]
 pub fn fuzz_range(data: &[u8]) {
     let lengths = [0, 1, 10, 5000, POSITION_MAX];
     for (length, ranges_max) in lengths

@@ -35,8 +35,7 @@ impl Symlinks {
             None => return Symlinks::FOLLOWED,
             Some(b'/') => from.len(),
             // Only whole names count.
-            Some(_) if from.ends_with(b"/") => from.len() - 1,
-            Some(_) => 0,
+            Some(_) => from.strip_suffix(b"/").map_or(0, <[u8]>::len),
         };
         Symlinks { mode, unchecked }
     }

@@ -67,7 +67,7 @@ impl Ring {
             return None;
         }
         while *tries <= TRIES_MAX {
-            let server = self.points.get(*point % self.points.len())?.server;
+            let server = self.points.get(point.checked_rem(self.points.len())?)?.server;
             let server = self.servers.get(server as usize)?;
             let best = round_robin::step(members, |at, member| {
                 !member.peer.backup
@@ -78,8 +78,8 @@ impl Ring {
             if best.is_some() {
                 return best;
             }
-            *point += 1;
-            *tries += 1;
+            *point = point.wrapping_add(1);
+            *tries = tries.saturating_add(1);
         }
         None
     }
@@ -87,14 +87,16 @@ impl Ring {
 
 /// The servers, each once, and their weights: the points of two that are written alike are the same,
 /// as far as the lighter one's go.
+#[expect(clippy::indexing_slicing, reason = "`known` tells where a weight was pushed")]
 fn weights_by_server<'a>(members: impl Iterator<Item = &'a Member>) -> (Vec<Arc<str>>, Vec<u32>) {
     let (mut servers, mut weights): (Vec<Arc<str>>, Vec<u32>) = (Vec::new(), Vec::new());
     let mut known: HashMap<&str, usize> = HashMap::new();
     for member in members {
         let at = *known.entry(&*member.peer.server).or_insert_with(|| {
+            let at = weights.len();
             servers.push(Arc::clone(&member.peer.server));
             weights.push(0);
-            servers.len() - 1
+            at
         });
         weights[at] = weights[at].max(member.peer.weight);
     }
@@ -104,6 +106,10 @@ fn weights_by_server<'a>(members: impl Iterator<Item = &'a Member>) -> (Vec<Arc<
 /// How many points each weight gets: nginx's number, or where these are too many in all its share of
 /// those there may be, to the nearest point. Not divided by what the weights have in common: a
 /// server that comes or goes would change that, and with it where every key belongs.
+#[expect(
+    clippy::arithmetic_side_effects,
+    reason = "64 bits: 2^24 weights of 32 bits times 160; where it divides, `total` is above 2048"
+)]
 fn point_counts(weights: &[u32]) -> Vec<u64> {
     if let [_] = weights {
         // Wherever its points are, they are its own.
@@ -120,14 +126,12 @@ fn point_counts(weights: &[u32]) -> Vec<u64> {
 
 /// What the points of a server start from: host, a zero, port.
 fn base(server: &str) -> crc32fast::Hasher {
-    let is_unix = server.get(..5).is_some_and(|scheme| scheme.eq_ignore_ascii_case("unix:"));
-    let (host, port) = if is_unix {
-        (&server[5..], "")
-    } else {
-        match server.rsplit_once(':') {
+    let (host, port) = match server.split_at_checked(5) {
+        Some((scheme, path)) if scheme.eq_ignore_ascii_case("unix:") => (path, ""),
+        _ => match server.rsplit_once(':') {
             Some((host, port)) if port.bytes().all(|b| b.is_ascii_digit()) => (host, port),
             _ => (server, ""),
-        }
+        },
     };
     let mut base = crc32fast::Hasher::new();
     base.update(host.as_bytes());

@@ -37,8 +37,8 @@ impl Walk {
             hash.update(itoa::Buffer::new().format(self.rehash).as_bytes());
         }
         hash.update(&self.key);
-        self.sum += u64::from(hash.finalize() >> 16 & 0x7fff);
-        self.rehash += 1;
+        self.sum = self.sum.wrapping_add(u64::from(hash.finalize() >> 16 & 0x7fff));
+        self.rehash = self.rehash.wrapping_add(1);
         self.sum
     }
 }

@@ -37,6 +37,7 @@ impl Walk {
         first_usable(members, tried, tries, now_ms, || shares.holder(self.next()))
     }
 
+    #[expect(clippy::arithmetic_side_effects, reason = "the hash is below 6271 each time")]
     fn next(&mut self) -> u64 {
         for byte in &self.address {
             self.hash = (self.hash * 113 + u64::from(*byte)) % 6271;

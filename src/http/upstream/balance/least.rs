@@ -53,13 +53,14 @@ impl Load {
         let active = member.state.active() as u64;
         let work = match rank {
             Rank::Active => active,
-            Rank::Time { until, inflight } => {
-                (active + 1).saturating_mul(expected_ms(member, until, inflight, now_ms))
-            }
+            Rank::Time { until, inflight } => active
+                .saturating_add(1)
+                .saturating_mul(expected_ms(member, until, inflight, now_ms)),
         };
         Load { work, weight: member.peer.weight }
     }
 
+    #[expect(clippy::arithmetic_side_effects, reason = "64 bits times 32 fit in 128")]
     pub fn compare(&self, other: &Load) -> std::cmp::Ordering {
         let this = u128::from(self.work) * u128::from(other.weight);
         this.cmp(&(u128::from(other.work) * u128::from(self.weight)))
@@ -76,7 +77,7 @@ fn expected_ms(member: &Member, until: Until, inflight: bool, now_ms: u64) -> u6
     if inflight {
         expected = expected.max(member.state.waiting_ms(now_ms));
     }
-    (expected - expected % STEP_MS + STEP_MS).min(LONGEST_MS)
+    (expected / STEP_MS).saturating_add(1).saturating_mul(STEP_MS).min(LONGEST_MS)
 }
 
 #[cfg(test)]

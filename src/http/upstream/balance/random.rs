@@ -25,6 +25,7 @@ impl Chance {
     }
 }
 
+#[expect(clippy::indexing_slicing, reason = "the shares are of these members")]
 pub fn pick(
     draws: Draws,
     shares: &Shares,
@@ -44,13 +45,13 @@ pub fn pick(
         if first != Some(at) && !tried.contains(at) && members[at].is_usable(now_ms) {
             let Some(before) = first else {
                 first = Some(at);
-                *tries += 1;
+                *tries = tries.saturating_add(1);
                 continue;
             };
             let [this, other] = [at, before].map(|at| Load::of(&members[at], rank, now_ms));
             return Some(if this.compare(&other).is_gt() { before } else { at });
         }
-        *tries += 1;
+        *tries = tries.saturating_add(1);
     }
     None
 }

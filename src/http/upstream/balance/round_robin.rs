@@ -1,6 +1,6 @@
 //! Smooth weighted round robin: nginx's default, and what the other methods fall back on.
 
-use super::Tried;
+use super::{Tried, take};
 use crate::http::upstream::peer::Member;
 
 /// The next server for a request, marked as tried. First the primary servers, then the backups.
@@ -15,12 +15,16 @@ pub fn pick(members: &[Member], tried: &mut Tried, now_ms: u64) -> Option<usize>
         })
     };
     let best = among(tried, false).or_else(|| among(tried, true))?;
-    members[best].picked(now_ms);
-    tried.insert(best);
+    take(members, tried, best, now_ms);
     Some(best)
 }
 
 /// One step of the smooth round over the members that take part in it.
+#[expect(
+    clippy::indexing_slicing,
+    clippy::arithmetic_side_effects,
+    reason = "`best` is one of these; weights have 32 bits, and a step takes off as much as it adds"
+)]
 pub fn step(members: &[Member], takes_part: impl Fn(usize, &Member) -> bool) -> Option<usize> {
     let mut total = 0;
     let mut best: Option<(usize, i64)> = None;

@@ -32,7 +32,7 @@ pub fn http(
     match &*settings.method {
         Some(method) => {
             value::expand(method, c, r, out);
-            encode::clean_value(out);
+            encode::clean_method(out);
         }
         None => out.extend_from_slice(value::method(r)),
     }
@@ -40,8 +40,8 @@ pub fn http(
     out.push(b' ');
     let uri_start = out.len();
     put_uri(r, location, destination.uri, out);
-    // A path is decoded: `$uri` in the URI of a `proxy_pass` or in args may hold a line's end.
-    encode::clean_uri(out, uri_start);
+    // A path is decoded: `$uri` in the URI of a `proxy_pass` or in args may hold a space or a line's end.
+    encode::clean_target(out, uri_start);
     message.uri = Span::new(uri_start, out.len());
     out.extend_from_slice(match version {
         HttpVersion::Http10 => b" HTTP/1.0\r\n",
@@ -61,8 +61,8 @@ pub fn http(
             says_connection |= line.name.eq_ignore_ascii_case("connection");
             if tells_of_body {
                 let (name, put) = (line.name.as_bytes(), out.get(start..).unwrap_or_default());
-                let value = put.get(name.len() + b": ".len()..).unwrap_or_default();
-                message.told.read(name, value.trim_ascii());
+                let value = put.get(name.len()..).and_then(|put| put.strip_prefix(b": "));
+                message.told.read(name, value.unwrap_or_default().trim_ascii());
             }
         }
     }
@@ -138,6 +138,7 @@ fn put_uri(r: &Request, location: &Location, uri: DestinationUri<'_>, out: &mut 
         }
         _ => 0,
     };
+    #[expect(clippy::indexing_slicing, reason = "`replaced` is at most its length")]
     let rest = &r.uri[replaced..];
     if r.escape || r.internal {
         escape_uri(rest, out);
@@ -167,7 +168,9 @@ fn put_host(
         Some(host) => value::expand(host, c, r, out),
         None => out.extend_from_slice(proxy_host),
     }
-    encode::clean_value(&mut out[value_start..]);
+    #[expect(clippy::indexing_slicing, reason = "what was put stands behind it")]
+    let value = &mut out[value_start..];
+    encode::clean_value(value);
     if out.len() == value_start {
         match version {
             HttpVersion::Http10 => return out.truncate(start),
@@ -184,7 +187,9 @@ fn put_line(c: &Connection, r: &Request, line: &proxy::SetHeader, out: &mut Vec<
     out.extend_from_slice(b": ");
     let value_start = out.len();
     value::expand(&line.value, c, r, out);
-    encode::clean_value(&mut out[value_start..]);
+    #[expect(clippy::indexing_slicing, reason = "what was put stands behind it")]
+    let value = &mut out[value_start..];
+    encode::clean_value(value);
     let has_value = out.len() > value_start;
     if has_value {
         out.extend_from_slice(b"\r\n");

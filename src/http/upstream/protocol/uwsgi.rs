@@ -64,7 +64,7 @@ pub fn uwsgi(
     if passes_headers {
         let left = Left {
             suppressed: &settings.plan.suppressed,
-            coding: (was_chunked && !in_chunks) || is_given_up,
+            coding: !in_chunks,
             upgrade: is_refused,
             connection: *settings.keepalive != UwsgiKeepalive::Off
                 && !r.head.headers.contains(Known::Upgrade),
@@ -80,7 +80,9 @@ pub fn uwsgi(
         return Err(too_big(r, message));
     };
     let header = packet::header(*settings.modifier1, length, *settings.modifier2);
-    message.bytes[..packet::HEADER_LENGTH].copy_from_slice(&header);
+    #[expect(clippy::indexing_slicing, reason = "they begin with its place")]
+    let place = &mut message.bytes[..packet::HEADER_LENGTH];
+    place.copy_from_slice(&header);
 
     Ok(match *settings.exchange.pass_request_body && body::is_announced(r) {
         true if in_chunks => BodyForm::Chunked,
@@ -136,7 +138,7 @@ impl fmt::Display for Refused {
 /// `uwsgi_vars_limit`. Variables are counted when there can be too many of them.
 fn check_limit(r: &Request, settings: &uwsgi::Settings, message: &Message) -> Result<(), Refused> {
     let Some(VarsLimit { size, count }) = *settings.vars_limit else { return Ok(()) };
-    let variables_max = settings.plan.variables_max + r.head.headers.len();
+    let variables_max = settings.plan.variables_max.saturating_add(r.head.headers.len());
     let is_too_big = size > 0 && message.block_length() > size;
     if !is_too_big && (count == 0 || variables_max <= count) {
         return Ok(());

@@ -16,6 +16,11 @@ const INSERTS_MAX: usize = 2;
 
 impl Message {
     /// A variable whose value is made in place. `encoded_key` begins with its length.
+    #[expect(
+        clippy::indexing_slicing,
+        clippy::arithmetic_side_effects,
+        reason = "`make` only appends: two bytes of length stand before it"
+    )]
     pub(super) fn put_made(
         &mut self,
         encoded_key: &[u8],
@@ -39,6 +44,10 @@ impl Message {
     }
 
     /// The variable of a client's header, whose value has all of these parts.
+    #[expect(
+        clippy::arithmetic_side_effects,
+        reason = "lengths of parts of one head; the key has been put"
+    )]
     pub(super) fn put_header(
         &mut self,
         client_head: &[u8],
@@ -83,6 +92,10 @@ impl Message {
 
     /// A header whose name alone is too long.
     #[cold]
+    #[expect(
+        clippy::arithmetic_side_effects,
+        reason = "as many bytes have been put; lengths of parts of one head"
+    )]
     fn put_cut_key(&mut self, name: &[u8], value_length: usize) {
         let (kept, rest) = name.split_at(LENGTH_MAX - HEADER_PREFIX_LENGTH);
         self.bytes.extend_from_slice(&[u8::MAX; 2]);
@@ -95,13 +108,17 @@ impl Message {
     #[cold]
     fn leave_out(&mut self, key: Span, value_length: usize, missing: usize) {
         let oversized = self.oversized.get_or_insert(Oversized { missing: 0, key, value_length });
-        oversized.missing += missing;
+        oversized.missing = oversized.missing.saturating_add(missing);
         if value_length > oversized.value_length {
             (oversized.key, oversized.value_length) = (key, value_length);
         }
     }
 
     /// Bytes of the block, also those that did not fit.
+    #[expect(
+        clippy::arithmetic_side_effects,
+        reason = "the bytes begin with a header; the rest is lengths of parts of one head"
+    )]
     pub(super) fn block_length(&self) -> usize {
         let inserted = self.inserts.iter().map(|(_, span)| span.len()).sum::<usize>();
         let missing = self.oversized.map_or(0, |oversized| oversized.missing);
@@ -114,7 +131,7 @@ impl Message {
         let packet = slices.iter().map(|slice| &**slice).collect::<Vec<_>>().concat();
         let mut size = BlockSize::of(packet.get(HEADER_LENGTH..).unwrap_or_default());
         if let Some(Oversized { missing, key, value_length }) = self.oversized {
-            size.bytes += missing;
+            size.bytes = size.bytes.saturating_add(missing);
             let most = size.largest.as_ref().map_or(0, |&(_, most)| most);
             if value_length >= most {
                 size.largest = Some((key.of(&self.bytes).into(), value_length));

@@ -14,7 +14,7 @@ use crate::uwsgi::{
 pub struct Left<'a> {
     /// What variables of the configuration stand for.
     pub suppressed: &'a NameSet,
-    /// Transfer-Encoding: the body has been decoded.
+    /// Transfer-Encoding: the body has been decoded, or was sent to another server and is no more.
     pub coding: bool,
     /// Upgrade and what belongs to it, in any spelling: it is kept back.
     pub upgrade: bool,
@@ -35,6 +35,7 @@ impl Left<'_> {
 }
 
 /// Puts them. `head` is what their spans refer to.
+#[expect(clippy::indexing_slicing, reason = "`Repeated` tells of places among these fields")]
 pub fn put(head: &[u8], fields: &[Field], left: &Left<'_>, message: &mut Message) {
     let repeated = Repeated::among(fields.len(), |at| fields[at].name.of(head));
     for (at, field) in fields.iter().enumerate() {
@@ -58,7 +59,12 @@ pub fn put(head: &[u8], fields: &[Field], left: &Left<'_>, message: &mut Message
 
 /// Any lines as headers: the block decodes to one variable for each name, with all of its values, in
 /// the order in which the names come first. The first byte says what is left out.
-#[allow(clippy::expect_used, reason = "the property that is tested")]
+#[expect(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::arithmetic_side_effects,
+    reason = "the property that is tested"
+)]
 pub fn fuzz_client_headers(data: &[u8]) {
     let (flags, data) = data.split_first().map_or((0, data), |(&flags, rest)| (flags, rest));
     let mut head = Vec::new();
