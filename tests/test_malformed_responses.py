@@ -1,7 +1,8 @@
 """Malformed responses of servers, by proxy_pass and uwsgi_pass: a 502, or the one thing they mean.
 
 The connection that a doubtful response came on is not used again: a row tells where one was. Responses
-without a status line, and interim ones, are taken as nginx takes them: test_proxy_head.py, test_uwsgi.py.
+without anything like a status line, and interim ones, are taken as nginx takes them: test_proxy_head.py,
+test_uwsgi.py.
 """
 
 # ruff: noqa: E501
@@ -31,7 +32,32 @@ TABLES = [
         (b"HTTP/1.1 099 x", "099 x; Content-Length: 5; hello", {"nginx": "099 x; Content-Length: 5; hello & reused", "nginx uwsgi": "099 x; Content-Length: 5; hello"}),
         (b"HTTP/1.1 600 x", "600 x; Content-Length: 5; hello & reused"),
         (b"HTTP/1.1 999 x", "999 x; Content-Length: 5; hello & reused"),
-        (b"HTTP/1.1 200 \x01", "200 \\x01; Content-Length: 5; hello & reused"),
+        (b"HTTP/1.1 200 \x01", "502", {"nginx": "200 \\x01; Content-Length: 5; hello & reused", "nginx uwsgi": "200 \\x01; Content-Length: 5; hello"}),
+        (b"HTTP/1.1 200 a\x1b[31m", "502", {"nginx": "200 a\\x1b[31m; Content-Length: 5; hello & reused", "nginx uwsgi": "200 a\\x1b[31m; Content-Length: 5; hello"}),
+        (b"HTTP/1.1 200 a\x7f", "502", {"nginx": "200 a\\x7f; Content-Length: 5; hello & reused", "nginx uwsgi": "200 a\\x7f; Content-Length: 5; hello"}),
+        (b"HTTP/1.1 200 a\x00b", "502", {"nginx": "raw HTTP/1.1 200 a\\x00b\\r\\nServer & reused", "nginx uwsgi": "raw HTTP/1.1 200 a\\x00b\\r\\nServer"}),
+        *[
+            (line, "502", {"nginx": "waits", "nginx uwsgi": "200 OK; Content-Length: 5; hello"})
+            for line in (
+                b"HTTP/1.1 200 O\rK",
+                b"HTTP/1.1 20 OK",
+                b"HTTP/1.1 2000 OK",
+                b"HTTP/1.1 200OK",
+                b"HTTP/1.1\t200 OK",
+                b"HTTP/1.1",
+                b"HTTP/1 200 OK",
+                b"HTTP/0.9 200 OK",
+                b"HTTP/x",
+            )
+        ],
+    ),
+    table(
+        "Status",
+        "RFC 3875 6.3.3, RFC 9112 4",
+        b"Status: <>\r\nContent-Length: 5\r\n\r\nhello",
+        (b"200 a\tb", "raw Status: 200 a\\tb\\r\\nContent", {"uwsgi": "200 a\\tb; Content-Length: 5; Status: 200 a\\tb; hello"}),
+        (b"200 a\x01b", "raw Status: 200 a\\x01b\\r\\nContent", {"uwsgi": "502", "nginx uwsgi": "200 a\\x01b; Content-Length: 5; Status: 200 a\\x01b; hello"}),
+        ends=True,
     ),
     table(
         "other protocols",
@@ -238,6 +264,7 @@ TABLES = [
         (b"10000000000000005\r\nhello\r\n0\r\n\r\n", "close", {"nginx uwsgi": "200 OK; Transfer-Encoding: chunked; 10000000000000005\\r\\nhello\\r\\n0\\r\\n\\r\\n"}),
         (b"5;" + b"x" * 70000, "close", {"nginx": "200 OK; Transfer-Encoding: chunked; cut", "nginx uwsgi": "200 OK; Transfer-Encoding: chunked; 5;xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx...(70002)"}),
         (b"0" * 9000, "close", {"nginx": "200 OK; Transfer-Encoding: chunked; cut", "nginx uwsgi": "200 OK; Transfer-Encoding: chunked; 000000000000000000000000000000000000000000000000000000000000...(9000)"}),
+        (b"5\r\nhello\r\n0\r\nX : y\r\n\r\n", "close", {"nginx": "200 OK; Transfer-Encoding: chunked; hello", "nginx uwsgi": "200 OK; Transfer-Encoding: chunked; 5\\r\\nhello\\r\\n0\\r\\nX : y\\r\\n\\r\\n"}),
         (b"5\r\nhello\r\n0\r\nX: y\n\r\n", "close", {"nginx": "200 OK; Transfer-Encoding: chunked; hello", "nginx uwsgi": "200 OK; Transfer-Encoding: chunked; 5\\r\\nhello\\r\\n0\\r\\nX: y\\n\\r\\n"}),
         (b"5\r\nhello\r\n0" + b"\r\nX: y" * 12000 + b"\r\n\r\n", "200 OK; Transfer-Encoding: chunked; hello; cut", {"nginx": "200 OK; Transfer-Encoding: chunked; hello", "nginx uwsgi": "200 OK; Transfer-Encoding: chunked; 5\\r\\nhello\\r\\n0\\r\\nX: y\\r\\nX: y\\r\\nX: y\\r\\nX: y\\r\\nX: y\\r\\nX: y\\r\\nX: y\\r\\nX: y\\r...(72015)"}),
         ends=True,
@@ -278,12 +305,12 @@ TABLES = [
         (b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\npoison", "200 OK; Content-Length: 0"),
         (b"HTTP/1.1 204 No Content\r\n\r\n", "204 No Content & reused"),
         (b"HTTP/1.1 204 No Content\r\n\r\nX", "204 No Content"),
-        (b"HTTP/1.1 204 No Content\r\nContent-Length: 5\r\n\r\nhello", "204 No Content; Content-Length: 5"),
+        (b"HTTP/1.1 204 No Content\r\nContent-Length: 5\r\n\r\nhello", "204 No Content", {"nginx": "204 No Content; Content-Length: 5", "nginx uwsgi": "204 No Content; Content-Length: 5"}),
         (b"HTTP/1.1 204 No Content\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", "204 No Content"),
         (b"HTTP/1.1 304 Not Modified\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\npoison", "304 Not Modified"),
         (b"HTTP/1.1 304 Not Modified\r\nContent-Length: 5\r\n\r\n", "304 Not Modified; Content-Length: 5 & reused"),
         (b"HTTP/1.1 304 Not Modified\r\nContent-Length: 5\r\n\r\nhello", "304 Not Modified; Content-Length: 5"),
-        (b"HTTP/1.1 204 No Content\r\nContent-Length: 5\r\n\r\n", "204 No Content; Content-Length: 5 & reused"),
+        (b"HTTP/1.1 204 No Content\r\nContent-Length: 5\r\n\r\n", "204 No Content & reused", {"nginx": "204 No Content; Content-Length: 5 & reused", "nginx uwsgi": "204 No Content; Content-Length: 5"}),
     ),
     table(
         "HEAD, bytes behind",

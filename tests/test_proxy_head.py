@@ -142,10 +142,8 @@ def test_an_interim_response_that_is_passed_on_as_the_last_ends_both_connections
 
 
 @ringx_only("the older one waits for more")
-@pytest.mark.parametrize(
-    "first", [b"hello world", b"http/1.1 200 OK", b"HTTP/1.1 20 OK", b"HTTP/0.9 200 OK", b"HTTP/1.1 2000 OK", b"HTTP 200 OK"]
-)
-def test_what_is_no_status_line_is_an_answer_of_http_0_9(serve, upstream, first):
+@pytest.mark.parametrize("first", [b"hello world", b"http/1.1 200 OK", b"HTTP 200 OK"])
+def test_what_does_not_begin_like_a_status_line_is_an_answer_of_http_0_9(serve, upstream, first):
     def handler(wire):
         wire.read_request()
         wire.send(first + b"\r\nX: y\r\n\r\nrest")
@@ -719,12 +717,11 @@ def test_keepalive_goes_on_behind_a_forced_range(through):
 # Length.
 
 
-@pytest.mark.parametrize("status", ["204 No Content", "304 Not Modified"])
-def test_a_response_without_a_body_keeps_its_length(through, status):
-    with through(f"HTTP/1.1 {status}\r\nContent-Length: 5\r\n\r\n".encode()).connect() as wire:
+def test_a_304_keeps_its_length(through):
+    with through(b"HTTP/1.1 304 Not Modified\r\nContent-Length: 5\r\n\r\n").connect() as wire:
         wire.send("GET /app/ HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n")
         head = wire.read_head()
-        assert (head.start, head.get("Content-Length")) == (f"HTTP/1.1 {status}", "5")
+        assert (head.start, head.get("Content-Length")) == ("HTTP/1.1 304 Not Modified", "5")
         wire.expect_end()
 
 

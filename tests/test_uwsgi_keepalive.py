@@ -254,8 +254,8 @@ def test_a_body_that_is_kept_back_but_announced(group, upstream):
 
 
 @pytest.mark.parametrize("way", ["error_page", "X-Accel-Redirect", "chunked"])
-def test_a_body_that_was_given_up_but_announced(group, upstream, way):
-    """$content_length is still the client's: the server would take the next packet for the body."""
+def test_a_body_that_was_given_up_is_not_announced(group, upstream, way):
+    """The server would wait for it, or take the next packet for it: that one goes elsewhere all the same."""
     lengths = []
 
     def serve(wire):
@@ -286,10 +286,36 @@ def test_a_body_that_was_given_up_but_announced(group, upstream, way):
         eventually(lambda: lengths, "the packet")
     wire.send("2\r\nab\r\n0\r\n\r\n" if way == "chunked" else "ab")
     assert wire.read_response().body == b"ok"
-    assert lengths[-1] == ("" if way == "chunked" else "2")
+    assert lengths[-1] == ""
     behind_the_page = len(server.connections)
     assert ask(proxy, 1)[0].body == b"ok"
     assert len(server.connections) == behind_the_page + 1
+
+
+@pytest.mark.parametrize("part", [0, 1, 2])
+def test_a_body_that_a_return_has_no_use_for(group, upstream, part):
+    """The page is the server's to make: it gets the body that it is told of, and the next packet is none."""
+    bodies = []
+
+    def serve(wire):
+        while True:
+            packet = read_packet(wire)
+            # As a server that answers before it has read the body.
+            wire.send(OK)
+            bodies.append(read_body(wire, packet))
+
+    server = upstream(serve)
+    more = "location /old { return 302 /new; error_page 302 = @page; } location @page { uwsgi_pass app; }"
+    proxy = group(server.address, more=more)
+    wire = proxy.connect()
+    wire.send("POST /old HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\n" + "ab"[:part])
+    if part < 2:
+        eventually(wire.is_taken, "the first part is read")
+        wire.send("ab"[part:])
+    assert wire.read_response().body == b"ok"
+    assert ask(proxy, 1)[0].body == b"ok"
+    eventually(lambda: len(bodies) == 2, "both are read")
+    assert (bodies, len(server.connections)) == ([b"ab", b""], 1)
 
 
 def test_an_answer_before_the_whole_body(group, upstream):

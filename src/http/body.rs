@@ -17,6 +17,7 @@ use crate::error_log::Level;
 use crate::http1::Span;
 use crate::http1::chunked::{ChunkError, Decoder};
 use crate::http1::framing::BodyLength;
+use crate::http1::header::Known;
 use crate::http1::request::Method;
 use crate::io::Buffer;
 use crate::io::select::yield_now;
@@ -35,7 +36,8 @@ pub struct RequestBody {
     decoder: Decoder,
     /// As received: body bytes, for a chunked body with its framing.
     raw: Buffer,
-    /// Bytes of `raw` that the piece at its front was made of.
+    /// Bytes of `raw` that the piece at its front was made of. They have been counted: whoever reads
+    /// on drops them first, see [`consume`].
     taken: usize,
     /// Receives since the last one that had to wait.
     in_a_row: u32,
@@ -109,6 +111,12 @@ impl RequestBody {
         self.file = None;
     }
 
+    /// Bytes of it that are held.
+    pub fn held(&self) -> u64 {
+        let in_file = self.file.as_ref().map_or(0, TempFile::len);
+        in_file.saturating_add(self.memory.len() as u64)
+    }
+
     /// Whether every byte of it has been taken from the connection (true when there is none).
     pub fn is_done(&self) -> bool {
         self.state == State::Done
@@ -127,6 +135,14 @@ pub fn is_announced(r: &Request) -> bool {
         BodyLength::Length(n) => n > 0,
         BodyLength::Chunked => true,
     }
+}
+
+/// Whether the client told of a body that nobody gets: of an error page's request, or one after
+/// `X-Accel-Redirect`, it may be given up, or have gone to another server.
+pub fn is_given_up(r: &Request) -> bool {
+    let headers = &r.head.headers;
+    r.head.body == BodyLength::None
+        && (headers.contains(Known::ContentLength) || headers.contains(Known::TransferEncoding))
 }
 
 /// Whether all of the body came with the head, or enough of a chunked one to tell that it is none:
@@ -169,6 +185,15 @@ pub async fn begin(c: &Connection, r: &mut Request) -> Result<(), Close> {
     if r.body.is_started() {
         return Ok(());
     }
+    take_over(r);
+    tell_continue(c, r).await
+}
+
+/// What has come of the body with the head is the body's.
+fn take_over(r: &mut Request) {
+    if r.body.is_started() {
+        return;
+    }
     r.body.state = State::Reading;
     r.body.remaining = match r.head.body {
         BodyLength::Length(n) => n,
@@ -176,11 +201,9 @@ pub async fn begin(c: &Connection, r: &mut Request) -> Result<(), Close> {
         BodyLength::None | BodyLength::UntilClose => 0,
     };
     take_ahead(r);
-    tell_continue(c, r).await?;
     if r.body.remaining == 0 {
         r.body.state = State::Done;
     }
-    Ok(())
 }
 
 /// Takes what belongs to the body out from behind the head; what follows moves up.
@@ -201,13 +224,33 @@ fn take_ahead(r: &mut Request) {
 /// The next piece of the decoded body: a span of [`piece`]. `None`: the body is complete. It waits
 /// for readiness only: dropped, it has lost nothing, once the body has begun.
 pub async fn next(c: &Connection, r: &mut Request) -> Result<Option<Span>, BodyError> {
+    let patience = Patience { each: *c.settings(r).core.client_body_timeout, until_ms: None };
+    next_within(c, r, patience).await
+}
+
+/// How long the client is waited for.
+#[derive(Debug, Clone, Copy)]
+struct Patience {
+    /// From one receive to the next.
+    each: Duration,
+    /// However often something comes, it is over by then.
+    until_ms: Option<u64>,
+}
+
+async fn next_within(
+    c: &Connection,
+    r: &mut Request,
+    patience: Patience,
+) -> Result<Option<Span>, BodyError> {
     begin(c, r).await?;
+    // A piece that was not given back is none any more: nobody gets the same bytes twice.
+    consume(r);
     loop {
         if r.body.state == State::Done {
             return Ok(None);
         }
         if r.body.raw.is_empty() {
-            receive(c, r).await?;
+            receive(c, r, patience).await?;
         }
         if let Some(span) = take(c, r)? {
             return Ok(Some(span));
@@ -220,33 +263,46 @@ pub fn piece(r: &Request, span: Span) -> &[u8] {
     span.of(r.body.raw.as_slice())
 }
 
-/// Gives back the piece; to be called before the next one is asked for.
+/// Gives back the piece, if there is one.
 pub fn consume(r: &mut Request) {
-    r.body.raw.consume(r.body.taken);
-    finish_if_complete(r);
+    let taken = std::mem::take(&mut r.body.taken);
+    r.body.raw.consume(taken);
+    if r.body.state == State::Reading {
+        finish_if_complete(r);
+    }
 }
 
 /// One span of decoded bytes at the front of `raw`, if there are any there.
-#[expect(clippy::arithmetic_side_effects, reason = "no more is received than remains")]
 fn take(c: &Connection, r: &mut Request) -> Result<Option<Span>, BodyError> {
     if r.head.body != BodyLength::Chunked {
-        let n = r.body.raw.len();
-        count::add(&mut r.body.received, n as u64);
-        count::add(&mut r.body.decoded, n as u64);
-        r.body.remaining -= n as u64;
-        r.body.taken = n;
-        return Ok(Some(Span::new(0, n)));
+        return Ok(Some(take_plain(&mut r.body)));
     }
     let max = *c.settings(r).core.client_max_body_size;
     let Ok(span) = take_chunks(&mut r.body, if max == 0 { u64::MAX } else { max }) else {
-        c.log(r, Level::Error, format_args!("client sent invalid chunked body"));
-        return Err(BodyError::Status(400));
+        return Err(invalid_chunks(c, r));
     };
     if span.is_empty() {
         consume(r);
         return Ok(None);
     }
     Ok(Some(span))
+}
+
+/// Nobody knows where such a body ends, nor what it holds.
+fn invalid_chunks(c: &Connection, r: &mut Request) -> BodyError {
+    c.log(r, Level::Error, format_args!("client sent invalid chunked body"));
+    abandon(r);
+    BodyError::Status(400)
+}
+
+/// All of `raw` that belongs to a body with a length.
+fn take_plain(body: &mut RequestBody) -> Span {
+    let n = body.raw.len().min(usize::try_from(body.remaining).unwrap_or(usize::MAX));
+    count::add(&mut body.received, n as u64);
+    count::add(&mut body.decoded, n as u64);
+    body.remaining = body.remaining.saturating_sub(n as u64);
+    body.taken = n;
+    Span::new(0, n)
 }
 
 /// Data at the front of `raw`, which is then made of `taken` bytes. What several chunks have brought is
@@ -298,9 +354,8 @@ fn finish_if_complete(r: &mut Request) {
 }
 
 /// Receives more of the body, never more than it has when its length is known.
-async fn receive(c: &Connection, r: &mut Request) -> Result<(), BodyError> {
-    let core = &c.settings(r).core;
-    let limit = *core.client_body_timeout;
+async fn receive(c: &Connection, r: &mut Request, patience: Patience) -> Result<(), BodyError> {
+    let limit = patience.each;
     let mut buffer = std::mem::take(&mut r.body.raw);
     if buffer.capacity() == 0 {
         let known = usize::try_from(r.body.remaining).unwrap_or(usize::MAX);
@@ -310,6 +365,9 @@ async fn receive(c: &Connection, r: &mut Request) -> Result<(), BodyError> {
     buffer.limit_receive(r.body.remaining);
     r.body.raw = buffer;
     let received = loop {
+        if patience.until_ms.is_some_and(|until_ms| until_ms <= timer::now_ms()) {
+            break Err(Failure::TimedOut);
+        }
         if r.body.in_a_row >= RECEIVES_IN_A_ROW {
             r.body.in_a_row = 0;
             if let Err(ended) = c.stream.timer().within(limit, Wait::Busy, yield_now()).await {
@@ -321,7 +379,8 @@ async fn receive(c: &Connection, r: &mut Request) -> Result<(), BodyError> {
                 r.body.in_a_row = 0;
                 let now_ms = timer::now_ms();
                 let until_ms =
-                    r.body.until_ms.get_or_insert(now_ms.saturating_add(limit.as_millis() as u64));
+                    *r.body.until_ms.get_or_insert(now_ms.saturating_add(limit.as_millis() as u64));
+                let until_ms = until_ms.min(patience.until_ms.unwrap_or(u64::MAX));
                 let left = Duration::from_millis(until_ms.saturating_sub(now_ms));
                 if let Err(failure) = c.stream.readable(left, Wait::Busy).await {
                     break Err(failure);
@@ -367,13 +426,16 @@ pub async fn read_all(c: &Connection, r: &mut Request) -> Result<(), BodyError> 
         }
         let kept =
             kept.and_then(|()| store(r, span, memory_max).or_else(|e| file_failed(c, r, &e)));
-        // Kept or not, it has been taken: whoever reads on begins behind it.
         consume(r);
+        if kept.is_err() {
+            // Of a body with a gap nobody gets the rest.
+            abandon(r);
+        }
         kept?;
     }
     if only_file && r.body.file.is_none() {
         // Of an empty body there is an empty file.
-        move_to_file(c, r, core)?;
+        move_to_file(c, r, core).inspect_err(|_| abandon(r))?;
     }
     r.body.is_held = true;
     Ok(())
@@ -456,6 +518,9 @@ pub fn forget_streamed(r: &mut Request) -> bool {
 pub fn abandon(r: &mut Request) {
     r.body.state = State::Done;
     r.body.is_abandoned = true;
+    r.body.is_held = false;
+    r.body.remaining = 0;
+    r.body.taken = 0;
     r.body.raw = Buffer::empty();
     r.body.memory = Buffer::empty();
     r.body.file = None;
@@ -465,26 +530,58 @@ pub fn abandon(r: &mut Request) {
 }
 
 /// What a handler that wants no body does before it answers: who waits for `100 Continue` gets it, and
-/// what has come of the body must be well-formed. It does not wait for more.
+/// what has come of the body must be well-formed. It does not wait for more, and it takes nothing:
+/// what the handler comes to may be an error, whose page is made by an upstream that gets the body.
 /// The status, if any, is that of a body that is not.
 pub async fn begin_discard(c: &Connection, r: &mut Request) -> Result<Option<u16>, Close> {
-    refusal(look_through(c, r).await)
+    tell_continue(c, r).await?;
+    if !is_announced(r) {
+        take_over(r);
+        return Ok(None);
+    }
+    refusal(if is_well_formed(r) { Ok(()) } else { Err(invalid_chunks(c, r)) })
 }
 
-async fn look_through(c: &Connection, r: &mut Request) -> Result<(), BodyError> {
-    begin(c, r).await?;
-    while r.body.state != State::Done && !r.body.raw.is_empty() {
-        match take(c, r)? {
-            Some(_) => consume(r),
-            None => break,
+/// Whether what is there of the body, and has not been taken, can be one.
+fn is_well_formed(r: &Request) -> bool {
+    if r.head.body != BodyLength::Chunked || r.body.is_done() {
+        return true;
+    }
+    let (mut decoder, ahead) = match r.body.state {
+        State::Unread => (Decoder::default(), r.buffer.as_slice().get(r.head_len..)),
+        _ => (r.body.decoder, r.body.raw.as_slice().get(r.body.taken..)),
+    };
+    let mut ahead = ahead.unwrap_or_default();
+    while !ahead.is_empty() {
+        match decoder.decode(ahead) {
+            Ok(step) if step.done || step.consumed == 0 => return true,
+            Ok(step) => ahead = ahead.get(step.consumed..).unwrap_or_default(),
+            Err(ChunkError) => return false,
         }
+    }
+    true
+}
+
+/// After the response: throws away what has come of the body. It does not wait for more.
+pub fn discard_received(c: &Connection, r: &mut Request) -> Result<(), BodyError> {
+    take_over(r);
+    consume(r);
+    while r.body.state != State::Done && !r.body.raw.is_empty() {
+        take(c, r)?;
+        consume(r);
     }
     Ok(())
 }
 
-/// Throws the rest of the body away, if the connection is to be used again.
+/// Throws the rest of the body away, if the connection is to be used again: `lingering_timeout` from
+/// one receive to the next, `lingering_time` in all.
 pub async fn discard(c: &Connection, r: &mut Request) -> Result<(), BodyError> {
-    while next(c, r).await?.is_some() {
+    let core = &c.settings(r).core;
+    let total = core.lingering_time.as_millis() as u64;
+    let until_ms = Some(timer::now_ms().saturating_add(total));
+    let patience = Patience { each: *core.lingering_timeout, until_ms };
+    r.body.until_ms = None;
+    while next_within(c, r, patience).await?.is_some() {
         consume(r);
     }
     Ok(())
@@ -666,6 +763,21 @@ mod tests {
             assert_eq!(decoded(raw, raw.len(), max).unwrap().1, pieces, "at most {max} bytes");
         }
         assert_eq!(decoded(b"1\r\na\r\n1\nb", 100, u64::MAX), Err(ChunkError));
+    }
+
+    #[test]
+    fn a_piece_is_counted_once_and_holds_nothing_of_the_next_request() {
+        let mut body = RequestBody { remaining: 14, ..RequestBody::default() };
+        for (received, wanted) in [(&b"0123456789"[..], &b"0123456789"[..]), (b"abcdGET", b"abcd")]
+        {
+            body.raw.extend(received);
+            assert_eq!(take_plain(&mut body).of(body.raw.as_slice()), wanted);
+            body.raw.consume(std::mem::take(&mut body.taken));
+        }
+        assert_eq!((body.remaining, body.received, body.decoded), (0, 14, 14));
+        assert_eq!(body.raw.as_slice(), b"GET");
+        assert!(take_plain(&mut body).is_empty());
+        assert_eq!(body.received, 14);
     }
 
     #[test]

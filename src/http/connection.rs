@@ -321,7 +321,8 @@ async fn answer_requests(
                 return close;
             }
         }
-        if !r.keepalive {
+        let is_body_valid = body::discard_received(c, r).is_ok();
+        if !r.keepalive || !is_body_valid {
             return Close::Orderly;
         }
         if !r.body.is_done() {

@@ -74,10 +74,11 @@ pub fn begin(c: &Connection, r: &mut Request, head: &Head<'_>) {
     };
     r.response.status = status;
     r.response.is_bodiless = r.is_head() || matches!(status, 204 | 304);
-    // Made here, a 204 tells of no content at all; an upstream's is passed on as it came.
+    // Made here, a 204 tells of no content at all; an upstream's is passed on as it came, but for its
+    // length (RFC 9110 section 8.6).
     let is_own_204 = status == 204 && status_text.is_none();
     let length = match head.length {
-        _ if is_own_204 => Length::None,
+        _ if status == 204 => Length::None,
         Length::Unknown if r.response.is_bodiless => Length::None,
         length => length,
     };

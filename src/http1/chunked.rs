@@ -1,7 +1,8 @@
 //! The chunked transfer coding (RFC 9112 section 7.1), both ways.
 //!
 //! Requests and responses are read by the same strict rules: CRLF everywhere, since a lone LF is
-//! where two parsers come to disagree. Extensions and trailers are read over and dropped.
+//! where two parsers come to disagree. Extensions and trailers are read over and dropped, but trailers
+//! must be what header lines are: see [`super::header_line`].
 
 use super::Span;
 use super::framing::LENGTH_MAX;
@@ -60,7 +61,10 @@ enum State {
     DataCr,
     /// At the start of a line after the last chunk.
     TrailerStart,
+    /// In the name of a field.
     Trailer,
+    /// Behind its colon.
+    TrailerValue,
     TrailerCr,
     LastCr,
     Done,
@@ -125,7 +129,7 @@ impl Decoder {
             State::DataCr => 1 + last,
             State::TrailerStart => 2,
             // The line may end at once.
-            State::Trailer => 4,
+            State::Trailer | State::TrailerValue => 4,
             State::TrailerCr => 3,
             State::LastCr => 1,
             State::Done => 0,
@@ -163,14 +167,16 @@ impl Decoder {
             }
 
             (State::TrailerStart, b'\r') => State::LastCr,
-            (State::Trailer, b'\r') => State::TrailerCr,
+            (State::Trailer | State::TrailerValue, b'\r') => State::TrailerCr,
             (State::TrailerCr, b'\n') => State::TrailerStart,
             (State::LastCr, b'\n') => State::Done,
-            (State::Extension | State::TrailerStart | State::Trailer, b'\n') => {
-                return Err(ChunkError);
-            }
+            // A lone LF, a field without a name, a NUL.
+            (State::Extension | State::TrailerValue, b'\n')
+            | (State::TrailerStart, b':')
+            | (State::TrailerValue, 0) => return Err(ChunkError),
             (State::Extension, _) => State::Extension,
-            (State::TrailerStart | State::Trailer, _) => State::Trailer,
+            (State::Trailer, b':') | (State::TrailerValue, _) => State::TrailerValue,
+            (State::TrailerStart | State::Trailer, b'!'..=b'~' | 0x80..) => State::Trailer,
             _ => return Err(ChunkError),
         };
         Ok(next)
@@ -180,7 +186,11 @@ impl Decoder {
     fn count(&mut self) -> Result<(), ChunkError> {
         self.scanned = self.scanned.saturating_add(1);
         let max = match self.state {
-            State::TrailerStart | State::Trailer | State::TrailerCr | State::LastCr => TRAILERS_MAX,
+            State::TrailerStart
+            | State::Trailer
+            | State::TrailerValue
+            | State::TrailerCr
+            | State::LastCr => TRAILERS_MAX,
             _ => SIZE_LINE_MAX,
         };
         if self.scanned > max { Err(ChunkError) } else { Ok(()) }
@@ -263,7 +273,7 @@ mod tests {
             (b"000\r\n\r\n", b""),
             (b"5\r\nhello\r\n0\r\n\r\n", b"hello"),
             (
-                b"0005;a=b\r\nhello\r\nA \tx\r\n0123456789\r\n0\r\nT: x\r\nU\r\n\r\n",
+                b"0005;a=b\r\nhello\r\nA \tx\r\n0123456789\r\n0\r\nT_(): : x\x01\t\r\nU\r\nV:\r\n\r\n",
                 b"hello0123456789",
             ),
             (b"1;\"a\r\nx\r\n0;\r\n\r\n", b"x"),
@@ -294,6 +304,15 @@ mod tests {
             b"0\r\nT: x\n",
             b"0\r\nT: x\ry",
             b"0\r\n\rx",
+            b"0\r\nT : x\r\n",
+            b"0\r\nT\t: x\r\n",
+            b"0\r\nT\0: x\r\n",
+            b"0\r\nT\x7f: x\r\n",
+            b"0\r\n: x\r\n",
+            b"0\r\n x\r\n",
+            b"0\r\nT: x\r\n\tfolded\r\n",
+            b"0\r\nT: x\0\r\n",
+            b"0\r\nT\n",
             b"5 a\n",
             b"8000000000000000\r\n",
             b"ffffffffffffffffff\r\n",

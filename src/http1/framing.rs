@@ -34,7 +34,7 @@ pub fn parse_content_length(value: &[u8]) -> Option<u64> {
 }
 
 /// The only transfer coding understood; alone, in any case.
-pub(super) fn is_chunked(transfer_encoding: &[u8]) -> bool {
+pub fn is_chunked(transfer_encoding: &[u8]) -> bool {
     transfer_encoding.eq_ignore_ascii_case(b"chunked")
 }
 

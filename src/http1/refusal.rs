@@ -182,6 +182,9 @@ pub struct Rule {
 /// (`proxy_next_upstream invalid_header`).
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ResponseRefusal {
+    /// RFC 9112 section 4: it begins like a status line, and is none.
+    #[error("{}", super::response::NO_VALID_HEADER)]
+    InvalidStatusLine,
     /// RFC 9112 section 5.1 and 5.2.
     #[error("upstream sent invalid header: \"{seen}\\x{offender:02x}...\"")]
     InvalidHeader { seen: Quoted, offender: u8 },
@@ -213,6 +216,7 @@ impl ResponseRefusal {
     /// What is broken; it always leads to a 502, and to the end of the connection.
     pub fn rule(&self) -> Rule {
         let section = match self {
+            ResponseRefusal::InvalidStatusLine => "RFC 9112 section 4",
             ResponseRefusal::InvalidHeader { .. } => "RFC 9112 section 5",
             ResponseRefusal::HeaderTooBig => "RFC 9110 section 5.4",
             ResponseRefusal::DuplicateHeader { .. }

@@ -5,19 +5,19 @@ use super::header::{Field, Headers, Known};
 use super::header_line::{HeaderLine, Invalid, Line, NameRules};
 use super::plain;
 use super::refusal::{Quoted, ResponseRefusal};
-use super::status_line::{NotAStatusLine, StatusLine};
+use super::status_line::{NotAStatusLine, PROTOCOL, StatusLine};
 use super::{ConnectionOption, Progress, Span, decimal_digit};
 
 /// How the first line is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Form {
-    /// A status line; anything else is a response of HTTP/0.9.
+    /// A status line; what does not begin like one is a response of HTTP/0.9.
     Http,
     /// A status line, a `Status` header, or neither (uwsgi; RFC 3875 section 6).
     Cgi,
 }
 
-/// For the error log when [`ResponseHead::is_http09`].
+/// For the error log when [`ResponseHead::is_http09`], and when a status line is none.
 pub const NO_VALID_HEADER: &str = "upstream sent no valid HTTP/1.0 header";
 
 /// A response head; cleared and used again, so that its lists are allocated once.
@@ -127,7 +127,7 @@ pub fn parse(
     let buf = buf.get(..end).unwrap_or(buf);
 
     if head.scan.stage == Stage::StatusLine {
-        read_status_line(buf, form, head);
+        read_status_line(buf, form, head)?;
     }
     if head.scan.stage == Stage::FirstHeader && head.scan.position < end {
         head.scan.stage = Stage::Headers;
@@ -143,7 +143,11 @@ pub fn parse(
     }
 }
 
-fn read_status_line(buf: &[u8], form: Form, head: &mut ResponseHead) {
+fn read_status_line(
+    buf: &[u8],
+    form: Form,
+    head: &mut ResponseHead,
+) -> Result<(), ResponseRefusal> {
     let scan = &mut head.scan;
     match (scan.status_line.scan(buf, &mut scan.position, buf.len()), form) {
         (Ok(false), _) => {}
@@ -153,6 +157,11 @@ fn read_status_line(buf: &[u8], form: Form, head: &mut ResponseHead) {
             head.version = Some((line.major, line.minor));
             head.code = line.code;
             head.status = line.status;
+        }
+        // Stricter than nginx: what such a line was to say, two readers may take differently, and
+        // nothing of what follows it may reach the client raw.
+        (Err(NotAStatusLine), _) if buf.starts_with(PROTOCOL) => {
+            return Err(ResponseRefusal::InvalidStatusLine);
         }
         (Err(NotAStatusLine), Form::Cgi) => {
             scan.stage = Stage::FirstHeader;
@@ -167,6 +176,7 @@ fn read_status_line(buf: &[u8], form: Form, head: &mut ResponseHead) {
             head.connection = ConnectionOption::Close;
         }
     }
+    Ok(())
 }
 
 /// Takes the lines that httparse reads as nginx does, if the head is complete. Whatever it leaves
@@ -294,6 +304,8 @@ impl ResponseHead {
         };
         let value = field.value.of(buf);
         let code = match *value {
+            // It would be part of the status line.
+            _ if value.iter().any(|byte| byte.is_ascii_control() && *byte != b'\t') => None,
             [a, b, c] => status_code([a, b, c]),
             // "2000 OK" would reach the client as another status than it has here.
             [a, b, c, after, ..] if !after.is_ascii_digit() => status_code([a, b, c]),
@@ -344,7 +356,7 @@ pub fn fuzz_response(data: &[u8]) {
 fn assert_clean(data: &[u8], head: &ResponseHead) {
     assert!(head.code <= 999);
     let status = head.status.of(data);
-    assert!(!status.iter().any(|byte| b"\r\n".contains(byte)));
+    assert!(!status.iter().any(|byte| byte.is_ascii_control() && *byte != b'\t'));
     assert!(status.is_empty() || status.starts_with(format!("{:03}", head.code).as_bytes()));
     for field in &head.headers {
         let (name, value) = (field.name.of(data), field.value.of(data));
@@ -423,7 +435,7 @@ mod tests {
 
     #[test]
     fn what_is_no_status_line_is_http_0_9() {
-        for text in ["hello", "\r\n", "http/1.1 200 OK\r\n\r\n", "HTTP/1.1 20 OK\r\n\r\n"] {
+        for text in ["hello", "\r\n", "http/1.1 200 OK\r\n\r\n", "HTTP 200 OK\r\n\r\n"] {
             let (result, head) = read(text.as_bytes(), Form::Http);
             assert_eq!(result, Ok(Progress::Complete { len: 0 }));
             assert!(head.is_http09 && !head.keep_alive());
@@ -431,6 +443,19 @@ mod tests {
         let (result, head) = read(b"HTT", Form::Http);
         assert_eq!(result, Ok(Progress::Partial { in_headers: false }));
         assert!(!head.is_http09);
+    }
+
+    #[test]
+    fn what_begins_like_a_status_line_must_be_one() {
+        for text in
+            ["HTTP/1.1 20 OK", "HTTP/0.9 200 OK", "HTTP/", "HTTP/1.1 200 O\rK", "HTTP/1.1 200 \0"]
+        {
+            for form in [Form::Http, Form::Cgi] {
+                let text = format!("{text}\r\nContent-Length: 5\r\n\r\nhello");
+                assert_eq!(refusal(&text, form), NO_VALID_HEADER);
+            }
+        }
+        assert_eq!(read(b"HTTP/", Form::Http).0, Ok(Progress::Partial { in_headers: false }));
     }
 
     #[test]
@@ -462,10 +487,10 @@ mod tests {
         assert_eq!(status("Status: 201\nLocation: /x\n\n"), (201, &b""[..]));
         assert_eq!(status("HTTP_X: y\n\n"), (200, &b""[..]));
         assert_eq!(status("\r\n"), (200, &b""[..]));
-        for value in ["abc", "4", "40", "", "2000 OK", "20x"] {
+        for value in ["abc", "4", "40", "", "2000 OK", "20x", "200 O\x01K"] {
             assert_eq!(
                 refusal(&format!("Status: {value}\n\n"), Form::Cgi),
-                format!("upstream sent invalid status \"{value}\"")
+                format!("upstream sent invalid status \"{}\"", Quoted::new(value.as_bytes()))
             );
         }
         assert_eq!(

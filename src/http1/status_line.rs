@@ -1,4 +1,4 @@
-//! The status line, byte by byte, as nginx reads it (RFC 9112 section 4).
+//! The status line, byte by byte, as nginx reads it (RFC 9112 section 4), but for controls in its text.
 
 use super::Span;
 
@@ -36,7 +36,8 @@ enum State {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct NotAStatusLine;
 
-const PROTOCOL: &[u8] = b"HTTP/";
+/// What a status line begins with.
+pub(super) const PROTOCOL: &[u8] = b"HTTP/";
 const VERSION_DIGITS_MAX: u8 = 3;
 
 impl StatusLine {
@@ -108,7 +109,9 @@ impl StatusLine {
                 State::Done
             }
             // IIS sends "403.1".
-            (State::Code(3), b' ' | b'.') | (State::Text, _) => State::Text,
+            (State::Code(3), b' ' | b'.') => State::Text,
+            // RFC 9112 section 4: HTAB, SP, VCHAR, obs-text.
+            (State::Text, _) if byte == b'\t' || !byte.is_ascii_control() => State::Text,
             (State::LineCr, b'\n') => State::Done,
 
             _ => return Err(NotAStatusLine),
@@ -134,7 +137,7 @@ mod tests {
         assert_eq!(scan("HTTP/1.0   404\n"), Ok(Some((1, 0, 404, "404"))));
         assert_eq!(scan("HTTP/1.1 200 \r\n"), Ok(Some((1, 1, 200, "200 "))));
         assert_eq!(scan("HTTP/1.1 000\r\n"), Ok(Some((1, 1, 0, "000"))));
-        assert_eq!(scan("HTTP/12.345 999 é\x01\n"), Ok(Some((12, 345, 999, "999 é\x01"))));
+        assert_eq!(scan("HTTP/12.345 999 é\t\n"), Ok(Some((12, 345, 999, "999 é\t"))));
         assert_eq!(scan("HTTP/1.1 403.1 Foo bar\n"), Ok(Some((1, 1, 403, "403.1 Foo bar"))));
         assert_eq!(scan("HTTP/1.1 200 OK\r"), Ok(None));
     }
@@ -155,6 +158,9 @@ mod tests {
             "HTTP/1.1 200OK\n",
             "HTTP/1.1 200\tOK\n",
             "HTTP/1.1 200 O\rK\n",
+            "HTTP/1.1 200 O\0K\n",
+            "HTTP/1.1 200 \x1b[31m\n",
+            "HTTP/1.1 200 OK\x7f\n",
             "HTTP/1.1 abc\n",
             "HTTP/1.1\r\n",
             "HTTP/1.1000 200 OK\n",

@@ -188,6 +188,10 @@ pub const DIRECTIVES: &[Directive<Build>] = &[
         .syntax("on | off")
         .default("off")
         .doc("Whether what a server sends behind a chunked body is passed on.")
+        .differs(
+            "Fields about framing, routing, authentication or the format of the content are left \
+             out (RFC 9110 section 6.5.1).",
+        )
         .set(|b, args| args.fill(&mut b.level().proxy.pass_trailers, Args::flag)),
     Directive::new("proxy_redirect", LEVELS, Count::Between(1, 2))
         .syntax("default | off | from to")

@@ -21,7 +21,6 @@ use crate::http::modules::uwsgi::LengthTold;
 use crate::http::request::Request;
 use crate::http::{count, fault};
 use crate::http1::framing::BodyLength;
-use crate::http1::header::Known;
 use crate::http1::refusal::ResponseRefusal;
 use crate::http1::response::{self, NO_VALID_HEADER};
 use crate::http1::{Progress, Span, chunked};
@@ -32,6 +31,8 @@ use crate::io::{Buffer, Stream};
 
 /// Bytes of a temporary file sent at once.
 const FILE_PIECE: usize = 64 << 10;
+/// Early hints that are read before one answer, whether they are sent on or not.
+const HINTS_MAX: u32 = 100;
 
 /// Why one server did not answer.
 #[derive(Debug)]
@@ -111,31 +112,27 @@ impl Exchange<'_> {
         Ok(connection)
     }
 
-    /// False where a head told of a body that is then kept back (`proxy_pass_request_body off`): the
-    /// next request on that connection would be read as the body.
+    /// False where a head told of a body that is then kept back (`proxy_pass_request_body off`), or
+    /// told otherwise: the next request on that connection would be read as the body, or the body as
+    /// the next request.
     fn sends_what_it_announces(&self, r: &Request) -> bool {
-        let settings = &self.location.settings;
-        let uwsgi = &settings.uwsgi;
-        let tells_otherwise = self.family == Family::Uwsgi
-            && (uwsgi.plan.length == LengthTold::Otherwise || !uwsgi.string.is_empty());
+        if self.family == Family::Proxy {
+            let length = match (self.body, r.head.body) {
+                (BodyForm::None, _) => r.message.made_body(),
+                (_, BodyLength::Length(length)) => length,
+                _ => r.body.decoded,
+            };
+            return r.message.tells_truly(length, self.body == BodyForm::Chunked);
+        }
+        let uwsgi = &self.location.settings.uwsgi;
+        let tells_otherwise =
+            uwsgi.plan.length == LengthTold::Otherwise || !uwsgi.string.is_empty();
         if !body::is_announced(r) {
-            // Of a body that was given up, the request of an error page or after X-Accel-Redirect
-            // still has the length or coding, in `$content_length` or `HTTP_TRANSFER_ENCODING`.
-            let headers = &r.head.headers;
-            let is_given_up = r.head.body == BodyLength::None
-                && (headers.contains(Known::ContentLength)
-                    || headers.contains(Known::TransferEncoding));
-            return !is_given_up && !tells_otherwise;
+            // Of a body that was given up, other variables may still tell the length.
+            return !body::is_given_up(r) && !tells_otherwise;
         }
-        match self.family {
-            Family::Proxy => {
-                self.body != BodyForm::None
-                    || settings.proxy.set_body.is_some()
-                    || settings.proxy.head.overrides_length
-            }
-            // A body whose length is not told would be read as the next packet.
-            Family::Uwsgi => self.body == BodyForm::Plain && uwsgi.plan.length == LengthTold::Truly,
-        }
+        // A body whose length is not told would be read as the next packet.
+        self.body == BodyForm::Plain && uwsgi.plan.length == LengthTold::Truly
     }
 
     /// It broke before the head was whole. A uwsgi server that has begun to answer has not closed an
@@ -249,7 +246,12 @@ impl Exchange<'_> {
         if sent.is_open() && self.body != BodyForm::None {
             if self.streams {
                 stream.set_nodelay();
-                self.stream_body(r, stream, &mut sent, answer).await?;
+                let streamed = self.stream_body(r, stream, &mut sent, answer).await;
+                if streamed.is_err() && !r.body.is_done() {
+                    // Nobody wants the rest, as in nginx, which does not keep such a connection.
+                    body::abandon(r);
+                }
+                streamed?;
             } else if r.body.file.is_some() {
                 self.send_file(r, stream, &mut sent, answer).await?;
             }
@@ -289,8 +291,10 @@ impl Exchange<'_> {
             };
             body::check_size(self.c, r, span).map_err(NoAnswer::Client)?;
             let chunked = self.body == BodyForm::Chunked;
-            self.send_piece(r, stream, Piece::Body { span, chunked }, 0, sent, answer).await?;
+            let piece = Piece::Body { span, chunked };
+            let gone = self.send_piece(r, stream, piece, 0, sent, answer).await;
             body::consume(r);
+            gone?;
         }
         if matches!(sent.end, SendEnd::Answered) && !r.body.is_done() {
             // Nobody wants the rest.
@@ -359,7 +363,8 @@ impl Exchange<'_> {
                 let mut slices = piece.slices(r, &mut chunk_head);
                 let mut left = &mut slices[..];
                 IoSlice::advance_slices(&mut left, gone);
-                send_while_unheard(stream, left, *self.settings.send_timeout, &mut gone).await
+                let limit = *self.settings.send_timeout;
+                send_while_unheard(stream, left, limit, &mut sent.until_ms, &mut gone).await
             };
             match stopped {
                 Ok(Stopped::AllSent) => break,
@@ -484,6 +489,15 @@ impl Exchange<'_> {
                     return Ok(true);
                 }
                 Parsed::EarlyHints { len } => {
+                    answer.hints_read = answer.hints_read.saturating_add(1);
+                    if answer.hints_read > HINTS_MAX {
+                        self.c.log(
+                            r,
+                            Level::Error,
+                            format_args!("upstream sent too many early hints"),
+                        );
+                        return Err(Failed::invalid_header().into());
+                    }
                     self.take_early_hints(r, len, &mut answer.hints).await?;
                 }
             }
@@ -582,8 +596,10 @@ struct Answer {
     is_whole: bool,
     /// Receiving failed while the request was being sent.
     failure: Option<Failure>,
-    /// Bytes of all early hints.
+    /// Bytes of all early hints that were to be sent on.
     hints: usize,
+    /// How many have come, for anybody.
+    hints_read: u32,
 }
 
 /// What a head can be read as.
@@ -602,6 +618,9 @@ enum Parsed {
 struct Sent {
     bytes: u64,
     end: SendEnd,
+    /// When the server will have been waited for too long: since it last took something, whatever it
+    /// says meanwhile.
+    until_ms: Option<u64>,
 }
 
 #[derive(Debug, Default)]
@@ -672,11 +691,12 @@ enum Stopped {
 }
 
 /// Sends until all is gone, or until the socket is full and something comes. Bytes sent are added to
-/// `gone`.
+/// `gone`, and put off the end of the `limit`.
 async fn send_while_unheard(
     stream: &Stream,
     mut slices: &mut [IoSlice<'_>],
     limit: Duration,
+    until_ms: &mut Option<u64>,
     gone: &mut usize,
 ) -> Result<Stopped, Failure> {
     loop {
@@ -687,11 +707,19 @@ async fn send_while_unheard(
         match stream.try_send(slices) {
             Ok(n) => {
                 *gone = gone.saturating_add(n);
+                *until_ms = None;
                 IoSlice::advance_slices(&mut slices, n);
             }
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                let now_ms = timer::now_ms();
+                let end = now_ms.saturating_add(limit.as_millis() as u64);
+                let until_ms = *until_ms.get_or_insert(end);
+                if until_ms <= now_ms {
+                    return Err(Failure::TimedOut);
+                }
+                let left = Duration::from_millis(until_ms.saturating_sub(now_ms));
                 let ready = either(stream.writable_unlimited(), stream.readable_unlimited());
-                match stream.timer().within(limit, Wait::Busy, ready).await? {
+                match stream.timer().within(left, Wait::Busy, ready).await? {
                     Either::First(ready) => ready?,
                     Either::Second(ready) => {
                         ready?;

@@ -185,6 +185,9 @@ async fn run(c: &Connection, r: &mut Request, family: Family) -> Result<Outcome,
         Ok(form) => exchange.body = form,
         Err(status) => return Ok(Outcome::Status(status)),
     }
+    if let Err(status) = exchange.check_body(r) {
+        return Ok(Outcome::Status(status));
+    }
     if let Err(status) = exchange.check_upgrade(r) {
         return Ok(Outcome::Status(status));
     }
@@ -233,6 +236,27 @@ impl Exchange<'_> {
             self.c.log_explained(r, refused.level, text, None, refused.hint.as_ref());
             refused.status
         })
+    }
+
+    /// A body that is held must be all of what the head tells of: the server would take the next
+    /// request for the rest.
+    fn check_body(&self, r: &mut Request) -> Result<(), u16> {
+        if self.streams || self.body == BodyForm::None {
+            return Ok(());
+        }
+        let wanted = match r.head.body {
+            BodyLength::Length(length) => length,
+            BodyLength::Chunked => r.body.decoded,
+            BodyLength::None | BodyLength::UntilClose => 0,
+        };
+        let held = r.body.held();
+        if held == wanted {
+            return Ok(());
+        }
+        let text = format_args!("request body of {wanted} bytes is not whole: {held} are there");
+        self.c.log(r, Level::Alert, text);
+        body::abandon(r);
+        Err(500)
     }
 
     /// What asks for a WebSocket must be the handshake of one.

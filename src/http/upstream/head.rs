@@ -344,11 +344,55 @@ pub async fn send_early_hints(
     Ok(result?)
 }
 
+/// Fields that have no place behind a body (RFC 9110 section 6.5.1): whoever merges trailers into the
+/// head would have a message with other framing, another target, another user, or another format.
+const NO_TRAILERS: [&[u8]; 33] = [
+    // Framing, and what is the connection's own.
+    b"content-length",
+    b"transfer-encoding",
+    b"connection",
+    b"keep-alive",
+    b"proxy-connection",
+    b"te",
+    b"trailer",
+    b"upgrade",
+    // Routing.
+    b"host",
+    b"location",
+    b"max-forwards",
+    // Request modifiers and response controls.
+    b"age",
+    b"cache-control",
+    b"date",
+    b"expect",
+    b"expires",
+    b"if-match",
+    b"if-modified-since",
+    b"if-none-match",
+    b"if-range",
+    b"if-unmodified-since",
+    b"pragma",
+    b"range",
+    b"retry-after",
+    b"vary",
+    // Authentication.
+    b"authentication-info",
+    b"authorization",
+    b"proxy-authenticate",
+    b"proxy-authorization",
+    b"www-authenticate",
+    // The content's format.
+    b"content-encoding",
+    b"content-range",
+    b"content-type",
+];
+
 /// The upstream's trailers that the client gets, in front of those of the configuration.
 pub fn put_trailers(r: &mut Request, settings: &Settings, trailers: Box<Trailers>) {
     for field in trailers.headers() {
         let name = field.name.of(trailers.bytes());
-        if r.response.has_trailers && !contains(&settings.hidden, name) {
+        let has_no_place = NO_TRAILERS.iter().any(|other| other.eq_ignore_ascii_case(name));
+        if r.response.has_trailers && !has_no_place && !contains(&settings.hidden, name) {
             let value = field.value.of(trailers.bytes());
             encode::header(name, value, &mut r.response.trailers);
         }

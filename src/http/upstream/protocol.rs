@@ -13,8 +13,8 @@ pub use self::uwsgi::{Hint, Refused, fuzz_client_headers, uwsgi};
 use crate::http::modules::proxy::ProxyPass;
 use crate::http::request::Request;
 use crate::http::tunnel::handshake::Asked;
-use crate::http1::Span;
 use crate::http1::header::Known;
+use crate::http1::{Span, framing};
 
 /// A request head for an upstream: bytes made here, with long values of the client's head between
 /// them. Reused from request to request.
@@ -35,6 +35,42 @@ pub struct Message {
     is_packet: bool,
     /// What had to be left out of that packet.
     oversized: Option<Oversized>,
+    /// What an HTTP head tells of the body.
+    told: Told,
+    /// Bytes of a body that the configuration makes (`proxy_set_body`), behind the head.
+    made_body: usize,
+}
+
+/// What a head tells of its body (RFC 9112 section 6), whoever wrote the lines.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+struct Told {
+    length: Option<u64>,
+    chunked: bool,
+    /// Something that cannot be told.
+    unclear: bool,
+}
+
+impl Told {
+    /// One more line of the head.
+    fn read(&mut self, name: &[u8], value: &[u8]) {
+        if name.eq_ignore_ascii_case(b"content-length") {
+            let length = framing::parse_content_length(value);
+            self.unclear |= length.is_none() || self.length.is_some();
+            self.length = length;
+        } else if name.eq_ignore_ascii_case(b"transfer-encoding") {
+            self.unclear |= self.chunked || !framing::is_chunked(value);
+            self.chunked = true;
+        }
+    }
+
+    /// Whether it is true of a body of `length` bytes, in chunks or not.
+    fn is_true_of(self, length: u64, in_chunks: bool) -> bool {
+        let is_true = match (in_chunks, self.length) {
+            (true, told) => self.chunked && told.is_none(),
+            (false, told) => !self.chunked && told.unwrap_or(0) == length,
+        };
+        is_true && !self.unclear
+    }
 }
 
 /// Variables too big for a packet's 16 bits of length: such a packet is measured, but never sent.
@@ -62,6 +98,18 @@ impl Message {
         self.asked = Asked::Nothing;
         self.is_packet = false;
         self.oversized = None;
+        self.told = Told::default();
+        self.made_body = 0;
+    }
+
+    /// Bytes of a body that comes with the head.
+    pub fn made_body(&self) -> u64 {
+        self.made_body as u64
+    }
+
+    /// Whether the head tells the truth of a body of `length` bytes, in chunks or not.
+    pub fn tells_truly(&self, length: u64, in_chunks: bool) -> bool {
+        self.told.is_true_of(length, in_chunks)
     }
 
     /// Whether what was asked for is a head alone.
@@ -177,6 +225,32 @@ mod tests {
         };
         let joined: Vec<u8> = message.slices(b"XYZ").iter().flat_map(|s| s.to_vec()).collect();
         assert_eq!(joined, b"aXYbcdZ");
+    }
+
+    #[test]
+    fn what_a_head_tells_of_its_body() {
+        let told = |lines: &[(&str, &str)]| {
+            let mut told = Told::default();
+            for (name, value) in lines {
+                told.read(name.as_bytes(), value.as_bytes());
+            }
+            told
+        };
+        let (length, coding) = ("Content-Length", "Transfer-Encoding");
+        assert!(told(&[]).is_true_of(0, false));
+        assert!(!told(&[]).is_true_of(5, false) && !told(&[]).is_true_of(5, true));
+        assert!(told(&[(length, "5"), ("X-Y", "6")]).is_true_of(5, false));
+        assert!(!told(&[(length, "5")]).is_true_of(4, false));
+        assert!(told(&[("transfer-encoding", "Chunked")]).is_true_of(4, true));
+        for lines in [
+            &[(length, "5"), (length, "5")][..],
+            &[(length, "5"), (coding, "chunked")],
+            &[(length, "+5")],
+            &[(coding, "chunked"), (coding, "chunked")],
+            &[(coding, "gzip")],
+        ] {
+            assert!(!told(lines).is_true_of(5, false) && !told(lines).is_true_of(5, true));
+        }
     }
 
     #[test]

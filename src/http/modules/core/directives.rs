@@ -114,6 +114,7 @@ pub const DIRECTIVES: &[Directive<Build>] = &[
             "Conditions for passing 103 responses of proxied servers on: true when a string is \
              neither empty nor `0`.",
         )
+        .differs("More than 100 of them before an answer are a 502, passed on or not.")
         .set(|b, args| {
             for condition in args.all() {
                 let condition = b.http.names.template(condition)?;

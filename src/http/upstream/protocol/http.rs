@@ -1,6 +1,6 @@
 //! The request head of HTTP (proxy, sections 1 and 2).
 
-use super::{BodyForm, Destination, DestinationUri, Message, contains, put_client_upgrade};
+use super::{BodyForm, Destination, DestinationUri, Message, Told, contains, put_client_upgrade};
 use crate::http::connection::Connection;
 use crate::http::location::Location;
 use crate::http::modules::proxy::{self, HttpVersion};
@@ -51,12 +51,19 @@ pub fn http(
     put_host(c, r, settings, destination.host, version, out);
     let is_refused = message.asked == Asked::Refused;
     let (mut says_upgrade, mut says_connection) = (false, false);
+    let tells_of_body = settings.head.overrides_length || settings.head.overrides_encoding;
     for line in &settings.head.lines {
+        let start = out.len();
         if is_refused && is_about_upgrade(&line.name) {
             put_line_without_upgrade(c, r, line, out);
         } else if put_line(c, r, line, out) {
             says_upgrade |= line.name.eq_ignore_ascii_case("upgrade");
             says_connection |= line.name.eq_ignore_ascii_case("connection");
+            if tells_of_body {
+                let (name, put) = (line.name.as_bytes(), out.get(start..).unwrap_or_default());
+                let value = put.get(name.len()..).and_then(|put| put.strip_prefix(b": "));
+                message.told.read(name, value.unwrap_or_default().trim_ascii());
+            }
         }
     }
     if makes_websocket && !says_upgrade {
@@ -65,7 +72,7 @@ pub fn http(
     if makes_websocket && !says_connection {
         out.extend_from_slice(b"Connection: upgrade\r\n");
     }
-    let body = put_length(c, r, settings, streams, out);
+    let body = put_length(c, r, settings, streams, out, &mut message.told);
     if *settings.exchange.pass_request_headers {
         for field in &r.head.headers {
             let name = r.text(field.name);
@@ -77,7 +84,9 @@ pub fn http(
     }
     out.extend_from_slice(b"\r\n");
     if let Some(set_body) = &*settings.set_body {
+        let start = out.len();
         value::expand(set_body, c, r, out);
+        message.made_body = out.len().saturating_sub(start);
     }
     body
 }
@@ -213,12 +222,14 @@ fn put_length(
     settings: &proxy::Settings,
     streams: bool,
     out: &mut Vec<u8>,
+    told: &mut Told,
 ) -> BodyForm {
     let says_length = !settings.head.overrides_length;
     if let Some(set_body) = &*settings.set_body {
         if says_length {
             let length = value::expanded(set_body, c, r).len();
             encode::header_number(b"Content-Length", length as u64, out);
+            told.length = Some(length as u64);
         }
         return BodyForm::None;
     }
@@ -230,8 +241,12 @@ fn put_length(
         BodyLength::Chunked => (Some(r.body.decoded), BodyForm::Plain),
     };
     match length {
-        Some(n) if says_length => encode::header_number(b"Content-Length", n, out),
+        Some(n) if says_length => {
+            told.length = Some(n);
+            encode::header_number(b"Content-Length", n, out);
+        }
         None if !settings.head.overrides_encoding => {
+            told.chunked = true;
             out.extend_from_slice(b"Transfer-Encoding: chunked\r\n");
         }
         _ => {}

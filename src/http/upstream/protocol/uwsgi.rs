@@ -37,6 +37,7 @@ pub fn uwsgi(
     let is_refused = message.asked == Asked::Refused;
     let was_chunked = r.head.body == BodyLength::Chunked;
     let in_chunks = was_chunked && streams;
+    let is_given_up = body::is_given_up(r);
 
     // The header is written last, when the length is known.
     message.bytes.extend_from_slice(&[0; packet::HEADER_LENGTH]);
@@ -45,6 +46,12 @@ pub fn uwsgi(
             Piece::Constant(pairs) => message.bytes.extend_from_slice(pairs),
             Piece::Dynamic { about: About::Upgrade, .. } if is_refused => {}
             Piece::Dynamic { about: About::Length, .. } if in_chunks => {}
+            // Nothing of it will come, whatever the client said.
+            Piece::Dynamic { about: About::Length, encoded_key, if_not_empty, .. }
+                if is_given_up =>
+            {
+                message.put_made(encoded_key, *if_not_empty, |_| {});
+            }
             Piece::Dynamic { encoded_key, value, if_not_empty, .. } => {
                 message.put_made(encoded_key, *if_not_empty, |out| value::expand(value, c, r, out));
             }
