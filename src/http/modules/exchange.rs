@@ -12,6 +12,7 @@ use crate::config::value::Args;
 use crate::http::pace;
 use crate::http::server::UpstreamId;
 use crate::http::upstream::local;
+use crate::http::upstream::rest::PIECE_MAX;
 use crate::http::variable::Template;
 use crate::modules::Build;
 
@@ -363,7 +364,7 @@ macro_rules! rows {
                 }),
             Directive::new(concat!($prefix, "temp_file_write_size"), LEVELS, ONE)
                 .syntax("size")
-                .doc("How much is written to a temporary file at once; two buffers when absent.")
+                .doc("How much is written to a temporary file at once; two buffers when absent, and 64k once there is a file.")
                 .set(|b, args| {
                     args.fill(&mut b.level().$module.exchange.temp_file_write_size, |args| {
                         args.size().map(Some)
@@ -476,6 +477,11 @@ impl Settings {
     /// `*_temp_file_write_size`: bytes written to a temporary file at once.
     pub fn write_size(&self) -> usize {
         self.temp_file_write_size.unwrap_or(self.largest_buffer().saturating_mul(2))
+    }
+
+    /// The same for what follows once there is a file.
+    pub fn spill_size(&self) -> usize {
+        self.temp_file_write_size.unwrap_or(self.write_size().max(PIECE_MAX))
     }
 
     /// Sizes that follow from others when absent, and sets that are empty then.

@@ -180,9 +180,10 @@ impl<'a> Outgoing<'a> {
     }
 
     fn enqueue(&mut self, slices: &[IoSlice<'_>]) {
-        let size = self.settings.write_size();
         // What goes to the file at once goes in one piece.
-        let size = if self.turn.is_some() { size.max(PIECE_MAX) } else { size };
+        let is_spilling = self.turn.is_some();
+        let settings = self.settings;
+        let size = if is_spilling { settings.spill_size() } else { settings.write_size() };
         self.rest.push(slices, size);
     }
 
