@@ -452,3 +452,50 @@ def test_a_doubtful_status_line_lets_nothing_through(serve, upstream, first):
     assert proxy.get("/").status == 502
     line = proxy.logged("upstream sent no valid HTTP/1.0 header")
     assert "[error]" in line and "while reading response header from upstream" in line
+
+
+# What nobody waits for.
+
+
+def test_a_page_of_a_server_gets_the_body_that_waits_for_100(serve, upstream):
+    up = upstream(answering(lambda asked: response(asked.body)))
+    proxy = serve(
+        """
+        client_body_timeout 4s;
+        server {
+            listen 127.0.0.1:@port@;
+            error_page 403 = @up;
+            location / { return 403; }
+            location @up { proxy_pass http://@upstream@; }
+        }
+        """,
+        upstream=up.address,
+    )
+    wire = proxy.connect()
+    wire.send(b"POST / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n")
+    assert wire.read_head().start == "HTTP/1.1 100 Continue"
+    wire.send(b"hello")
+    assert wire.read_response().body == b"hello"
+
+
+def test_a_body_that_goes_nowhere_is_not_waited_for(serve, upstream):
+    """To a HEAD that was made a GET the server gives a body without end."""
+    done = threading.Event()
+    start = b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\nsome"
+    up = upstream(script(head, send(start), until(done)))
+    proxy = serve(
+        """
+        server {
+            listen 127.0.0.1:@port@;
+            location / { proxy_method GET; proxy_pass http://@upstream@; }
+            location /next { return 200 next; }
+        }
+        """,
+        upstream=up.address,
+    )
+    wire = proxy.connect()
+    wire.send(b"HEAD / HTTP/1.1\r\nHost: a\r\n\r\n")
+    assert wire.read_response("HEAD").status == 200
+    wire.send(b"GET /next HTTP/1.1\r\nHost: a\r\n\r\n")
+    assert wire.read_response().body == b"next"
+    done.set()

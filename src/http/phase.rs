@@ -492,8 +492,6 @@ pub async fn send_made(
 
 /// An error page, as the configuration says or built in (http-core, section 7).
 async fn special(c: &Connection, r: &mut Request, code: u16) -> Result<Outcome, Close> {
-    // Who waits for `100 Continue` is told what there is instead.
-    r.head.expect_continue = false;
     if r.response.head_sent {
         // Too late for a page: what was promised cannot be completed.
         return Err(Close::Truncated);
@@ -558,6 +556,8 @@ async fn special(c: &Connection, r: &mut Request, code: u16) -> Result<Outcome, 
 
 /// The built-in page of a status, or an empty response where there is none.
 async fn built_in(c: &Connection, r: &mut Request, code: u16) -> Result<Outcome, Close> {
+    // Who waits for `100 Continue` is told what there is instead.
+    r.head.expect_continue = false;
     let generation = Rc::clone(&r.generation);
     let core = &generation.http().location(r.location).settings.core;
     let padded = *core.msie_padding

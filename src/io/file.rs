@@ -14,23 +14,23 @@ impl File {
         Ok(File { inner: monoio::fs::File::from_std(file)? })
     }
 
-    /// Writes all of the buffer's content at `offset`.
-    pub async fn write_all_at(&self, buffer: Buffer, offset: u64) -> io::Result<()> {
+    /// Writes all of the buffer's content at `offset`. Gives back what could not be written.
+    pub async fn write_all_at(&self, buffer: Buffer, offset: u64) -> (io::Result<()>, Buffer) {
         let (mut buffer, mut offset) = (buffer, offset);
         while !buffer.is_empty() {
             let (written, returned) = self.inner.write_at(buffer, offset).await;
             buffer = returned;
             match written {
-                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(0) => return (Err(io::ErrorKind::WriteZero.into()), buffer),
                 Ok(n) => {
                     buffer.consume(n);
                     offset = offset.saturating_add(n as u64);
                 }
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) => return Err(e),
+                Err(e) => return (Err(e), buffer),
             }
         }
-        Ok(())
+        (Ok(()), buffer)
     }
 
     /// Reads behind the buffer's content, at most what there is room for; no bytes is the end.

@@ -346,7 +346,7 @@ pub async fn send_early_hints(
 
 /// Fields that have no place behind a body (RFC 9110 section 6.5.1): whoever merges trailers into the
 /// head would have a message with other framing, another target, another user, or another format.
-const NO_TRAILERS: [&[u8]; 33] = [
+const NO_TRAILERS: [&[u8]; 37] = [
     // Framing, and what is the connection's own.
     b"content-length",
     b"transfer-encoding",
@@ -360,8 +360,13 @@ const NO_TRAILERS: [&[u8]; 33] = [
     b"host",
     b"location",
     b"max-forwards",
+    // Cookies, which are rewritten in the head.
+    b"set-cookie",
+    b"set-cookie2",
+    b"cookie",
     // Request modifiers and response controls.
     b"age",
+    b"warning",
     b"cache-control",
     b"date",
     b"expect",

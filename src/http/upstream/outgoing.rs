@@ -13,6 +13,7 @@ use crate::http::connection::Connection;
 use crate::http::count;
 use crate::http::modules::exchange::Settings;
 use crate::http::request::Request;
+use crate::io::select::{Either, either};
 use crate::io::stream::Failure;
 use crate::io::turns::{Turn, Turns};
 
@@ -60,6 +61,8 @@ pub struct Outgoing<'a> {
     /// What comes now may go to the file: of those that fill files, only some on a shard do it at once,
     /// so that they neither take its memory nor make all others wait.
     turn: Option<Turn>,
+    /// The file could not be made or written: it goes on without.
+    no_file: bool,
     long: Option<Long<'a>>,
 }
 
@@ -83,7 +86,7 @@ impl<'a> Outgoing<'a> {
     pub fn new(c: &'a Connection, settings: &'a Settings, buffering: bool) -> Self {
         let waiting = Rc::clone(&c.shard.relaying.waiting);
         let rest = Rest::new(settings.busy_size(), waiting);
-        Outgoing { c, settings, buffering, rest, turn: None, long: None }
+        Outgoing { c, settings, buffering, rest, turn: None, no_file: false, long: None }
     }
 
     pub fn is_empty(&self) -> bool {
@@ -189,11 +192,11 @@ impl<'a> Outgoing<'a> {
 
     /// Brings what waits in memory down to what may: into the file, or by waiting for the client.
     pub async fn fit(&mut self, r: &mut Request) -> Result<(), Close> {
-        if self.rest.in_memory() > self.memory_max() && self.can_spill() {
-            if self.turn.is_none() {
-                self.turn = Some(self.turn().await);
+        while self.rest.in_memory() > self.memory_max() && self.can_spill() {
+            if self.has_turn(r).await? {
+                self.spill(r).await;
+                break;
             }
-            self.spill(r).await?;
         }
         self.turn = None;
         let most = self.memory_max();
@@ -207,12 +210,27 @@ impl<'a> Outgoing<'a> {
         Ok(())
     }
 
-    /// Before more is read: makes room for it.
-    pub async fn make_room(&mut self, r: &mut Request) -> Result<(), Close> {
-        if self.rest.in_memory() > 0 && self.room() == 0 && self.can_spill() {
-            self.spill(r).await?;
+    /// Waits for a turn, if it has none, or for the client: which is given what it takes. Whether it
+    /// is a turn.
+    async fn has_turn(&mut self, r: &mut Request) -> Result<bool, Close> {
+        if self.turn.is_none() {
+            match either(self.turn(), self.rest.ready(self.c, r)).await {
+                Either::First(turn) => self.turn = Some(turn),
+                Either::Second(ready) => {
+                    ready?;
+                    self.rest.pump(self.c, r).await?;
+                    return Ok(false);
+                }
+            }
         }
-        Ok(())
+        Ok(true)
+    }
+
+    /// Before more is read: makes room for it.
+    pub async fn make_room(&mut self, r: &mut Request) {
+        if self.rest.in_memory() > 0 && self.room() == 0 && self.can_spill() {
+            self.spill(r).await;
+        }
     }
 
     /// Waits until the client can take something.
@@ -228,13 +246,14 @@ impl<'a> Outgoing<'a> {
     fn can_spill(&self) -> bool {
         let max = *self.settings.max_temp_file_size;
         let more = self.settings.write_size() as u64;
-        self.buffering && self.rest.written().saturating_add(more) <= max
+        self.buffering && !self.no_file && self.rest.written().saturating_add(more) <= max
     }
 
-    /// Moves what is in memory to the file, as far as that may grow.
-    async fn spill(&mut self, r: &mut Request) -> Result<(), Close> {
+    /// Moves what is in memory to the file, as far as that may grow. Where that fails nothing is lost: the
+    /// server then waits for the client.
+    async fn spill(&mut self, r: &mut Request) {
         let Settings { temp_path, max_temp_file_size, .. } = self.settings;
-        self.rest.spill(self.c, r, temp_path, **max_temp_file_size).await
+        self.no_file = !self.rest.spill(self.c, r, temp_path, **max_temp_file_size).await;
     }
 
     /// There is nothing more to come. If there is a file, the last bytes go there as well, so that
@@ -245,9 +264,11 @@ impl<'a> Outgoing<'a> {
             end.apply(r)?;
             return Ok(None);
         }
-        if self.rest.spilled() > 0 && self.rest.in_memory() > 0 && self.can_spill() {
-            self.turn = Some(self.turn().await);
-            self.spill(r).await?;
+        while self.rest.spilled() > 0 && self.rest.in_memory() > 0 && self.can_spill() {
+            if self.has_turn(r).await? {
+                self.spill(r).await;
+                break;
+            }
         }
         Ok(Some(Box::new(Unsent { rest: self.rest, end })))
     }

@@ -404,8 +404,9 @@ impl<'a> Relay<'a, '_> {
         let mut piece = Buffer::empty();
         let mut clean = true;
         if r.response.is_bodiless && !self.body.is_complete() {
-            // What is read goes nowhere: the head waits for nothing.
+            // The rest would go nowhere: neither client nor server waits for it.
             self.send_head(r).await?;
+            return Ok((End::Complete, false));
         }
         // Bytes that make the buffer under way a full one. The first is the head's.
         let mut full = buffer_size.saturating_sub(head_len);
@@ -652,7 +653,7 @@ impl<'a> Relay<'a, '_> {
                 Err(failure) => return self.upstream_failed(r, &failure),
             }
             if !self.rest.is_empty() {
-                self.rest.make_room(r).await?;
+                self.rest.make_room(r).await;
                 let room = if turn.is_some() { PIECE_MAX } else { self.rest.room() };
                 size = room.clamp(size, size.max(PIECE_MAX));
                 most = most.min(size as u64);

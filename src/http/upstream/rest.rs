@@ -30,6 +30,8 @@ use crate::io::{Buffer, timer};
 const SLICES: usize = 16;
 /// What goes to the file, or comes from it, in one piece, at most.
 pub const PIECE_MAX: usize = 64 << 10;
+/// Pieces that are sent out of the file before something else is looked at.
+const PIECES_IN_A_ROW: usize = 8;
 
 #[derive(Debug)]
 pub struct Rest {
@@ -72,7 +74,7 @@ struct Spill {
 #[derive(PartialEq, Eq)]
 enum Sent {
     All,
-    /// The socket is full, or the pace holds.
+    /// The socket is full, the pace holds, or it was enough for now.
     Blocked,
 }
 
@@ -111,35 +113,39 @@ impl Rest {
         }
     }
 
-    /// Moves what is in memory to the file, as far as that may grow.
+    /// Moves what is in memory to the file, as far as that may grow. What cannot be written stays, and
+    /// false is the answer.
     pub async fn spill(
         &mut self,
         c: &Connection,
         r: &Request,
         folder: &TempPath,
         max: u64,
-    ) -> Result<(), Close> {
+    ) -> bool {
         c.action.set(Action::ReadingUpstream);
-        let mut spill = match self.spill.take() {
-            Some(spill) => spill,
-            None => Spill::create(c, r, folder)?,
+        let Some(mut spill) = self.spill.take().or_else(|| Spill::create(c, r, folder)) else {
+            return false;
         };
         let fits = |spill: &Spill, buffer: &Buffer| {
             spill.written.saturating_add(buffer.len() as u64) <= max
         };
-        while self.queue.buffers.front().is_some_and(|buffer| fits(&spill, buffer))
+        let mut is_written = true;
+        while is_written
+            && self.queue.buffers.front().is_some_and(|buffer| fits(&spill, buffer))
             && let Some(buffer) = self.queue.pop()
         {
             let length = buffer.len();
-            if let Err(e) = spill.file.write_all_at(buffer, spill.written).await {
+            let (written, left) = spill.file.write_all_at(buffer, spill.written).await;
+            count::add(&mut spill.written, length.saturating_sub(left.len()) as u64);
+            if let Err(e) = written {
                 let path = spill.path.display();
                 c.log_errno(r, Level::Crit, format_args!("pwrite() \"{path}\" failed"), &e);
-                return Err(Close::Truncated);
+                self.queue.push_front(left);
+                is_written = false;
             }
-            count::add(&mut spill.written, length as u64);
         }
         self.spill = Some(spill);
-        Ok(())
+        is_written
     }
 
     /// Waits until the client has taken everything.
@@ -168,7 +174,8 @@ impl Rest {
         c.stream.writable(limit.saturating_sub(waited)).await
     }
 
-    /// Sends what the client takes at once.
+    /// Sends what the client takes at once, and of a file no more than some pieces: a client that keeps
+    /// up with it does not keep whoever has it from going on.
     pub async fn pump(&mut self, c: &Connection, r: &mut Request) -> Result<(), Close> {
         while !self.is_empty() {
             let sent = if self.spilled() > 0 {
@@ -187,9 +194,11 @@ impl Rest {
     /// take is read again next time.
     async fn send_spilled(&mut self, c: &Connection, r: &mut Request) -> Result<Sent, Close> {
         let mut most = self.piece;
-        while let Some(spill) = &mut self.spill
-            && spill.left() > 0
-        {
+        for _ in 0..PIECES_IN_A_ROW {
+            let Some(spill) = &mut self.spill else { return Ok(Sent::All) };
+            if spill.left() == 0 {
+                return Ok(Sent::All);
+            }
             let Some(allowed) = allowed(r) else { return Ok(Sent::Blocked) };
             // A client that takes everything at once leaves others their turn.
             yield_now().await;
@@ -225,7 +234,7 @@ impl Rest {
             // One that takes all it is given is given more.
             most = if sent == buffer.len() { PIECE_MAX.max(most) } else { most };
         }
-        Ok(Sent::All)
+        Ok(Sent::Blocked)
     }
 
     fn send_queued(&mut self, c: &Connection, r: &mut Request) -> Result<Sent, Close> {
@@ -281,17 +290,18 @@ impl Unsent {
 }
 
 impl Spill {
-    fn create(c: &Connection, r: &Request, folder: &TempPath) -> Result<Self, Close> {
+    fn create(c: &Connection, r: &Request, folder: &TempPath) -> Option<Self> {
         let created = TempFile::create_unlinked(folder);
-        let (file, path) = created.map_err(|failed| {
-            c.log_errno(r, Level::Crit, format_args!("{failed}"), &failed.error);
-            Close::Truncated
-        })?;
+        let (file, path) = created
+            .inspect_err(|failed| {
+                c.log_errno(r, Level::Crit, format_args!("{failed}"), &failed.error);
+            })
+            .ok()?;
+        let file = File::new(file).ok()?;
         let shown = path.display();
         let text = format_args!("an upstream response is buffered to a temporary file {shown}");
         c.log(r, Level::Warn, text);
-        let file = File::new(file).map_err(Close::Io)?;
-        Ok(Spill { file, path, sent: 0, written: 0 })
+        Some(Spill { file, path, sent: 0, written: 0 })
     }
 
     /// Bytes that have not been sent.
@@ -320,6 +330,11 @@ impl Queue {
         let buffer = self.buffers.pop_front()?;
         self.subtract(buffer.len());
         Some(buffer)
+    }
+
+    fn push_front(&mut self, buffer: Buffer) {
+        self.add(buffer.len());
+        self.buffers.push_front(buffer);
     }
 
     /// Appends, in buffers of `size` bytes; a last one may be smaller.
