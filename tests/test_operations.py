@@ -561,14 +561,18 @@ def test_each_shard_is_a_named_thread_on_a_core_of_its_own(proxy):
     if len(cores) < 2:
         pytest.skip("asks for two cores")
     started = proxy(conf("return 200 x;", main="worker_processes 2; worker_cpu_affinity auto;"))
-    allowed = {}
-    for task in Path(f"/proc/{started.pid}/task").iterdir():
-        name = (task / "comm").read_text().strip()
-        if re.fullmatch(r"ringx shard \d+", name):
-            allowed[name] = re.search(r"Cpus_allowed_list:\s*(\S+)", (task / "status").read_text())[1]
-    assert sorted(allowed) == ["ringx shard 0", "ringx shard 1"]
-    assert all(core.isdigit() and int(core) in cores for core in allowed.values())
-    assert len(set(allowed.values())) == 2
+
+    def are_pinned() -> bool:
+        """It listens before its threads are there, and they are there before they are pinned."""
+        allowed = {}
+        for task in Path(f"/proc/{started.pid}/task").iterdir():
+            name = (task / "comm").read_text().strip()
+            if re.fullmatch(r"ringx shard \d+", name):
+                allowed[name] = re.search(r"Cpus_allowed_list:\s*(\S+)", (task / "status").read_text())[1]
+        on_one = all(core.isdigit() and int(core) in cores for core in allowed.values())
+        return sorted(allowed) == ["ringx shard 0", "ringx shard 1"] and on_one and len(set(allowed.values())) == 2
+
+    eventually(are_pinned, "two shards, each on a core of its own")
 
 
 def test_many_connections_over_two_workers(proxy):

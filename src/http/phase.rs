@@ -513,6 +513,11 @@ async fn special(c: &Connection, r: &mut Request, code: u16) -> Result<Outcome, 
         let page = core.error_page.iter().find(|page| page.codes.contains(&code));
         if let Some(page) = page {
             r.in_error_page = true;
+            // A page that takes the status's place may want the body; for any other, who waits for
+            // `100 Continue` is told the status instead.
+            if !matches!(page.answer, ErrorPageStatus::OfTarget | ErrorPageStatus::Code(200)) {
+                r.head.expect_continue = false;
+            }
             r.response.status_override = match page.answer {
                 // Of 494 to 497 the client never hears.
                 ErrorPageStatus::Original => Some(special_response::status(code)),
