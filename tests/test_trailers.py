@@ -52,6 +52,7 @@ def through(serve, upstream):
         ("proxy_pass_trailers on;", "content-length: 5\r\nTransfer-Encoding: chunked\r\nX-T: 1\r\nTrailer: x", ["X-T: 1"]),
         ("proxy_pass_trailers on;", "Host: h\r\nConnection: close\r\nTE: x\r\nUpgrade: h2c\r\nKeep-Alive: 1", []),
         ("proxy_pass_trailers on;", "Authorization: a\r\nWWW-Authenticate: b\r\nContent-Type: c\r\nETag: e", ["ETag: e"]),
+        ("proxy_pass_trailers on;", "Set-Cookie: a=1\r\nSet-Cookie2: b\r\nCookie: c\r\nWarning: w\r\nX-T: 1", ["X-T: 1"]),
         ("proxy_pass_trailers on; add_trailer X-Own 3;", "X-T: 1", ["X-T: 1", "X-Own: 3"]),
         ("add_trailer X-Own 3;", "X-T: 1", ["X-Own: 3"]),
     ],
