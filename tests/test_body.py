@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from harness.upstream import Upstream, answering, chunked, response
+from harness.upstream import Upstream, answering, chunked, head, response, script, send, to_end
 from harness.wire import Late
 
 differs = pytest.mark.differs_in_nginx
@@ -471,6 +471,53 @@ def test_a_discarded_body_that_comes_late(shared):
     wire.send(b"01234")
     wire.send(b"56789GET / HTTP/1.1\r\nHost: a\r\n\r\n")
     assert wire.read_response().body == b"text"
+
+
+MUCH = 20 << 20
+WRITTEN_FIRST = [
+    ("an error page", post("/moved", bytes(MUCH)), "keep-alive"),
+    ("a GET", post("/big", bytes(MUCH)).replace(b"POST", b"GET", 1), "keep-alive"),
+    ("chunks", post_chunked("/moved", chunked(*[bytes(1 << 20)] * 20)), "keep-alive"),
+    ("a body too large", post("/limited", bytes(MUCH)), "close"),
+]
+
+
+@pytest.mark.parametrize("name, data, connection", WRITTEN_FIRST, ids=[row[0] for row in WRITTEN_FIRST])
+def test_a_client_may_write_all_before_it_reads(shared, name, data, connection):
+    """Both the body that nobody wants and the response are more than the sockets hold."""
+    proxy = shared(
+        """
+        root html; client_max_body_size 0; send_timeout 5s;
+        location /moved { error_page 405 =200 /big; }
+        location /limited { client_max_body_size 1k; error_page 413 /big; }
+        """,
+        files={"html/moved": "", "html/big": "x" * MUCH},
+    )
+    wire = proxy.connect()
+    wire.send(data)
+    answer = wire.read_response()
+    assert len(answer.body) == MUCH
+    assert answer.get("Connection") == connection
+    if connection == "keep-alive":
+        wire.send(HEAD.format(target="/moved").replace("POST", "GET") + "\r\n")
+        assert wire.read_response().status == 200
+
+
+@ringx_only("nginx waits for the client to read")
+def test_a_client_may_write_all_to_a_server_that_answers_before(serve, upstream):
+    server = upstream(script(head, send(response(bytes(MUCH))), to_end))
+    proxy = serve(
+        """
+        server {
+            listen 127.0.0.1:@port@; client_max_body_size 0; send_timeout 5s;
+            location / { proxy_request_buffering off; proxy_pass http://@up@; }
+        }
+        """,
+        up=server.address,
+    )
+    wire = proxy.connect()
+    wire.send(post("/", bytes(MUCH)))
+    assert len(wire.read_response().body) == MUCH
 
 
 def test_a_bad_chunked_body_that_nobody_reads_ends_the_connection(shared):

@@ -1,5 +1,6 @@
 """Operating the program: command line, configuration test, signals, logs, ports, threads."""
 
+import contextlib
 import os
 import re
 import signal
@@ -589,13 +590,15 @@ def test_worker_connections_are_limited(proxy, upstream):
     text = conf("location / { proxy_pass http://@up@; }").replace("events { }", "events { worker_connections 10; }")
     started = proxy(text, up=held.address)
     started.expected_alerts.append("worker_connections are not enough")
-    wires = [started.connect() for _ in range(12)]
-    for wire in wires:
-        try:
-            wire.send(GET)
-        except (BrokenPipeError, ConnectionResetError):
-            pass
-    assert "10 worker_connections are not enough" in started.logged("worker_connections are not enough")
+    wires = []
+    while "[alert]" not in started.error_log():
+        assert len(wires) < 12
+        wires.append(started.connect())
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            wires[-1].send(GET)
+            eventually(lambda: len(held.connections) == len(wires) or "[alert]" in started.error_log(), "it has it")
+    assert wires[-1].read_to_end() == b""
+    assert "10 worker_connections are not enough" in started.error_log()
 
 
 def test_an_answering_upstream_after_a_reload_is_still_the_same(proxy, upstream):

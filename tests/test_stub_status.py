@@ -6,6 +6,7 @@ import signal
 import pytest
 
 from harness.proxy import eventually
+from harness.upstream import head, script, to_end
 
 CONF = """
 worker_processes @shards@;
@@ -159,24 +160,35 @@ def test_variables(started):
     eventually(lambda: proxy.get("/").body == b"3 1 1 1", "one reads, one waits, one asks")
 
 
-@pytest.mark.ringx_only("nginx closes waiting connections first, and these are quick enough to be among them")
-def test_too_many_connections_are_accepted_but_not_handled(proxy):
+@pytest.mark.ringx_only("connections to servers are connections of nginx's worker, too")
+def test_too_many_connections_are_accepted_but_not_handled(proxy, upstream):
+    held = upstream(script(head, to_end))
     running = proxy(
         """
         worker_processes 1;
         events { worker_connections 10; }
         http {
-            server { listen 127.0.0.1:@port@; location / { return 200 ok; } location /status { stub_status; } }
+            server {
+                listen 127.0.0.1:@port@;
+                location / { proxy_pass http://@held@; }
+                location /status { stub_status; }
+            }
         }
-        """
+        """,
+        held=held.address,
     )
     running.expected_alerts.append("worker_connections are not enough")
-    first = running.connect()
-    wires = [running.connect() for _ in range(15)]
-    running.logged("worker_connections are not enough")
-    for wire in wires:
+    # Those that wait for their answer cannot be closed to make room.
+    busy = []
+    for number in range(1, 11):
+        busy.append(running.connect())
+        busy[-1].send(GET)
+        held.connection(number)
+    for _ in range(5):
+        running.connect().read_to_end()
+    assert "[alert]" in running.logged("worker_connections are not enough")
+    for wire in busy:
         wire.close()
-    first.close()
 
     def seen():
         numbers = page(running)

@@ -573,6 +573,48 @@ pub fn discard_received(c: &Connection, r: &mut Request) -> Result<(), BodyError
     Ok(())
 }
 
+/// Whether bytes may come that nobody is going to read: asked while a response is sent that needs no
+/// body any more.
+pub fn is_unwanted(r: &Request) -> bool {
+    r.body.is_abandoned || (is_announced(r) && !r.body.is_done())
+}
+
+/// While a response waits for its client: throws away what is there of an unwanted body. False: no
+/// more of it will come.
+pub fn discard_some(c: &Connection, r: &mut Request) -> Result<bool, Failure> {
+    // What came with the head. A body that turns out to be malformed is given up by this.
+    let _ = discard_received(c, r);
+    if r.body.is_abandoned {
+        return discard_abandoned(c);
+    }
+    r.body.raw = Buffer::with_capacity(PIECE);
+    r.body.raw.limit_receive(r.body.remaining);
+    match try_recv(c, &mut r.body.raw)? {
+        Some(0) => {
+            abandon(r);
+            return Ok(false);
+        }
+        Some(_) => drop(discard_received(c, r)),
+        None => r.body.raw = Buffer::empty(),
+    }
+    Ok(is_unwanted(r))
+}
+
+/// The same of a body that has been given up: its framing does not matter any more.
+pub fn discard_abandoned(c: &Connection) -> Result<bool, Failure> {
+    Ok(try_recv(c, &mut Buffer::with_capacity(PIECE))? != Some(0))
+}
+
+fn try_recv(c: &Connection, buffer: &mut Buffer) -> Result<Option<usize>, Failure> {
+    match c.stream.try_recv_into(buffer) {
+        Ok(n) => Ok(Some(n)),
+        Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
+            Ok(None)
+        }
+        Err(e) => Err(e.into()),
+    }
+}
+
 /// Throws the rest of the body away, if the connection is to be used again: `lingering_timeout` from
 /// one receive to the next, `lingering_time` in all.
 pub async fn discard(c: &Connection, r: &mut Request) -> Result<(), BodyError> {

@@ -11,10 +11,11 @@ use super::close::Close;
 use super::connection::{self, Connection};
 use super::modules::{core, headers};
 use super::request::Request;
-use super::{count, fault, pace, special_response, value};
+use super::{body, count, fault, pace, special_response, value};
 use crate::clock;
 use crate::http1::request::Version;
 use crate::http1::{chunked, encode};
+use crate::io::select::{Either, either};
 use crate::io::stream::Failure;
 use crate::io::timer;
 
@@ -332,14 +333,51 @@ pub fn send_some(c: &Connection, r: &mut Request, body: &[u8]) -> Result<usize, 
 }
 
 /// Waits until more can be sent.
-pub async fn ready(c: &Connection, r: &Request) -> Result<(), Close> {
+pub async fn ready(c: &Connection, r: &mut Request) -> Result<(), Close> {
     let hold = r.response.pace.map_or(Duration::ZERO, |pace| pace.hold(timer::now_ms()));
     if hold.is_zero() {
-        c.stream.writable(*c.settings(r).core.send_timeout).await?;
+        let (limit, may_come) = (*c.settings(r).core.send_timeout, body::is_unwanted(r));
+        writable(c, limit, may_come, || body::discard_some(c, r)).await?;
     } else {
         pace::hold(&c.stream, hold).await?;
     }
     Ok(())
+}
+
+/// Waits until the client takes bytes of a response. One that writes all of its body before it reads
+/// gets that far: while something `may_come` that nobody wants, `discard` throws away what is there,
+/// and says whether there may be more.
+pub async fn writable(
+    c: &Connection,
+    limit: Duration,
+    may_come: bool,
+    discard: impl FnMut() -> Result<bool, Failure>,
+) -> Result<(), Failure> {
+    if may_come {
+        Box::pin(writable_discarding(c, limit, discard)).await
+    } else {
+        c.stream.writable(limit).await
+    }
+}
+
+async fn writable_discarding(
+    c: &Connection,
+    limit: Duration,
+    mut discard: impl FnMut() -> Result<bool, Failure>,
+) -> Result<(), Failure> {
+    let began_ms = timer::now_ms();
+    let mut may_come = true;
+    while may_come {
+        let waited = Duration::from_millis(timer::now_ms().saturating_sub(began_ms));
+        let writable = c.stream.writable(limit.saturating_sub(waited));
+        match either(writable, c.stream.readable_unlimited()).await {
+            Either::First(result) => return result,
+            Either::Second(result) => result?,
+        }
+        may_come = discard()?;
+    }
+    let waited = Duration::from_millis(timer::now_ms().saturating_sub(began_ms));
+    c.stream.writable(limit.saturating_sub(waited)).await
 }
 
 /// What comes after the last byte of the body: of a chunked one its end, with trailers. Then the

@@ -19,8 +19,8 @@ use crate::http::close::Close;
 use crate::http::connection::Connection;
 use crate::http::count;
 use crate::http::modules::core::TempPath;
-use crate::http::pace;
 use crate::http::request::Request;
+use crate::http::{body, pace, response};
 use crate::io::file::File;
 use crate::io::select::yield_now;
 use crate::io::stream::Failure;
@@ -148,15 +148,6 @@ impl Rest {
         is_written
     }
 
-    /// Waits until the client has taken everything.
-    pub async fn drain(&mut self, c: &Connection, r: &mut Request) -> Result<(), Close> {
-        while !self.is_empty() {
-            self.ready(c, r).await?;
-            self.pump(c, r).await?;
-        }
-        Ok(())
-    }
-
     /// Waits until the client can take something.
     pub async fn ready(&self, c: &Connection, r: &Request) -> Result<(), Failure> {
         if let Some(pace) = &r.response.pace {
@@ -171,7 +162,9 @@ impl Rest {
         let limit = *c.settings(r).core.send_timeout;
         let waited = Duration::from_millis(timer::now_ms().saturating_sub(self.progress_ms.get()));
         c.action.set(Action::SendingToClient);
-        c.stream.writable(limit.saturating_sub(waited)).await
+        let left = limit.saturating_sub(waited);
+        // A body that the server did not want to its end may still be coming.
+        response::writable(c, left, r.body.is_abandoned, || body::discard_abandoned(c)).await
     }
 
     /// Sends what the client takes at once, and of a file no more than some pieces: a client that keeps
@@ -284,7 +277,10 @@ fn allowed(r: &mut Request) -> Option<u64> {
 impl Unsent {
     /// Gives the client the rest. The server is done with, and so is all that was needed to ask it.
     pub async fn send(mut self, c: &Connection, r: &mut Request) -> Result<(), Close> {
-        self.rest.drain(c, r).await?;
+        while !self.rest.is_empty() {
+            self.rest.ready(c, r).await?;
+            self.rest.pump(c, r).await?;
+        }
         self.end.apply(r)
     }
 }
