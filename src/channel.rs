@@ -8,6 +8,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 
 use crate::http::server::AddressId;
+use crate::http::tunnel::parcel::Parcel;
 use crate::io::{Buffer, Stream};
 use crate::modules::Config;
 
@@ -15,6 +16,8 @@ use crate::modules::Config;
 pub enum Command {
     /// A new configuration, and a socket for every address that it listens on.
     Reload { config: Arc<Config>, listening: Vec<Listening> },
+    /// Tunnels that another shard has given away.
+    TakeTunnels(Vec<Parcel>),
     /// Write out what the access logs hold back.
     FlushLogs,
     /// Stop accepting, finish what is under way, end.
@@ -37,10 +40,25 @@ pub struct Listening {
 /// What a shard, or the signal thread, tells the master.
 #[derive(Debug)]
 pub enum Event {
-    Ready { shard: usize },
-    Reloaded { shard: usize },
-    Ended { shard: usize, failure: Option<String> },
-    Signal { number: i32, sender: Option<u32> },
+    Ready {
+        shard: usize,
+    },
+    Reloaded {
+        shard: usize,
+    },
+    Ended {
+        shard: usize,
+        failure: Option<String>,
+    },
+    Signal {
+        number: i32,
+        sender: Option<u32>,
+    },
+    /// Tunnels that this shard gives away.
+    Tunnels {
+        shard: usize,
+        parcels: Vec<Parcel>,
+    },
 }
 
 /// The master's end of a shard's commands.

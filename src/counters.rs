@@ -87,6 +87,8 @@ pub struct TunnelCounters {
     pub websocket_frames: Counter,
     /// WebSocket messages completed, either way.
     pub websocket_messages: Counter,
+    /// Tunnels so far that came from another shard or process.
+    pub taken_over: Counter,
 }
 
 /// Counters for as many shards, zeroes all.

@@ -240,6 +240,7 @@ impl<'a> Master<'a> {
                 }
                 Some(Event::Ended { shard, failure }) => self.bury(shard, failure.as_deref()),
                 Some(Event::Signal { number, sender }) => self.obey(number, sender),
+                Some(Event::Tunnels { shard, parcels }) => self.shards.place(shard, parcels),
                 None => self.press(),
             }
         }

@@ -14,6 +14,7 @@ use crate::http::modules::access_log::{AccessLogs, LogWriters};
 use crate::http::request::{Request, Requests};
 use crate::http::server::{Http, LocationId, ResolverId, ServerId};
 use crate::http::tunnel::engine::Tunnels;
+use crate::http::tunnel::rebalance;
 use crate::http::upstream::Upstreams;
 use crate::http::upstream::outgoing::Relaying;
 use crate::http1::encode::HttpDate;
@@ -49,7 +50,7 @@ pub struct Shard {
     pub relaying: Relaying,
     generation: RefCell<Rc<Generation>>,
     listeners: RefCell<Vec<Rc<Listener>>>,
-    files: Arc<Files>,
+    pub files: Arc<Files>,
     quitting: Cell<bool>,
     /// Raised when the last connection of a quitting shard is gone.
     empty: Signal,
@@ -57,6 +58,9 @@ pub struct Shard {
     room: Room,
     serial: Cell<u64>,
     serial_step: u64,
+    events: channel::Events,
+    /// Raised when there is a new configuration.
+    pub reloaded: Signal,
 }
 
 /// A configuration in force on this shard, and what the shard keeps for it. A request holds the
@@ -182,6 +186,11 @@ impl Shard {
         serial
     }
 
+    /// Tells the master.
+    pub fn tell(&self, event: channel::Event) {
+        self.events.send(event);
+    }
+
     pub fn with_http_date<T>(&self, use_it: impl FnOnce(&[u8]) -> T) -> T {
         use_it(self.date.borrow_mut().get(clock::now().as_secs()))
     }
@@ -215,6 +224,12 @@ impl Shard {
     pub fn count_connection(self: &Rc<Self>) -> ConnectionGuard {
         self.counters.connections.add(1);
         self.counters.accepted.add(1);
+        ConnectionGuard { shard: Rc::clone(self), stage: Cell::new(Stage::Waiting) }
+    }
+
+    /// Counts a connection that has been accepted elsewhere.
+    pub fn guest(self: &Rc<Self>) -> ConnectionGuard {
+        self.counters.connections.add(1);
         ConnectionGuard { shard: Rc::clone(self), stage: Cell::new(Stage::Waiting) }
     }
 
@@ -419,9 +434,12 @@ async fn live(start: Start) -> Result<(), String> {
         room: Room::default(),
         serial: Cell::new((id as u64).saturating_add(1)),
         serial_step: shards as u64,
+        events: events.clone(),
+        reloaded: Signal::default(),
     });
     shard.spawn_service("clock", |_| timer::run_clock());
     shard.spawn_service("tunnel engine", Tunnels::run);
+    shard.spawn_service("rebalancer", rebalance::run);
     shard.spawn_service("log writer", LogWriters::write_behind);
     shard.spawn_service("upstream keeper", Upstreams::keep);
     shard.listen(&generation, listening);
@@ -445,11 +463,13 @@ async fn live(start: Start) -> Result<(), String> {
                             shard.requests.clear();
                             Upstreams::look_up_due(&shard, &next);
                             shard.listen(&next, listening);
+                            shard.reloaded.raise();
                         }
                         Err(e) => shard.log_main(Level::Emerg, format_args!("{e}")),
                     }
                     events.send(channel::Event::Reloaded { shard: id });
                 }
+                channel::Command::TakeTunnels(parcels) => shard.tunnels.take(&shard, parcels),
                 channel::Command::FlushLogs => shard.access_logs.flush_all(),
                 channel::Command::Quit => shard.begin_quit(),
                 channel::Command::CloseAll => {

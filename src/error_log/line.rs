@@ -3,6 +3,8 @@
 use std::fmt::{self, Write as _};
 use std::io;
 
+use serde::{Deserialize, Serialize};
+
 use super::{Context, Level};
 use crate::local_time::LocalTime;
 
@@ -129,7 +131,7 @@ impl Line {
 
 /// The end of a line, ` while …, client: …`, put into words ahead of the message: for what outlives
 /// the things it tells of.
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tail(Box<[u8]>);
 
 impl Tail {

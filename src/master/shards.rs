@@ -8,9 +8,10 @@ use std::thread::{self, JoinHandle};
 use super::failure::Failure;
 use super::listening::Listening;
 use crate::channel::{self, Command, Event, Events, Outbox};
-use crate::counters;
+use crate::counters::{self, Counters};
 use crate::error_log::{Errno, Files, Level, Log};
 use crate::http::server::Address;
+use crate::http::tunnel::parcel::Parcel;
 use crate::io::runtime::{self, Ring};
 use crate::modules::Config;
 use crate::modules::process::{CpuAffinity, Settings};
@@ -21,6 +22,7 @@ use crate::shard::{self, Start};
 #[derive(Default)]
 pub struct Shards {
     handles: Vec<Handle>,
+    counters: Arc<[Counters]>,
 }
 
 struct Handle {
@@ -60,7 +62,7 @@ impl Shards {
     ) -> Result<Self, Failure> {
         let available = os::available_cores();
         let counters = counters::for_shards(count);
-        let mut shards = Shards::default();
+        let mut shards = Shards { handles: Vec::new(), counters: Arc::clone(&counters) };
         for id in 0..count {
             let (outbox, inbox) = channel::pair().map_err(Failure::call("socketpair"))?;
             let start = Start {
@@ -95,6 +97,19 @@ impl Shards {
     pub fn tell(&self, command: impl Fn() -> Command) {
         for handle in self.handles.iter().filter(|handle| handle.stage != Stage::Ended) {
             handle.outbox.send(command());
+        }
+    }
+
+    /// Gives the tunnels of one shard to that of the others which holds the fewest; back to it when
+    /// there is none.
+    pub fn place(&self, from: usize, parcels: Vec<Parcel>) {
+        let open = |id: usize| self.counters.get(id).map_or(0, |shard| shard.tunnels.open.get());
+        let handles = self.handles.iter().enumerate();
+        let serving = handles.filter(|(_, handle)| handle.stage == Stage::Serving);
+        let others = serving.filter(|(id, _)| *id != from);
+        let to = others.min_by_key(|(id, _)| open(*id)).map(|(_, handle)| handle);
+        if let Some(handle) = to.or_else(|| self.handles.get(from)) {
+            handle.outbox.send(Command::TakeTunnels(parcels));
         }
     }
 
