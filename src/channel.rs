@@ -13,7 +13,7 @@ use crate::modules::Config;
 
 /// What the master tells a shard.
 pub enum Command {
-    /// A new configuration, and a socket for every address that it listens on.
+    /// A new configuration, and sockets for every address that it listens on.
     Reload { config: Arc<Config>, listening: Vec<Listening> },
     /// Write out what the access logs hold back.
     FlushLogs,
@@ -25,9 +25,9 @@ pub enum Command {
     Exit,
 }
 
-/// A listening socket of a shard.
+/// A listening socket of a shard. There may be several for an address.
 pub struct Listening {
-    /// `0.0.0.0:80`, `unix:/path`: what tells sockets apart.
+    /// `0.0.0.0:80`, `unix:/path`
     pub name: Arc<str>,
     pub address: AddressId,
     /// A descriptor of this shard's own.

@@ -9,7 +9,7 @@ use crate::channel;
 use crate::clock;
 use crate::counters::{Counters, OwnCounters};
 use crate::error_log::{Files, Level, Log};
-use crate::http::listener::Listener;
+use crate::http::listener::{End, Listener};
 use crate::http::modules::access_log::{AccessLogs, LogWriters};
 use crate::http::request::{Request, Requests};
 use crate::http::server::{Http, LocationId, ResolverId, ServerId};
@@ -253,7 +253,7 @@ impl Shard {
     /// ones start, those no longer there stop.
     fn listen(self: &Rc<Self>, generation: &Rc<Generation>, listening: Vec<channel::Listening>) {
         for entry in listening {
-            let known = self.listeners.borrow().iter().find(|l| l.name() == &*entry.name).cloned();
+            let known = self.listeners.borrow().iter().find(|l| l.has(&entry.socket)).cloned();
             match known {
                 Some(listener) => listener.bind(generation, entry.address),
                 None => match Listener::new(&entry.name, entry.socket, generation, entry.address) {
@@ -274,7 +274,7 @@ impl Shard {
         self.listeners.borrow_mut().retain(|listener| {
             let stays = listener.is_bound_to(generation);
             if !stays {
-                listener.close();
+                listener.close(End::LetGo);
             }
             stays
         });
@@ -283,7 +283,7 @@ impl Shard {
     fn begin_quit(self: &Rc<Self>) {
         self.quitting.set(true);
         for listener in self.listeners.borrow_mut().drain(..) {
-            listener.close();
+            listener.close(End::ShutDown);
         }
         timer::interrupt(Wait::Idle);
         self.tunnels.begin_quit();
