@@ -7,6 +7,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 
+use crate::http::listener::End;
 use crate::http::server::AddressId;
 use crate::io::{Buffer, Stream};
 use crate::modules::Config;
@@ -17,8 +18,11 @@ pub enum Command {
     Reload { config: Arc<Config>, listening: Vec<Listening> },
     /// Write out what the access logs hold back.
     FlushLogs,
-    /// Stop accepting, finish what is under way, end.
-    Quit,
+    /// Stop accepting, finish what is under way, end. Where other processes have the listening
+    /// sockets too, they are only let go of.
+    Quit { end: End },
+    /// Do not end after all: accept again.
+    Resume { listening: Vec<Listening> },
     /// End what is still under way (`worker_shutdown_timeout`).
     CloseAll,
     /// End now.
@@ -34,13 +38,25 @@ pub struct Listening {
     pub socket: OwnedFd,
 }
 
-/// What a shard, or the signal thread, tells the master.
+/// What a shard, the signal thread or a new binary tells the master.
 #[derive(Debug)]
 pub enum Event {
-    Ready { shard: usize },
-    Reloaded { shard: usize },
-    Ended { shard: usize, failure: Option<String> },
-    Signal { number: i32, sender: Option<u32> },
+    Ready {
+        shard: usize,
+    },
+    Reloaded {
+        shard: usize,
+    },
+    Ended {
+        shard: usize,
+        failure: Option<String>,
+    },
+    Signal {
+        number: i32,
+        sender: Option<u32>,
+    },
+    /// The new binary's process serves.
+    SuccessorReady,
 }
 
 /// The master's end of a shard's commands.

@@ -2,6 +2,7 @@
 //! pools, the logs. All of it is `Rc`: sharing with another shard does not compile.
 
 use std::cell::{Cell, RefCell};
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -18,7 +19,7 @@ use crate::http::upstream::Upstreams;
 use crate::http::upstream::outgoing::Relaying;
 use crate::http1::encode::HttpDate;
 use crate::io::runtime::{self, Ring};
-use crate::io::select::Signal;
+use crate::io::select::{Either, Signal, either};
 use crate::io::timer::{self, Wait};
 use crate::modules::Config;
 use crate::resolver::Resolver;
@@ -280,10 +281,10 @@ impl Shard {
         });
     }
 
-    fn begin_quit(self: &Rc<Self>) {
+    fn begin_quit(self: &Rc<Self>, end: End) {
         self.quitting.set(true);
         for listener in self.listeners.borrow_mut().drain(..) {
-            listener.close(End::ShutDown);
+            listener.close(end);
         }
         timer::interrupt(Wait::Idle);
         self.tunnels.begin_quit();
@@ -293,9 +294,13 @@ impl Shard {
     }
 
     fn raise_if_empty(&self) {
-        if self.quitting.get() && self.counters.connections.get() == 0 {
+        if self.is_over() {
             self.empty.raise();
         }
+    }
+
+    fn is_over(&self) -> bool {
+        self.quitting.get() && self.counters.connections.get() == 0
     }
 }
 
@@ -451,7 +456,11 @@ async fn live(start: Start) -> Result<(), String> {
                     events.send(channel::Event::Reloaded { shard: id });
                 }
                 channel::Command::FlushLogs => shard.access_logs.flush_all(),
-                channel::Command::Quit => shard.begin_quit(),
+                channel::Command::Quit { end } => shard.begin_quit(end),
+                channel::Command::Resume { listening } => {
+                    shard.quitting.set(false);
+                    shard.listen(&shard.generation(), listening);
+                }
                 channel::Command::CloseAll => {
                     timer::interrupt(Wait::Busy);
                     shard.tunnels.close_all(&shard);
@@ -460,7 +469,11 @@ async fn live(start: Start) -> Result<(), String> {
             }
         }
     };
-    crate::io::select::either(obey, shard.empty.wait()).await;
+    let mut obey = pin!(obey);
+    // Empty is no reason to end for a shard that has been told to go on.
+    while let Either::Second(()) = either(obey.as_mut(), shard.empty.wait()).await
+        && !shard.is_over()
+    {}
     shard.access_logs.flush_all();
     Ok(())
 }
