@@ -7,6 +7,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 
+use crate::http::listener::End;
 use crate::http::server::AddressId;
 use crate::http::tunnel::parcel::Parcel;
 use crate::io::{Buffer, Stream};
@@ -14,30 +15,33 @@ use crate::modules::Config;
 
 /// What the master tells a shard.
 pub enum Command {
-    /// A new configuration, and a socket for every address that it listens on.
+    /// A new configuration, and sockets for every address that it listens on.
     Reload { config: Arc<Config>, listening: Vec<Listening> },
     /// Tunnels that another shard has given away.
     TakeTunnels(Vec<Parcel>),
     /// Write out what the access logs hold back.
     FlushLogs,
-    /// Stop accepting, finish what is under way, end.
-    Quit,
+    /// Stop accepting, finish what is under way, end. Where other processes have the listening
+    /// sockets too, they are only let go of.
+    Quit { end: End },
+    /// Do not end after all: accept again.
+    Resume { listening: Vec<Listening> },
     /// End what is still under way (`worker_shutdown_timeout`).
     CloseAll,
     /// End now.
     Exit,
 }
 
-/// A listening socket of a shard.
+/// A listening socket of a shard. There may be several for an address.
 pub struct Listening {
-    /// `0.0.0.0:80`, `unix:/path`: what tells sockets apart.
+    /// `0.0.0.0:80`, `unix:/path`
     pub name: Arc<str>,
     pub address: AddressId,
     /// A descriptor of this shard's own.
     pub socket: OwnedFd,
 }
 
-/// What a shard, or the signal thread, tells the master.
+/// What a shard, the signal thread or a new binary tells the master.
 #[derive(Debug)]
 pub enum Event {
     Ready {
@@ -59,6 +63,8 @@ pub enum Event {
         shard: usize,
         parcels: Vec<Parcel>,
     },
+    /// The new binary's process serves.
+    SuccessorReady,
 }
 
 /// The master's end of a shard's commands.

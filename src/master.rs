@@ -4,6 +4,7 @@
 mod demo;
 mod dry_run;
 mod failure;
+mod handover;
 mod listening;
 mod pid_file;
 mod prober;
@@ -11,6 +12,7 @@ mod report;
 mod setup;
 mod shards;
 mod signals;
+mod upgrade;
 
 use std::fmt;
 use std::fs::OpenOptions;
@@ -24,18 +26,23 @@ use std::time::{Duration, Instant};
 use crate::VERSION;
 use crate::channel::{self, Event, Events};
 use crate::error_log::{Destination, Errno, Files, Level, LogFile};
+use crate::http::listener::End;
 use crate::io::runtime::{self, Ring};
 use crate::modules::{self, Config, LoadOptions};
 use crate::options::{self, Banner, Command, Options};
 use crate::os::{self, BlockedSignals};
 use failure::Failure;
+pub use handover::fuzz_handover;
 use listening::{Listening, Opened};
 use pid_file::PidFile;
 pub use pid_file::fuzz_pid;
 use prober::Prober;
 use report::Report;
 use shards::{Common, Shards, addresses};
-use signals::{Order, Received, Signal};
+use signals::{Answer, Order, Received, Signal};
+use upgrade::inherited::Inherited;
+pub use upgrade::inherited::fuzz_inherited;
+use upgrade::{Relatives, Upgrade};
 
 /// Does what the command line asks for; the process ends with the result.
 pub fn run(options: Options) -> ExitCode {
@@ -48,13 +55,16 @@ pub fn run(options: Options) -> ExitCode {
         Command::Show(banner) => show(banner),
         Command::Signal(signal) => send(&options, signal),
         Command::Demo => demo::run(options),
-        Command::Run => match signals::block() {
-            Ok(signals) => serve(options, signals, None),
-            Err(error) => {
-                eprintln!("nginx: [emerg] sigprocmask() failed ({})", Errno::of(&error));
-                ExitCode::FAILURE
+        Command::Run => {
+            let inherited = Inherited::take();
+            match signals::block() {
+                Ok(signals) => serve(options, signals, inherited, None),
+                Err(error) => {
+                    eprintln!("nginx: [emerg] sigprocmask() failed ({})", Errno::of(&error));
+                    ExitCode::FAILURE
+                }
             }
-        },
+        }
     }
 }
 
@@ -87,6 +97,18 @@ fn send(options: &Options, signal: options::Signal) -> ExitCode {
         }
     };
     report.notice(format_args!("signal process started"));
+    if signal == options::Signal::Upgrade {
+        return match upgrade::command::upgrade(&loaded.config.process.pid) {
+            Ok(replaced) => {
+                eprintln!("nginx: {replaced}");
+                ExitCode::SUCCESS
+            }
+            Err(error) => {
+                report.say(error.level(), format_args!("{error}"));
+                ExitCode::FAILURE
+            }
+        };
+    }
     match pid_file::signal(&loaded.config.process.pid, signal.number()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -97,10 +119,15 @@ fn send(options: &Options, signal: options::Signal) -> ExitCode {
 }
 
 /// Starts, serves and ends. `greeting` is printed once all shards serve.
-fn serve(options: Options, signals: BlockedSignals, greeting: Option<String>) -> ExitCode {
+fn serve(
+    options: Options,
+    signals: BlockedSignals,
+    inherited: Inherited,
+    greeting: Option<String>,
+) -> ExitCode {
     let files = Arc::new(Files::default());
     let mut report = Report::first(&options.error_log, &files);
-    let failure = match Master::start(options, signals, greeting, files, &mut report) {
+    let failure = match Master::start(options, signals, inherited, greeting, files, &mut report) {
         Ok(master) => return master.watch(),
         Err(failure) => failure,
     };
@@ -120,6 +147,9 @@ struct Master<'a> {
     logs: Vec<Arc<LogFile>>,
     listening: Listening,
     pid_file: PidFile,
+    upgrade: Upgrade,
+    /// In the background, by itself or as the process before was.
+    is_daemon: bool,
     common: Common,
     shards: Shards,
     prober: Prober,
@@ -171,10 +201,15 @@ impl<'a> Master<'a> {
     fn start(
         options: Options,
         signals: BlockedSignals,
+        inherited: Inherited,
         greeting: Option<String>,
         files: Arc<Files>,
         report: &'a mut Report,
     ) -> Result<Self, Failure> {
+        let Inherited { origin, predecessor, sockets, handover, remarks } = inherited;
+        for (level, text) in remarks {
+            report.say(level, format_args!("{text}"));
+        }
         let load = setup::load_options(&setup::absolute(options)?);
         let config = Arc::new(setup::load(&load, report)?.config);
         let process = &config.process;
@@ -184,23 +219,37 @@ impl<'a> Master<'a> {
         report.follow(&process.error_log, &files)?;
 
         raise_limits(&config, report);
-        let mut listening = Listening::new(*process.worker_processes);
+        let relatives = Relatives::new(predecessor);
+        let mut listening = Listening::new(*process.worker_processes, Arc::clone(&relatives));
+        listening.inherit(sockets);
         let opened = listening.open(addresses(&config), report)?;
         listening.adopt(opened, addresses(&config), report);
+        listening.close_leaving();
         let ring = choose_ring(report);
         introduce(report, ring);
 
         runtime::note_panics();
         os::set_environment(&process.env);
-        if *process.daemon {
+        let is_detached = *process.daemon && predecessor.is_none();
+        if is_detached {
             os::daemonize().map_err(Failure::call("daemon"))?;
         }
-        let pid_file = PidFile::write(&process.pid)?;
+        // A new binary's says that it serves: the old one can be told to quit.
+        let mut pid_file = PidFile::planned(&process.pid);
+        if predecessor.is_none() {
+            pid_file.write()?;
+        }
         if let Some(directory) = process.working_directory.get() {
             os::change_directory(directory).map_err(Failure::path("chdir", directory))?;
         }
         redirect_stderr(&config, report);
         if let Some(identity) = &identity {
+            if predecessor.is_some() && !os::is_root() && !identity.is_ours() {
+                report.say(
+                    Level::Warn,
+                    format_args!("\"user\" has changed, which takes effect after a restart"),
+                );
+            }
             os::drop_privileges(identity)?;
         }
 
@@ -218,6 +267,8 @@ impl<'a> Master<'a> {
             logs,
             listening,
             pid_file,
+            upgrade: Upgrade::new(origin, relatives, handover, is_detached),
+            is_daemon: is_detached || predecessor.is_some(),
             common,
             shards,
             prober,
@@ -241,6 +292,7 @@ impl<'a> Master<'a> {
                 Some(Event::Ended { shard, failure }) => self.bury(shard, failure.as_deref()),
                 Some(Event::Signal { number, sender }) => self.obey(number, sender),
                 Some(Event::Tunnels { shard, parcels }) => self.shards.place(shard, parcels),
+                Some(Event::SuccessorReady) => self.upgrade.welcome(self.report),
                 None => self.press(),
             }
         }
@@ -260,26 +312,42 @@ impl<'a> Master<'a> {
 
     fn obey(&mut self, number: i32, sender: Option<u32>) {
         let Some(signal) = Signal::of(number) else { return };
-        // A process in the foreground gets it when its terminal changes size.
-        let is_ignored = signal.order == Order::StopShards && !*self.config.process.daemon;
-        self.report.notice(format_args!("{}", Received { signal, sender, is_ignored }));
+        let answer = match signal.order {
+            // A process in the foreground gets it when its terminal changes size.
+            Order::StopShards if !self.is_daemon => Answer::Unheard,
+            Order::Upgrade if self.upgrade.is_blocked() => Answer::Ignored,
+            _ => Answer::Obeyed,
+        };
+        self.report.notice(format_args!("{}", Received { signal, sender, answer }));
         match signal.order {
-            _ if is_ignored => {}
+            Order::Upgrade if answer == Answer::Ignored => self.report.say(
+                Level::Crit,
+                format_args!(
+                    "the changing binary signal is ignored: you should shutdown or terminate \
+                     before either old or new binary's process"
+                ),
+            ),
+            _ if answer != Answer::Obeyed => {}
+            Order::Reload if self.upgrade.has_successor() => self.bring_back(),
             Order::Reload => self.reload(),
             Order::ReopenLogs => self.reopen_logs(),
-            Order::Upgrade => self.report.say(
-                Level::Crit,
-                format_args!("the changing binary signal is ignored: it is not supported yet"),
+            Order::Upgrade if self.is_ending() => {}
+            Order::Upgrade => self.upgrade.begin(
+                &self.listening,
+                &mut self.pid_file,
+                &self.common.events,
+                self.report,
             ),
+            Order::Reap => {
+                if self.upgrade.reap(&mut self.pid_file, self.report) {
+                    self.bring_back();
+                }
+            }
             Order::StopShards if self.phase == Phase::Serving => {
                 self.leave(Then::Rest, Pressure::Finish);
             }
             Order::StopShards => {}
-            Order::Quit => {
-                // Clients are refused at once, not when the shards are gone.
-                self.listening.close();
-                self.leave(Then::End, Pressure::Finish);
-            }
+            Order::Quit => self.leave(Then::End, Pressure::Finish),
             Order::Exit => self.leave(Then::End, Pressure::Exit),
         }
     }
@@ -326,7 +394,7 @@ impl<'a> Master<'a> {
         let pid_file = if *config.process.pid == *self.pid_file.path() {
             None
         } else {
-            Some(PidFile::write(&config.process.pid)?)
+            Some(PidFile::written(&config.process.pid)?)
         };
 
         self.listening.adopt(opened, addresses(&config), self.report);
@@ -399,11 +467,47 @@ impl<'a> Master<'a> {
     // The shards' beginning and end.
 
     fn welcome(&mut self, shard: usize) {
-        if self.shards.is_ready(shard)
-            && let Some(greeting) = self.greeting.take()
-        {
+        if !self.shards.is_ready(shard) {
+            return;
+        }
+        if let Some(greeting) = self.greeting.take() {
             print(&greeting);
         }
+        if let Err(failure) = self.pid_file.write() {
+            self.report.say(Level::Emerg, format_args!("{failure}"));
+            self.has_failed = true;
+            return self.leave(Then::End, Pressure::Exit);
+        }
+        self.upgrade.say_ready(self.report);
+    }
+
+    fn is_ending(&self) -> bool {
+        matches!(self.phase, Phase::Leaving { then: Then::End, .. } | Phase::Over)
+    }
+
+    /// Lets the shards accept again that were told to finish (WINCH), under the configuration that
+    /// they had: of an upgrade nothing has come.
+    fn bring_back(&mut self) {
+        let result = match self.phase {
+            Phase::Resting => self.start_again(),
+            Phase::Leaving { then: Then::Rest, pressure: Pressure::Finish, .. } => {
+                let resumed = self.shards.resume(&self.config, &self.listening);
+                resumed.map(|()| self.phase = Phase::Serving)
+            }
+            Phase::Serving | Phase::Leaving { .. } | Phase::Over => return,
+        };
+        match result {
+            Ok(()) => self.replace_prober(&Arc::clone(&self.config)),
+            Err(failure) => self.report.say(Level::Emerg, format_args!("{failure}")),
+        }
+    }
+
+    fn start_again(&mut self) -> Result<(), Failure> {
+        let opened = self.listening.open(addresses(&self.config), self.report)?;
+        self.listening.adopt(opened, addresses(&self.config), self.report);
+        self.shards = start_shards(&self.common, &self.config, &self.listening, self.report)?;
+        self.phase = Phase::Serving;
+        Ok(())
     }
 
     /// Makes the shards end. Asked twice, the harder way counts.
@@ -416,7 +520,12 @@ impl<'a> Master<'a> {
         let until = match pressure {
             Pressure::Finish => {
                 self.report.notice(format_args!("gracefully shutting down"));
-                self.shards.tell(|| channel::Command::Quit);
+                let end = if self.listening.is_shared() { End::LetGo } else { End::ShutDown };
+                if then == Then::End {
+                    // Clients are refused at once, not when the shards are gone.
+                    self.listening.close();
+                }
+                self.shards.tell(|| channel::Command::Quit { end });
                 let timeout = self.config.process.worker_shutdown_timeout.get();
                 timeout.and_then(|timeout| Instant::now().checked_add(*timeout))
             }
@@ -470,8 +579,10 @@ impl<'a> Master<'a> {
             self.phase = match then {
                 Then::End => Phase::Over,
                 Then::Rest => {
-                    // A reload opens everything anew.
-                    self.listening.shut_down();
+                    // A reload opens everything anew. What others listen on stays as it is.
+                    if !self.listening.is_shared() {
+                        self.listening.shut_down();
+                    }
                     Phase::Resting
                 }
             };

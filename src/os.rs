@@ -1,15 +1,18 @@
 //! What only the operating system can do or tell: identity and capabilities, affinity, limits,
-//! signals, the background, socket options that no crate wraps.
+//! signals, the background, descriptors across exec, socket options that no crate wraps.
 
 use std::ffi::{CString, c_int};
 use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::mem::{self, MaybeUninit};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
+use std::os::unix::process::CommandExt;
 use std::path::Path;
+use std::process::{Child, Command};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use rustix::process::{Resource, Rlimit};
+use rustix::process::{DumpableBehavior, Resource, Rlimit};
 use rustix::rand::GetRandomFlags;
 use rustix::thread::{CapabilitySet, CapabilitySets, CpuSet};
 use thiserror::Error;
@@ -147,9 +150,103 @@ pub fn set_environment(variables: &[String]) {
     }
 }
 
+/// Takes variables out of the process's environment.
+///
+/// To be called before there is a second thread: others may be reading the environment.
+pub fn unset_environment(names: &[&str]) {
+    for name in names {
+        #[allow(unsafe_code)]
+        // SAFETY: there is one thread.
+        unsafe {
+            std::env::remove_var(name);
+        }
+    }
+}
+
 /// `working_directory`
 pub fn change_directory(path: &Path) -> io::Result<()> {
     Ok(rustix::process::chdir(path)?)
+}
+
+// Descriptors across exec.
+
+/// Takes the sockets that the process was started with, by their numbers: each is this process's own
+/// from now on, and no other program's. What is no socket, is standard input or output, or was taken
+/// already, stays what it is.
+///
+/// Does it once, and is to be called before anything else is opened: a number that names nothing yet
+/// could later be somebody else's.
+pub fn take_sockets(numbers: &[RawFd]) -> Vec<io::Result<OwnedFd>> {
+    static TAKEN: AtomicBool = AtomicBool::new(false);
+    let is_first_time = !TAKEN.swap(true, Ordering::Relaxed);
+    let mut taken = Vec::new();
+    let take = |&number: &RawFd| {
+        if !is_first_time || number <= libc::STDERR_FILENO || taken.contains(&number) {
+            return Err(io::Error::from_raw_os_error(libc::EBADF));
+        }
+        #[allow(unsafe_code)]
+        // SAFETY: no memory is touched.
+        check(unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) })?;
+        taken.push(number);
+        #[allow(unsafe_code)]
+        // SAFETY: the descriptor is open, as it has just been changed. It was so when the process
+        // was started, as nothing has been opened since: it has no other owner.
+        let descriptor = unsafe { OwnedFd::from_raw_fd(number) };
+        let kind = rustix::fs::fstat(&descriptor).map(|stat| stat.st_mode & libc::S_IFMT);
+        if kind == Ok(libc::S_IFSOCK) {
+            return Ok(descriptor);
+        }
+        let _stays_open = descriptor.into_raw_fd();
+        Err(io::Error::from_raw_os_error(libc::ENOTSOCK))
+    };
+    numbers.iter().map(take).collect()
+}
+
+/// Starts a program that has these descriptors open, under their numbers here, and the capabilities
+/// that the calling thread has, though it may not be root.
+pub fn spawn_heir(command: &mut Command, descriptors: &[BorrowedFd<'_>]) -> io::Result<Child> {
+    let descriptors: Vec<RawFd> = descriptors.iter().map(AsRawFd::as_raw_fd).collect();
+    let bequeath = move || {
+        for &descriptor in &descriptors {
+            #[allow(unsafe_code)]
+            // SAFETY: no memory is touched.
+            check(unsafe { libc::fcntl(descriptor, libc::F_SETFD, 0) })?;
+        }
+        keep_capabilities_across_exec();
+        Ok(())
+    };
+    #[allow(unsafe_code)]
+    // SAFETY: between fork and exec the child only makes system calls. It takes no lock and allocates
+    // nothing, which another thread could have been in the middle of.
+    unsafe {
+        command.pre_exec(bequeath);
+    }
+    command.spawn()
+}
+
+/// Only what is inheritable and ambient survives the execution of another program by somebody who is
+/// not root. A kernel that does not allow it leaves the program with less: it says what it misses.
+fn keep_capabilities_across_exec() {
+    let Ok(sets) = rustix::thread::capabilities(None) else { return };
+    if sets.permitted.is_empty() || rustix::process::geteuid().is_root() {
+        return;
+    }
+    let sets = CapabilitySets { inheritable: sets.permitted, ..sets };
+    if rustix::thread::set_capabilities(None, sets).is_ok() {
+        for capability in sets.permitted.iter() {
+            let _ = rustix::thread::configure_capability_in_ambient_set(capability, true);
+        }
+    }
+}
+
+/// Gives a socket the owner of another. The kernel lets sockets share an address (`SO_REUSEPORT`) only
+/// when they have the same, and that of the other may have been bound before [`drop_privileges`].
+pub fn own_like(socket: BorrowedFd<'_>, other: BorrowedFd<'_>) -> io::Result<()> {
+    let owner = rustix::fs::fstat(other)?.st_uid;
+    if rustix::fs::fstat(socket)?.st_uid == owner {
+        return Ok(());
+    }
+    Ok(rustix::fs::fchown(socket, Some(rustix::process::Uid::from_raw(owner)), None)?)
 }
 
 // Limits.
@@ -214,8 +311,23 @@ pub fn pin(cores: &[usize]) -> io::Result<()> {
 /// Whether root started the process, whoever it is by now. First asked before
 /// [`drop_privileges`], when the configuration is read.
 pub fn started_by_root() -> bool {
-    static BY_ROOT: OnceLock<bool> = OnceLock::new();
     *BY_ROOT.get_or_init(|| rustix::process::geteuid().is_root())
+}
+
+/// Whether the process still is root.
+pub fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+static BY_ROOT: OnceLock<bool> = OnceLock::new();
+
+/// Tells that the process goes on with what another began. If that had been root and has handed on
+/// what [`drop_privileges`] leaves, root has started this one too.
+pub fn succeed() {
+    let Ok(CapabilitySets { permitted, .. }) = rustix::thread::capabilities(None) else { return };
+    if permitted.contains(FILES_OF_ANYBODY) {
+        let _ = BY_ROOT.set(true);
+    }
 }
 
 /// Whom to serve as: a user and a group, looked up.
@@ -265,14 +377,22 @@ impl Identity {
     pub fn is_root(&self) -> bool {
         self.user == 0
     }
+
+    /// Whether the process is that already.
+    pub fn is_ours(&self) -> bool {
+        rustix::process::geteuid().as_raw() == self.user
+            && rustix::process::getegid().as_raw() == self.group
+    }
 }
 
-/// What the master still needs when it is root no more: ports below 1024, files of any owner
-/// (configuration, logs, pid), temporary directories for another owner, limits and priorities.
-const KEPT: CapabilitySet = CapabilitySet::NET_BIND_SERVICE
-    .union(CapabilitySet::DAC_OVERRIDE)
-    .union(CapabilitySet::CHOWN)
-    .union(CapabilitySet::FOWNER)
+/// Files of any owner (configuration, logs, pid), temporary directories for another owner.
+const FILES_OF_ANYBODY: CapabilitySet =
+    CapabilitySet::DAC_OVERRIDE.union(CapabilitySet::CHOWN).union(CapabilitySet::FOWNER);
+
+/// What the master still needs when it is root no more: ports below 1024, files, limits and
+/// priorities.
+const KEPT: CapabilitySet = FILES_OF_ANYBODY
+    .union(CapabilitySet::NET_BIND_SERVICE)
     .union(CapabilitySet::SYS_RESOURCE)
     .union(CapabilitySet::SYS_NICE);
 
@@ -282,10 +402,19 @@ const KEPT: CapabilitySet = CapabilitySet::NET_BIND_SERVICE
 ///
 /// Core dumps stay off after this (`PR_SET_DUMPABLE`): who may read the memory of one thread could
 /// write to the one with the capabilities.
+///
+/// A process that is not root any more, because it was executed by one that has done this, stays who
+/// it is and keeps the same.
 pub fn drop_privileges(identity: &Identity) -> Result<(), DropError> {
     let Identity { name, user, group } = identity;
     let failed = |call: String| |source: io::Error| DropError { call, source };
 
+    if !rustix::process::geteuid().is_root() {
+        // Who it was started by has done it: what executing a program undoes is left.
+        rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
+            .map_err(|e| failed("prctl(PR_SET_DUMPABLE, 0)".to_owned())(e.into()))?;
+        return reduce_capabilities().map_err(failed("capset()".to_owned()));
+    }
     #[allow(unsafe_code)]
     // SAFETY: no memory is passed; the C library makes every thread follow.
     check(unsafe { libc::setgid(*group) }).map_err(failed(format!("setgid({group})")))?;
@@ -303,13 +432,14 @@ pub fn drop_privileges(identity: &Identity) -> Result<(), DropError> {
     if identity.is_root() {
         return Ok(());
     }
-    let kept = rustix::thread::capabilities(None).and_then(|sets| {
-        let kept = sets.permitted & KEPT;
-        let inheritable = CapabilitySet::empty();
-        let sets = CapabilitySets { effective: kept, permitted: kept, inheritable };
-        rustix::thread::set_capabilities(None, sets)
-    });
-    kept.map_err(|e| failed("capset()".to_owned())(e.into()))
+    reduce_capabilities().map_err(failed("capset()".to_owned()))
+}
+
+fn reduce_capabilities() -> io::Result<()> {
+    let kept = rustix::thread::capabilities(None)?.permitted & KEPT;
+    let inheritable = CapabilitySet::empty();
+    let sets = CapabilitySets { effective: kept, permitted: kept, inheritable };
+    Ok(rustix::thread::set_capabilities(None, sets)?)
 }
 
 /// Gives up, for the calling thread, whatever [`drop_privileges`] kept.

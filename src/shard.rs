@@ -2,6 +2,7 @@
 //! pools, the logs. All of it is `Rc`: sharing with another shard does not compile.
 
 use std::cell::{Cell, RefCell};
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -9,7 +10,7 @@ use crate::channel;
 use crate::clock;
 use crate::counters::{Counters, OwnCounters};
 use crate::error_log::{Files, Level, Log};
-use crate::http::listener::Listener;
+use crate::http::listener::{End, Listener};
 use crate::http::modules::access_log::{AccessLogs, LogWriters};
 use crate::http::request::{Request, Requests};
 use crate::http::server::{Http, LocationId, ResolverId, ServerId};
@@ -19,7 +20,7 @@ use crate::http::upstream::Upstreams;
 use crate::http::upstream::outgoing::Relaying;
 use crate::http1::encode::HttpDate;
 use crate::io::runtime::{self, Ring};
-use crate::io::select::Signal;
+use crate::io::select::{Either, Signal, either};
 use crate::io::timer::{self, Wait};
 use crate::modules::Config;
 use crate::resolver::Resolver;
@@ -268,7 +269,7 @@ impl Shard {
     /// ones start, those no longer there stop.
     fn listen(self: &Rc<Self>, generation: &Rc<Generation>, listening: Vec<channel::Listening>) {
         for entry in listening {
-            let known = self.listeners.borrow().iter().find(|l| l.name() == &*entry.name).cloned();
+            let known = self.listeners.borrow().iter().find(|l| l.has(&entry.socket)).cloned();
             match known {
                 Some(listener) => listener.bind(generation, entry.address),
                 None => match Listener::new(&entry.name, entry.socket, generation, entry.address) {
@@ -289,16 +290,16 @@ impl Shard {
         self.listeners.borrow_mut().retain(|listener| {
             let stays = listener.is_bound_to(generation);
             if !stays {
-                listener.close();
+                listener.close(End::LetGo);
             }
             stays
         });
     }
 
-    fn begin_quit(self: &Rc<Self>) {
+    fn begin_quit(self: &Rc<Self>, end: End) {
         self.quitting.set(true);
         for listener in self.listeners.borrow_mut().drain(..) {
-            listener.close();
+            listener.close(end);
         }
         timer::interrupt(Wait::Idle);
         self.tunnels.begin_quit();
@@ -308,9 +309,13 @@ impl Shard {
     }
 
     fn raise_if_empty(&self) {
-        if self.quitting.get() && self.counters.connections.get() == 0 {
+        if self.is_over() {
             self.empty.raise();
         }
+    }
+
+    fn is_over(&self) -> bool {
+        self.quitting.get() && self.counters.connections.get() == 0
     }
 }
 
@@ -471,7 +476,11 @@ async fn live(start: Start) -> Result<(), String> {
                 }
                 channel::Command::TakeTunnels(parcels) => shard.tunnels.take(&shard, parcels),
                 channel::Command::FlushLogs => shard.access_logs.flush_all(),
-                channel::Command::Quit => shard.begin_quit(),
+                channel::Command::Quit { end } => shard.begin_quit(end),
+                channel::Command::Resume { listening } => {
+                    shard.quitting.set(false);
+                    shard.listen(&shard.generation(), listening);
+                }
                 channel::Command::CloseAll => {
                     timer::interrupt(Wait::Busy);
                     shard.tunnels.close_all(&shard);
@@ -480,7 +489,11 @@ async fn live(start: Start) -> Result<(), String> {
             }
         }
     };
-    crate::io::select::either(obey, shard.empty.wait()).await;
+    let mut obey = pin!(obey);
+    // Empty is no reason to end for a shard that has been told to go on.
+    while let Either::Second(()) = either(obey.as_mut(), shard.empty.wait()).await
+        && !shard.is_over()
+    {}
     shard.access_logs.flush_all();
     Ok(())
 }

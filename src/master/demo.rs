@@ -6,15 +6,17 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use super::upgrade::inherited::Inherited;
 use super::{serve, signals};
 use crate::demo::{self, Demo};
 use crate::error_log::Destination;
 use crate::options::Options;
 
 pub fn run(options: Options) -> ExitCode {
+    let inherited = Inherited::take();
     match prepare(options) {
         Ok((signals, demo, home, options)) => {
-            let code = serve(options, signals, Some(demo::greeting(&demo)));
+            let code = serve(options, signals, inherited, Some(demo::greeting(&demo)));
             drop(home);
             code
         }

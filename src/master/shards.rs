@@ -128,6 +128,17 @@ impl Shards {
         Ok(())
     }
 
+    /// Lets shards that were told to finish accept again.
+    pub fn resume(&mut self, config: &Config, listening: &Listening) -> Result<(), Failure> {
+        for (shard, handle) in self.handles.iter().enumerate() {
+            if handle.stage != Stage::Ended {
+                let listening = listening.of_shard(shard, addresses(config))?;
+                handle.outbox.send(Command::Resume { listening });
+            }
+        }
+        Ok(())
+    }
+
     /// [`Event::Ready`]: whether that was the last one.
     pub fn is_ready(&mut self, shard: usize) -> bool {
         if let Some(handle) = self.handles.get_mut(shard) {
