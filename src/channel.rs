@@ -11,6 +11,7 @@ use crate::http::listener::End;
 use crate::http::server::AddressId;
 use crate::http::tunnel::parcel::Parcel;
 use crate::io::{Buffer, Stream};
+use crate::master::Consignment;
 use crate::modules::Config;
 
 /// What the master tells a shard.
@@ -19,6 +20,8 @@ pub enum Command {
     Reload { config: Arc<Config>, listening: Vec<Listening> },
     /// Tunnels that another shard has given away.
     TakeTunnels(Vec<Parcel>),
+    /// Give all tunnels away; [`Event::GaveAll`] ends that.
+    GiveTunnels,
     /// Write out what the access logs hold back.
     FlushLogs,
     /// Stop accepting, finish what is under way, end. Where other processes have the listening
@@ -63,8 +66,23 @@ pub enum Event {
         shard: usize,
         parcels: Vec<Parcel>,
     },
-    /// The new binary's process serves.
-    SuccessorReady,
+    /// This shard has given away all tunnels that it had when it was told to.
+    GaveAll {
+        shard: usize,
+    },
+    /// The new binary's process serves. With the version of the tunnels that it can take over.
+    SuccessorReady {
+        tunnels: u16,
+    },
+    /// So many tunnels are the new process's; or why they are not, and who had them.
+    Delivered {
+        count: usize,
+        failed: Option<(String, Consignment)>,
+    },
+    /// Tunnels of the old binary's process.
+    Inherited {
+        parcels: Vec<Parcel>,
+    },
 }
 
 /// The master's end of a shard's commands.

@@ -1,6 +1,7 @@
 //! The main thread: reads the configuration, opens what it needs, starts the shards, and then obeys
 //! signals (reload, reopen, quit) until it is over.
 
+mod courier;
 mod demo;
 mod dry_run;
 mod failure;
@@ -27,10 +28,12 @@ use crate::VERSION;
 use crate::channel::{self, Event, Events};
 use crate::error_log::{Destination, Errno, Files, Level, LogFile};
 use crate::http::listener::End;
+use crate::http::tunnel::parcel::Parcel;
 use crate::io::runtime::{self, Ring};
 use crate::modules::{self, Config, LoadOptions};
 use crate::options::{self, Banner, Command, Options};
 use crate::os::{self, BlockedSignals};
+pub use courier::Consignment;
 use failure::Failure;
 pub use handover::fuzz_handover;
 use listening::{Listening, Opened};
@@ -155,6 +158,7 @@ struct Master<'a> {
     prober: Prober,
     events: Receiver<Event>,
     phase: Phase,
+    handing_over: Option<HandingOver>,
     /// A reload was asked for while the shards were still taking over the one before.
     reloads_again: bool,
     greeting: Option<String>,
@@ -183,6 +187,19 @@ enum Then {
     End,
     Rest,
 }
+
+/// The new binary's process takes over: the shards give their tunnels away before they are told to
+/// end, and go on as they were if they get them back.
+struct HandingOver {
+    then: Then,
+    round: usize,
+    /// The shards that have not given all.
+    giving: Vec<usize>,
+    collected: Consignment,
+}
+
+/// How often tunnels are collected that have begun while the ones before were handed over.
+const ROUNDS_MAX: usize = 3;
 
 /// How shards are made to end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -274,6 +291,7 @@ impl<'a> Master<'a> {
             prober,
             events,
             phase: Phase::Serving,
+            handing_over: None,
             reloads_again: false,
             greeting,
             has_failed: false,
@@ -291,8 +309,13 @@ impl<'a> Master<'a> {
                 }
                 Some(Event::Ended { shard, failure }) => self.bury(shard, failure.as_deref()),
                 Some(Event::Signal { number, sender }) => self.obey(number, sender),
-                Some(Event::Tunnels { shard, parcels }) => self.shards.place(shard, parcels),
-                Some(Event::SuccessorReady) => self.upgrade.welcome(self.report),
+                Some(Event::Tunnels { shard, parcels }) => self.route(shard, parcels),
+                Some(Event::GaveAll { shard }) => self.collect(shard),
+                Some(Event::SuccessorReady { tunnels }) => {
+                    self.upgrade.welcome(tunnels, self.report);
+                }
+                Some(Event::Delivered { count, failed }) => self.handed_over(count, failed),
+                Some(Event::Inherited { parcels }) => self.inherit(parcels),
                 None => self.press(),
             }
         }
@@ -343,11 +366,9 @@ impl<'a> Master<'a> {
                     self.bring_back();
                 }
             }
-            Order::StopShards if self.phase == Phase::Serving => {
-                self.leave(Then::Rest, Pressure::Finish);
-            }
+            Order::StopShards if self.phase == Phase::Serving => self.finish(Then::Rest),
             Order::StopShards => {}
-            Order::Quit => self.leave(Then::End, Pressure::Finish),
+            Order::Quit => self.finish(Then::End),
             Order::Exit => self.leave(Then::End, Pressure::Exit),
         }
     }
@@ -473,12 +494,13 @@ impl<'a> Master<'a> {
         if let Some(greeting) = self.greeting.take() {
             print(&greeting);
         }
+        // Who finds the pid file may tell the old process to quit, which is to know by then.
+        self.upgrade.say_ready(&self.common.events, self.report);
         if let Err(failure) = self.pid_file.write() {
             self.report.say(Level::Emerg, format_args!("{failure}"));
             self.has_failed = true;
-            return self.leave(Then::End, Pressure::Exit);
+            self.leave(Then::End, Pressure::Exit);
         }
-        self.upgrade.say_ready(self.report);
     }
 
     fn is_ending(&self) -> bool {
@@ -508,6 +530,89 @@ impl<'a> Master<'a> {
         self.shards = start_shards(&self.common, &self.config, &self.listening, self.report)?;
         self.phase = Phase::Serving;
         Ok(())
+    }
+
+    // Tunnels that change hands.
+
+    /// Makes the shards end when they have finished; the tunnels go to the new binary's process, if
+    /// there is one that takes them.
+    fn finish(&mut self, then: Then) {
+        match &mut self.handing_over {
+            Some(HandingOver { then: decided, .. }) if then == Then::End => *decided = then,
+            Some(_) => {}
+            None if self.phase == Phase::Serving && self.upgrade.courier().is_some() => {
+                self.begin_handing_over(then, 1);
+            }
+            None => self.leave(then, Pressure::Finish),
+        }
+    }
+
+    fn begin_handing_over(&mut self, then: Then, round: usize) {
+        let giving = self.shards.serving();
+        self.shards.tell(|| channel::Command::GiveTunnels);
+        self.handing_over = Some(HandingOver { then, round, giving, collected: Vec::new() });
+    }
+
+    /// A shard gives tunnels away: to the new process, or to another shard.
+    fn route(&mut self, shard: usize, parcels: Vec<Parcel>) {
+        match &mut self.handing_over {
+            Some(handing_over) if handing_over.giving.contains(&shard) => {
+                handing_over.collected.push((shard, parcels));
+            }
+            _ => self.shards.place(Some(shard), parcels),
+        }
+    }
+
+    /// A shard has given all that it had, or has ended. When all have, it is sent.
+    fn collect(&mut self, shard: usize) {
+        let Some(handing_over) = &mut self.handing_over else { return };
+        let before = handing_over.giving.len();
+        handing_over.giving.retain(|giving| *giving != shard);
+        if before == 0 || !handing_over.giving.is_empty() {
+            return;
+        }
+        let collected = std::mem::take(&mut handing_over.collected);
+        match self.upgrade.courier() {
+            _ if collected.is_empty() => self.handed_over(0, None),
+            Some((courier, _)) => courier.send(collected),
+            None => self.handed_over(0, Some(("it is gone".to_owned(), collected))),
+        }
+    }
+
+    fn handed_over(&mut self, count: usize, failed: Option<(String, Consignment)>) {
+        let process = self.upgrade.courier().map_or(0, |(_, process)| process);
+        let handing_over = self.handing_over.take();
+        if let Some((why, consignment)) = failed {
+            // As if nobody had told it to quit: nobody else has what it holds.
+            self.report.say(
+                Level::Alert,
+                format_args!(
+                    "handing tunnels over to new binary process {process} failed: {why}, going on"
+                ),
+            );
+            for (shard, parcels) in consignment {
+                self.shards.give_back(shard, parcels);
+            }
+            return;
+        }
+        if count > 0 {
+            self.report.notice(format_args!(
+                "{count} tunnels handed over to new binary process {process}"
+            ));
+        }
+        let Some(HandingOver { then, round, .. }) = handing_over else { return };
+        // Others have begun meanwhile.
+        if count > 0 && round < ROUNDS_MAX && self.phase == Phase::Serving {
+            self.begin_handing_over(then, round.saturating_add(1));
+        } else {
+            self.leave(then, Pressure::Finish);
+        }
+    }
+
+    /// Tunnels of the old binary's process.
+    fn inherit(&mut self, parcels: Vec<Parcel>) {
+        self.report.notice(format_args!("took over {} tunnels", parcels.len()));
+        self.shards.place(None, parcels);
     }
 
     /// Makes the shards end. Asked twice, the harder way counts.
@@ -558,6 +663,7 @@ impl<'a> Master<'a> {
 
     fn bury(&mut self, shard: usize, failure: Option<&str>) {
         let served = self.shards.has_ended(shard);
+        self.collect(shard);
         let is_wanted = matches!(self.phase, Phase::Leaving { .. });
         if failure.is_some() || !is_wanted {
             let reason = failure.unwrap_or("it was not told to");

@@ -475,6 +475,9 @@ async fn live(start: Start) -> Result<(), String> {
                     events.send(channel::Event::Reloaded { shard: id });
                 }
                 channel::Command::TakeTunnels(parcels) => shard.tunnels.take(&shard, parcels),
+                channel::Command::GiveTunnels => {
+                    shard.spawn("hand-over", rebalance::give_all(Rc::clone(&shard)));
+                }
                 channel::Command::FlushLogs => shard.access_logs.flush_all(),
                 channel::Command::Quit { end } => shard.begin_quit(end),
                 channel::Command::Resume { listening } => {

@@ -135,6 +135,11 @@ impl Line {
 pub struct Tail(Box<[u8]>);
 
 impl Tail {
+    #[cfg(test)]
+    pub fn sample() -> Self {
+        Tail((*b" while x").into())
+    }
+
     /// Cut where a line is.
     pub fn new(context: &Context<'_>) -> Self {
         let mut line = Line::new();

@@ -100,17 +100,41 @@ impl Shards {
         }
     }
 
-    /// Gives the tunnels of one shard to that of the others which holds the fewest; back to it when
-    /// there is none.
-    pub fn place(&self, from: usize, parcels: Vec<Parcel>) {
+    /// Gives tunnels to the shards that hold the fewest. Those of a shard do not go back to it, unless
+    /// there is no other.
+    pub fn place(&self, from: Option<usize>, parcels: Vec<Parcel>) {
         let open = |id: usize| self.counters.get(id).map_or(0, |shard| shard.tunnels.open.get());
         let handles = self.handles.iter().enumerate();
         let serving = handles.filter(|(_, handle)| handle.stage == Stage::Serving);
-        let others = serving.filter(|(id, _)| *id != from);
-        let to = others.min_by_key(|(id, _)| open(*id)).map(|(_, handle)| handle);
-        if let Some(handle) = to.or_else(|| self.handles.get(from)) {
+        let mut places: Vec<(u64, usize, Vec<Parcel>)> = serving
+            .filter(|(id, _)| Some(*id) != from)
+            .map(|(id, _)| (open(id), id, Vec::new()))
+            .collect();
+        if let (true, Some(from)) = (places.is_empty(), from) {
+            return self.give_back(from, parcels);
+        }
+        for parcel in parcels {
+            if let Some((open, _, place)) = places.iter_mut().min_by_key(|(open, ..)| *open) {
+                *open = open.saturating_add(1);
+                place.push(parcel);
+            }
+        }
+        for (_, id, parcels) in places.into_iter().filter(|(.., parcels)| !parcels.is_empty()) {
+            self.give_back(id, parcels);
+        }
+    }
+
+    /// Gives tunnels to this shard.
+    pub fn give_back(&self, shard: usize, parcels: Vec<Parcel>) {
+        if let Some(handle) = self.handles.get(shard) {
             handle.outbox.send(Command::TakeTunnels(parcels));
         }
+    }
+
+    /// Those that serve.
+    pub fn serving(&self) -> Vec<usize> {
+        let handles = self.handles.iter().enumerate();
+        handles.filter(|(_, handle)| handle.stage == Stage::Serving).map(|(id, _)| id).collect()
     }
 
     /// Gives every shard a new configuration, and copies of the sockets it listens on. Nothing is

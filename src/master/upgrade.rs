@@ -16,12 +16,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::process::{Pid, getppid};
 
+use super::courier::{self, Courier};
 use super::handover::{self, Handover, Message};
 use super::listening::Listening;
 use super::pid_file::PidFile;
 use super::report::Report;
 use crate::channel::Events;
 use crate::error_log::{Errno, Level};
+use crate::http::tunnel::parcel;
 use crate::os;
 use inherited::{ACTIVATED, Origin, SOCKETS};
 
@@ -63,8 +65,9 @@ pub struct Upgrade {
 #[derive(Debug)]
 struct Successor {
     process: Child,
-    /// Kept open: its end is how the new one would learn that this process is gone.
-    _handover: Handover,
+    courier: Courier,
+    /// It serves, and understands the tunnels of this one.
+    takes_tunnels: bool,
 }
 
 impl Upgrade {
@@ -149,9 +152,9 @@ impl Upgrade {
         }
         let descriptors: Vec<BorrowedFd<'_>> =
             sockets.iter().map(|(socket, _)| *socket).chain([theirs.as_fd()]).collect();
-        ours.forward(events.clone())?;
+        let courier = Courier::start(ours, events.clone())?;
         let process = os::spawn_heir(&mut command, &descriptors)?;
-        Ok(Successor { process, _handover: ours })
+        Ok(Successor { process, courier, takes_tunnels: false })
     }
 
     /// A child has changed: whether the successor is gone. The log says how, and the pid file is this
@@ -168,18 +171,37 @@ impl Upgrade {
         true
     }
 
-    /// The successor serves.
-    pub fn welcome(&self, report: &Report) {
-        if let Some(Successor { process, .. }) = &self.successor {
-            report.notice(format_args!("new binary process {} is ready", process.id()));
+    /// The successor serves, and takes over tunnels of this version.
+    pub fn welcome(&mut self, tunnels: u16, report: &Report) {
+        let Some(successor) = &mut self.successor else { return };
+        successor.takes_tunnels = tunnels == parcel::VERSION;
+        let id = successor.process.id();
+        if successor.takes_tunnels {
+            report.notice(format_args!("new binary process {id} is ready"));
+        } else {
+            report.say(
+                Level::Warn,
+                format_args!(
+                    "new binary process {id} is ready, and takes tunnels of version {tunnels} only: \
+                     those of version {} stay here",
+                    parcel::VERSION
+                ),
+            );
         }
     }
 
+    /// Who takes tunnels to the successor, and its process; `None` when it does not take them.
+    pub fn courier(&self) -> Option<(&Courier, u32)> {
+        let successor = self.successor.as_ref().filter(|successor| successor.takes_tunnels)?;
+        Some((&successor.courier, successor.process.id()))
+    }
+
     /// Tells the predecessor that this process serves.
-    pub fn say_ready(&self, report: &Report) {
-        if let Some(handover) = &self.handover
-            && let Err(e) = handover.send(Message::Ready)
-        {
+    pub fn say_ready(&self, events: &Events, report: &Report) {
+        let Some(handover) = &self.handover else { return };
+        let ready = Message::Ready { tunnels: parcel::VERSION };
+        let told = courier::receive(handover, events.clone()).and_then(|()| handover.send(ready));
+        if let Err(e) = told {
             let error = Errno::of(&e);
             report.notice(format_args!(
                 "the old binary process was not told: send() failed ({error})"

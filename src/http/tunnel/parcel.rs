@@ -48,6 +48,11 @@ pub enum Damaged {
     Content(#[from] postcard::Error),
 }
 
+/// Whether its bytes can be understood.
+pub fn is_whole(parcel: &Parcel) -> bool {
+    postcard::from_bytes::<Content>(&parcel.bytes).is_ok()
+}
+
 /// Takes a tunnel apart. Nobody may look at its sockets any more.
 pub(super) fn pack(tunnel: Tunnel, ending: &Ending, m: &mut Means<'_>) -> Result<Parcel, Damaged> {
     let (sockets, carried) = tunnel.pack(m)?;
@@ -76,4 +81,52 @@ pub(super) fn unpack(
     let ending =
         Ending { record: Record::unpack(record, logs), server: Server { upstream, name, active } };
     Ok((Tunnel::unpack(parcel.sockets, carried), ending))
+}
+
+/// The bytes of a tunnel that has said nothing yet.
+#[cfg(test)]
+pub fn sample() -> Vec<u8> {
+    use std::os::unix::net::UnixDatagram;
+
+    use super::pipe::Pipes;
+    use crate::counters::for_shards;
+
+    let (client, upstream) = UnixDatagram::pair().unwrap();
+    let limits = carry::Limits {
+        silence_ms: 60_000,
+        untaken_ms: [60_000, 60_000],
+        idle: None,
+        answer_ms: 5000,
+        close_spread_ms: Some(1000),
+        half_close: true,
+        reset_timedout: false,
+    };
+    let tunnel = Tunnel::new(client.into(), upstream.into(), limits, true, true, 1_000_000);
+    let counters = for_shards(1);
+    let mut means = Means {
+        scratch: &mut [0; super::flow::SCRATCH],
+        pipes: &mut Pipes::default(),
+        counters: &counters[0].tunnels,
+        now_ms: 1_000_000,
+    };
+    let (_, carried) = tunnel.pack(&mut means).unwrap();
+    let server =
+        Destination { upstream: "app".into(), name: "1.2.3.4:5".into(), began_ms: Some(7) };
+    postcard::to_stdvec(&Content { carried, record: record::Packed::sample(), server }).unwrap()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a release sends, the next one has to understand: if this fails, [`VERSION`] goes up.
+    #[test]
+    fn the_bytes_are_those_of_the_version() {
+        assert_eq!(VERSION, 1);
+        let bytes = sample();
+        let sum = crc32fast::hash(&bytes);
+        assert_eq!((bytes.len(), format!("{sum:08x}").as_str()), (226, "74a38e87"));
+        let content: Content = postcard::from_bytes(&bytes).unwrap();
+        assert_eq!(postcard::to_stdvec(&content).unwrap(), bytes);
+    }
 }

@@ -28,6 +28,27 @@ pub fn surplus(own: u64, all: impl ExactSizeIterator<Item = u64>) -> usize {
     if is_clear { usize::try_from(over).unwrap_or(usize::MAX) } else { 0 }
 }
 
+/// Gives away all tunnels there are now: another process takes over.
+pub async fn give_all(shard: Rc<Shard>) {
+    give(&shard, usize::MAX).await;
+    shard.tell(Event::GaveAll { shard: shard.id });
+}
+
+/// Gives so many of those away that there are now.
+async fn give(shard: &Shard, most: usize) {
+    let open = usize::try_from(shard.counters.tunnels.open.get()).unwrap_or(usize::MAX);
+    let mut left = most.min(open);
+    while left > 0 {
+        let parcels = shard.tunnels.give(shard, left.min(BATCH));
+        if parcels.is_empty() {
+            break;
+        }
+        left = left.saturating_sub(parcels.len());
+        shard.tell(Event::Tunnels { shard: shard.id, parcels });
+        yield_now().await;
+    }
+}
+
 /// The shard's task that looks after that.
 pub async fn run(shard: Rc<Shard>) {
     loop {
@@ -46,16 +67,7 @@ pub async fn run(shard: Rc<Shard>) {
         }
         let open = |counters: &crate::counters::Counters| counters.tunnels.open.get();
         let all = shard.counters.all();
-        let mut left = surplus(open(&shard.counters), all.iter().map(open));
-        while left > 0 && !shard.is_quitting() {
-            let parcels = shard.tunnels.give(&shard, left.min(BATCH));
-            if parcels.is_empty() {
-                break;
-            }
-            left = left.saturating_sub(parcels.len());
-            shard.tell(Event::Tunnels { shard: shard.id, parcels });
-            yield_now().await;
-        }
+        give(&shard, surplus(open(&shard.counters), all.iter().map(open))).await;
     }
 }
 

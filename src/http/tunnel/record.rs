@@ -72,6 +72,32 @@ struct PackedLine {
     condition: Option<Box<Frozen>>,
 }
 
+#[cfg(test)]
+impl Packed {
+    pub fn sample() -> Self {
+        use crate::error_log::Destination;
+
+        let log = |path: &str| Destination::File(path.into());
+        Packed {
+            serial: 9,
+            error_log: vec![Target { destination: log("/l/error.log"), level: Level::Warn }],
+            tail: Tail::sample(),
+            lines: vec![PackedLine {
+                sink: PackedSink::File { path: "/l/access.log".into(), hold: Default::default() },
+                text: Frozen::sample(),
+                condition: None,
+            }],
+            accepted: Duration::from_millis(1),
+            started: Duration::from_millis(2),
+            upstream_started: Duration::from_millis(3),
+            bytes_sent: 4,
+            body_bytes_sent: 5,
+            upstream_bytes_sent: 6,
+            upstream_bytes_received: 7,
+        }
+    }
+}
+
 /// Where a record that comes from elsewhere finds its logs.
 pub struct Logs<'a> {
     pub files: &'a Files,

@@ -120,6 +120,12 @@ impl Frozen {
         out.extend_from_slice(&self.text[from..]);
     }
 
+    #[cfg(test)]
+    pub fn sample() -> Self {
+        let gaps = [(2, Late::BytesSent), (3, Late::WebSocket(WebSocket::Frames(Way::In)))];
+        Frozen { text: (*b"a  b").into(), gaps: gaps.into(), escape: Escape::Json }
+    }
+
     /// The text, when nothing is missing in it.
     pub fn as_text(&self) -> Option<&[u8]> {
         self.gaps.is_empty().then_some(&self.text)
