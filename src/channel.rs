@@ -15,6 +15,11 @@ use crate::modules::Config;
 pub enum Command {
     /// A new configuration, and sockets for every address that it listens on.
     Reload { config: Arc<Config>, listening: Vec<Listening> },
+    /// The shard is not among those of the configuration any more: it finishes what is under way, and
+    /// ends. It accepts from its sockets until it is told to close them.
+    Leave,
+    /// Take what is in the queues of sockets that the configuration does not name, and close them.
+    CloseLeaving,
     /// Write out what the access logs hold back.
     FlushLogs,
     /// Stop accepting, finish what is under way, end.
@@ -34,12 +39,20 @@ pub struct Listening {
     pub socket: OwnedFd,
 }
 
+/// A shard's thread. A shard that has died has another one afterwards.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Life {
+    pub shard: usize,
+    /// No other thread has it.
+    pub number: u64,
+}
+
 /// What a shard, or the signal thread, tells the master.
 #[derive(Debug)]
 pub enum Event {
-    Ready { shard: usize },
-    Reloaded { shard: usize },
-    Ended { shard: usize, failure: Option<String> },
+    Ready { life: Life },
+    Reloaded { life: Life },
+    Ended { life: Life, failure: Option<String> },
     Signal { number: i32, sender: Option<u32> },
 }
 
