@@ -145,7 +145,8 @@ impl Listening {
         let mut busy = Vec::new();
         let mut free = Vec::new();
         for &listen in waiting {
-            let is_shared = self.all().chain(&opened.bound).any(|bound| overlap(&bound.listen, listen));
+            let is_shared =
+                self.all().chain(&opened.bound).any(|bound| overlap(&bound.listen, listen));
             match if is_shared { Ok(()) } else { try_out(listen) } {
                 Ok(()) => free.push(listen),
                 Err(failure) => report_busy(failure, report).map(|()| busy.push(listen))?,
@@ -311,7 +312,9 @@ fn try_out(listen: &Listen) -> Result<(), Failure> {
 enum Sharing<'a> {
     No,
     /// `SO_REUSEPORT`, if need be beside a socket that is there already.
-    BetweenShards { beside: Option<&'a Socket> },
+    BetweenShards {
+        beside: Option<&'a Socket>,
+    },
 }
 
 fn bind(listen: &Listen, address: &SockAddr, sharing: &Sharing<'_>) -> Result<Socket, Failure> {
@@ -639,9 +642,8 @@ mod tests {
             listening.adopt(opened, &addresses, &report);
             listening.retire_leaving(&report)
         };
-        let connect = || -> Vec<_> {
-            (0..16).map(|_| TcpStream::connect(taken).unwrap()).collect()
-        };
+        let connect =
+            || -> Vec<_> { (0..16).map(|_| TcpStream::connect(taken).unwrap()).collect() };
         assert_eq!(take(&mut listening, 1), None);
         assert_eq!(take(&mut listening, 4), None);
         let first = connect();

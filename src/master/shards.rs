@@ -212,9 +212,8 @@ impl Shards {
     /// Starts those whose time has come. One that cannot be started now is tried again later.
     pub fn start_due(&mut self, at: Instant, now: &Now<'_>) {
         for shard in 0..self.members.len() {
-            let is_due = |member: &&mut Member| {
-                matches!(member.state, State::Down { until } if until <= at)
-            };
+            let is_due =
+                |member: &&mut Member| matches!(member.state, State::Down { until } if until <= at);
             if self.members.get_mut(shard).filter(is_due).is_none() {
                 continue;
             }
@@ -290,9 +289,7 @@ impl Shards {
             return Lost::Leaver;
         }
         let have_started = self.have_started;
-        let is_it = |member: &&mut Member| {
-            matches!(&member.state, State::Lives(handle) if handle.life == life)
-        };
+        let is_it = |member: &&mut Member| matches!(&member.state, State::Lives(handle) if handle.life == life);
         let Some(member) = self.members.iter_mut().find(is_it) else { return Lost::Leaver };
         let state = std::mem::replace(&mut member.state, State::Ended);
         let State::Lives(handle) = state else { return Lost::Leaver };
