@@ -57,7 +57,7 @@ def mortal(binary, serving):
 
     def start(shards: int, **options) -> Proxy:
         proxy = serving(shards, **options)
-        proxy.expected_alerts.append("panic: asked for in the shard")
+        proxy.expected_alerts.append("panic")
         return proxy
 
     return start

@@ -73,7 +73,8 @@ const CANCELLED: Duration = Duration::from_millis(10);
 
 async fn end_tasks() {
     ENDING.set(true);
-    let wakers = TASKS.with_borrow(|tasks| tasks.iter().map(|(_, w)| w.clone()).collect::<Vec<_>>());
+    let wakers =
+        TASKS.with_borrow(|tasks| tasks.iter().map(|(_, w)| w.clone()).collect::<Vec<_>>());
     wakers.into_iter().for_each(Waker::wake);
     pause(CANCELLED).await;
     ENDING.set(false);
@@ -317,14 +318,17 @@ mod tests {
                             let _held = fails;
                             let timer = timer::Timer::new();
                             let wait = timer::Wait::Service;
-                            let _ = timer.within(Duration::MAX, wait, std::future::pending::<()>()).await;
+                            let _ = timer
+                                .within(Duration::MAX, wait, std::future::pending::<()>())
+                                .await;
                         },
                         |_| {},
                     );
                     spawn(
                         async move {
                             let socket = Stream::new(receiver.into()).unwrap();
-                            let _ = socket.recv_unlimited(crate::io::Buffer::with_capacity(64)).await;
+                            let _ =
+                                socket.recv_unlimited(crate::io::Buffer::with_capacity(64)).await;
                         },
                         |_| {},
                     );

@@ -198,7 +198,8 @@ mod tests {
 
     #[test]
     fn nobody_is_overtaken_and_nobody_waits_in_vain() {
-        let (queue, counters) = (Rc::new(without_door(5)), OwnCounters::new(Arc::default(), 0));
+        let (queue, counters) =
+            (Rc::new(without_door(5)), OwnCounters::new(std::sync::Arc::default(), 0));
         let peer = |down| Peer { max_conns: 1, down, ..Peer::default() };
         let [set, down] = [false, true].map(|down| {
             PeerSet::new(vec![peer(down)], &Balance::RoundRobin, &Zone::default(), None)
