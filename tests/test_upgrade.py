@@ -574,5 +574,8 @@ def test_a_second_instance_is_still_refused(daemon, binary, tmp_path):
     started = daemon()
     started.upgrade()
     second = Daemon(binary, tmp_path / "second", conf(), port=started.port)
-    with pytest.raises(AssertionError, match="Address already in use"):
-        second.start()
+    try:
+        with pytest.raises(AssertionError, match="Address already in use"):
+            second.start()
+    finally:
+        second.stop()
