@@ -520,7 +520,7 @@ impl<'a> Master<'a> {
             self.has_failed = true;
             return self.leave(Then::End, Pressure::Exit);
         }
-        self.upgrade.say_ready(self.report);
+        self.upgrade.say_ready();
     }
 
     fn is_ending(&self) -> bool {

@@ -245,6 +245,23 @@ def test_a_rollback_keeps_unix_sockets(daemon, tmp_path):
     assert not path.exists()
 
 
+def test_a_rollback_from_more_workers(daemon):
+    """What the new process has bound beside the sockets of the old one goes away with it, and nobody waits
+    in its queues."""
+    started = daemon(conf(main="worker_processes 1;"))
+    with Clients(("127.0.0.1", started.port)) as clients:
+        for _ in range(3):
+            started.write(conf(main="worker_processes 3;"))
+            old, new = started.begin()
+            clients.wait_for(50)
+            started.signal(signal.SIGQUIT, new)
+            eventually(lambda: files(started) == {"nginx.pid": old}, "the pid file is the old process's")
+            clients.wait_for(50)
+    assert not clients.failed
+    started.upgrade()
+    assert started.serving() == started.pid
+
+
 def test_a_rollback_while_a_worker_of_the_old_process_still_finishes(daemon, upstream):
     go = threading.Event()
     slow = upstream(script(request, until(go), send(response(b"slow")), to_end))

@@ -57,6 +57,7 @@ pub struct Upgrade {
     successor: Option<Successor>,
     /// The line to the predecessor.
     handover: Option<Handover>,
+    has_said_ready: bool,
 }
 
 /// A new binary's process.
@@ -76,7 +77,7 @@ impl Upgrade {
         is_detached: bool,
     ) -> Self {
         let parent = if is_detached { None } else { getppid() };
-        Upgrade { origin, parent, relatives, successor: None, handover }
+        Upgrade { origin, parent, relatives, successor: None, handover, has_said_ready: false }
     }
 
     pub fn has_successor(&self) -> bool {
@@ -175,15 +176,13 @@ impl Upgrade {
         }
     }
 
-    /// Tells the predecessor that this process serves.
-    pub fn say_ready(&self, report: &Report) {
+    /// Tells the predecessor, once, that this process serves.
+    pub fn say_ready(&mut self) {
         if let Some(handover) = &self.handover
-            && let Err(e) = handover.send(Message::Ready)
+            && !std::mem::replace(&mut self.has_said_ready, true)
         {
-            let error = Errno::of(&e);
-            report.notice(format_args!(
-                "the old binary process was not told: send() failed ({error})"
-            ));
+            // It is gone, or does not listen: nobody to tell.
+            let _ = handover.send(Message::Ready);
         }
     }
 
