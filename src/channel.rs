@@ -22,13 +22,16 @@ pub enum Command {
     TakeTunnels(Vec<Parcel>),
     /// Give all tunnels away; [`Event::GaveAll`] ends that.
     GiveTunnels,
+    /// The shard is not among those of the configuration any more: it finishes what is under way, and
+    /// ends. It accepts from its sockets until it is told to close them.
+    Leave,
+    /// Take what is in the queues of sockets that the configuration does not name, and close them.
+    CloseLeaving,
     /// Write out what the access logs hold back.
     FlushLogs,
-    /// Stop accepting, finish what is under way, end. Where other processes have the listening
-    /// sockets too, they are only let go of.
+    /// Stop accepting, finish what is under way, end. Listening sockets that other processes have too
+    /// are only let go of.
     Quit { end: End },
-    /// Do not end after all: accept again.
-    Resume { listening: Vec<Listening> },
     /// End what is still under way (`worker_shutdown_timeout`).
     CloseAll,
     /// End now.
@@ -44,17 +47,25 @@ pub struct Listening {
     pub socket: OwnedFd,
 }
 
+/// A shard's thread. A shard that has died has another one afterwards.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Life {
+    pub shard: usize,
+    /// No other thread has it.
+    pub number: u64,
+}
+
 /// What a shard, the signal thread or a new binary tells the master.
 #[derive(Debug)]
 pub enum Event {
     Ready {
-        shard: usize,
+        life: Life,
     },
     Reloaded {
-        shard: usize,
+        life: Life,
     },
     Ended {
-        shard: usize,
+        life: Life,
         failure: Option<String>,
     },
     Signal {
@@ -63,12 +74,12 @@ pub enum Event {
     },
     /// Tunnels that this shard gives away.
     Tunnels {
-        shard: usize,
+        life: Life,
         parcels: Vec<Parcel>,
     },
     /// This shard has given away all tunnels that it had when it was told to.
     GaveAll {
-        shard: usize,
+        life: Life,
     },
     /// The new binary's process serves. With the version of the tunnels that it can take over.
     SuccessorReady {

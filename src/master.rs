@@ -25,7 +25,8 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use crate::VERSION;
-use crate::channel::{self, Event, Events};
+use crate::channel::{self, Event, Events, Life};
+use crate::counters::AllCounters;
 use crate::error_log::{Destination, Errno, Files, Level, LogFile};
 use crate::http::listener::End;
 use crate::http::tunnel::parcel::Parcel;
@@ -36,12 +37,12 @@ use crate::os::{self, BlockedSignals};
 pub use courier::Consignment;
 use failure::Failure;
 pub use handover::fuzz_handover;
-use listening::{Listening, Opened};
+use listening::{Listening, Opened, RETIREMENT};
 use pid_file::PidFile;
 pub use pid_file::fuzz_pid;
 use prober::Prober;
 use report::Report;
-use shards::{Common, Shards, addresses};
+use shards::{Common, Lost, Now, Shards, addresses};
 use signals::{Answer, Order, Received, Signal};
 use upgrade::inherited::Inherited;
 pub use upgrade::inherited::fuzz_inherited;
@@ -149,6 +150,8 @@ struct Master<'a> {
     /// Every log of `config`, so that shards find them open.
     logs: Vec<Arc<LogFile>>,
     listening: Listening,
+    /// When sockets that the configuration does not need any more are closed.
+    retired_until: Option<Instant>,
     pid_file: PidFile,
     upgrade: Upgrade,
     /// In the background, by itself or as the process before was.
@@ -162,7 +165,7 @@ struct Master<'a> {
     /// A reload was asked for while the shards were still taking over the one before.
     reloads_again: bool,
     greeting: Option<String>,
-    /// A shard could not start or all have failed: the exit code tells.
+    /// A shard could not start: the exit code tells.
     has_failed: bool,
 }
 
@@ -194,7 +197,7 @@ struct HandingOver {
     then: Then,
     round: usize,
     /// The shards that have not given all.
-    giving: Vec<usize>,
+    giving: Vec<Life>,
     collected: Consignment,
 }
 
@@ -236,12 +239,13 @@ impl<'a> Master<'a> {
         report.follow(&process.error_log, &files)?;
 
         raise_limits(&config, report);
+        let shards = *process.worker_processes;
         let relatives = Relatives::new(predecessor);
-        let mut listening = Listening::new(*process.worker_processes, Arc::clone(&relatives));
+        let mut listening = Listening::new(shards, Arc::clone(&relatives));
         listening.inherit(sockets);
-        let opened = listening.open(addresses(&config), report)?;
+        let opened = listening.open(addresses(&config), shards, report)?;
         listening.adopt(opened, addresses(&config), report);
-        listening.close_leaving();
+        listening.close_leaving(report);
         let ring = choose_ring(report);
         introduce(report, ring);
 
@@ -273,7 +277,8 @@ impl<'a> Master<'a> {
         let (sender, events) = Events::new();
         signals::forward(signals, sender.clone()).map_err(Failure::call("pthread_create"))?;
         let gives_up_capabilities = identity.is_some_and(|identity| !identity.is_root());
-        let common = Common { ring, files, events: sender, gives_up_capabilities };
+        let counters = Arc::<AllCounters>::default();
+        let common = Common { ring, counters, files, events: sender, gives_up_capabilities };
         let shards = start_shards(&common, &config, &listening, report)?;
         let prober = Prober::start(&common, &config)?;
         report.leave_terminal();
@@ -283,6 +288,7 @@ impl<'a> Master<'a> {
             config,
             logs,
             listening,
+            retired_until: None,
             pid_file,
             upgrade: Upgrade::new(origin, relatives, handover, is_detached),
             is_daemon: is_detached || predecessor.is_some(),
@@ -302,35 +308,62 @@ impl<'a> Master<'a> {
     fn watch(mut self) -> ExitCode {
         while self.phase != Phase::Over {
             match self.next_event() {
-                Some(Event::Ready { shard }) => self.welcome(shard),
-                Some(Event::Reloaded { shard }) => {
-                    self.shards.has_reloaded(shard);
+                Some(Event::Ready { life }) => self.welcome(life),
+                Some(Event::Reloaded { life }) => {
+                    self.shards.has_reloaded(life);
                     self.complete_reload();
                 }
-                Some(Event::Ended { shard, failure }) => self.bury(shard, failure.as_deref()),
+                Some(Event::Ended { life, failure }) => self.bury(life, failure.as_deref()),
                 Some(Event::Signal { number, sender }) => self.obey(number, sender),
-                Some(Event::Tunnels { shard, parcels }) => self.route(shard, parcels),
-                Some(Event::GaveAll { shard }) => self.collect(shard),
+                Some(Event::Tunnels { life, parcels }) => self.route(life, parcels),
+                Some(Event::GaveAll { life }) => self.collect(life),
                 Some(Event::SuccessorReady { tunnels }) => {
                     self.upgrade.welcome(tunnels, self.report);
                 }
                 Some(Event::Delivered { count, failed }) => self.handed_over(count, failed),
                 Some(Event::Inherited { parcels }) => self.inherit(parcels),
-                None => self.press(),
+                None => {}
             }
+            self.do_what_is_due(Instant::now());
         }
         self.end()
     }
 
-    /// `None`: it is time to press harder.
+    /// `None`: something is due.
     fn next_event(&self) -> Option<Event> {
-        let received = match self.phase {
-            Phase::Leaving { until: Some(until), .. } => {
-                self.events.recv_timeout(until.saturating_duration_since(Instant::now()))
-            }
-            _ => self.events.recv().map_err(RecvTimeoutError::from),
+        let received = match self.next_due() {
+            Some(due) => self.events.recv_timeout(due.saturating_duration_since(Instant::now())),
+            None => self.events.recv().map_err(RecvTimeoutError::from),
         };
         received.ok()
+    }
+
+    fn next_due(&self) -> Option<Instant> {
+        let of_phase = match self.phase {
+            Phase::Leaving { until, .. } => until,
+            Phase::Serving => self.shards.next_start(),
+            Phase::Resting | Phase::Over => None,
+        };
+        of_phase.into_iter().chain(self.retired_until).min()
+    }
+
+    fn do_what_is_due(&mut self, at: Instant) {
+        if self.retired_until.is_some_and(|until| until <= at) {
+            self.retired_until = None;
+            self.shards.tell(|| channel::Command::CloseLeaving);
+            self.listening.close_leaving(self.report);
+        }
+        match self.phase {
+            Phase::Leaving { until: Some(until), .. } if until <= at => self.press(),
+            Phase::Serving if self.shards.next_start().is_some_and(|due| due <= at) => {
+                let report = &*self.report;
+                let say = |level, text: fmt::Arguments<'_>| report.say(level, text);
+                let (config, listening) = (&self.config, &self.listening);
+                let now = Now { common: &self.common, config, listening, say: &say };
+                self.shards.start_due(at, &now);
+            }
+            _ => {}
+        }
     }
 
     fn obey(&mut self, number: i32, sender: Option<u32>) {
@@ -376,7 +409,7 @@ impl<'a> Master<'a> {
     // Reload.
 
     fn reload(&mut self) {
-        // One at a time: what the last one closes is closed before the next one may open it again.
+        // One at a time: the shards' queues of commands are not to grow with signals.
         if self.shards.are_reloading() {
             self.reloads_again = true;
             return;
@@ -394,13 +427,8 @@ impl<'a> Master<'a> {
         }
     }
 
-    /// Closes what is listened on no more once no shard accepts from it.
     fn complete_reload(&mut self) {
-        if self.shards.are_reloading() {
-            return;
-        }
-        self.listening.close_leaving();
-        if std::mem::take(&mut self.reloads_again) {
+        if !self.shards.are_reloading() && std::mem::take(&mut self.reloads_again) {
             self.reload();
         }
     }
@@ -411,19 +439,23 @@ impl<'a> Master<'a> {
         let owner = setup::identity(&config)?;
         setup::make_temporary_directories(&config, owner.as_ref())?;
         let logs = setup::open_logs(&config, &self.common.files)?;
-        let opened = self.listening.open(addresses(&config), self.report)?;
+        let shards = *config.process.worker_processes;
+        let opened = self.listening.open(addresses(&config), shards, self.report)?;
         let pid_file = if *config.process.pid == *self.pid_file.path() {
             None
         } else {
             Some(PidFile::written(&config.process.pid)?)
         };
 
+        let shards_before = self.listening.shards();
         self.listening.adopt(opened, addresses(&config), self.report);
         if let Err(failure) = self.hand_over(&config) {
-            self.listening.adopt(Opened::none(), addresses(&self.config), self.report);
-            self.listening.close_leaving();
+            let before = Opened::none(shards_before);
+            self.listening.adopt(before, addresses(&self.config), self.report);
+            self.listening.close_leaving(self.report);
             return Err(failure);
         }
+        self.retire_what_leaves();
         self.replace_prober(&config);
         // The logs are open, so this finds them.
         self.report.follow(&config.process.error_log, &self.common.files)?;
@@ -444,11 +476,24 @@ impl<'a> Master<'a> {
             http.take_over(old);
         }
         if self.phase != Phase::Resting {
-            return self.shards.reload(config, &self.listening);
+            let report = &*self.report;
+            let say = |level, text: fmt::Arguments<'_>| report.say(level, text);
+            let (common, listening) = (&self.common, &self.listening);
+            return self.shards.reload(&Now { common, config, listening, say: &say });
         }
         self.shards = start_shards(&self.common, config, &self.listening, self.report)?;
         self.phase = Phase::Serving;
         Ok(())
+    }
+
+    /// Shards and addresses that the configuration does not have any more get no new connections; what
+    /// is on its way to them is accepted for some time.
+    fn retire_what_leaves(&mut self) {
+        let of_sockets = self.listening.retire_leaving(self.report);
+        let of_shards = self.shards.are_leaving().then_some(RETIREMENT);
+        if let Some(time) = of_sockets.or(of_shards) {
+            self.retired_until = Instant::now().checked_add(time);
+        }
     }
 
     /// The shards have the new configuration: from here on nothing is to fail any more.
@@ -462,9 +507,7 @@ impl<'a> Master<'a> {
     }
 
     fn say_what_takes_a_restart(&self, next: &Config) {
-        let (wanted, there) = (*next.process.worker_processes, self.shards.len());
         let changed = [
-            ("worker_processes", wanted != there),
             ("user", next.process.user.get() != self.config.process.user.get()),
             ("daemon", *next.process.daemon != *self.config.process.daemon),
         ];
@@ -487,15 +530,15 @@ impl<'a> Master<'a> {
 
     // The shards' beginning and end.
 
-    fn welcome(&mut self, shard: usize) {
-        if !self.shards.is_ready(shard) {
+    fn welcome(&mut self, life: Life) {
+        if !self.shards.is_ready(life) {
             return;
         }
         if let Some(greeting) = self.greeting.take() {
             print(&greeting);
         }
         // Who finds the pid file may tell the old process to quit, which is to know by then.
-        self.upgrade.say_ready(&self.common.events, self.report);
+        self.upgrade.say_ready(&self.common.events);
         if let Err(failure) = self.pid_file.write() {
             self.report.say(Level::Emerg, format_args!("{failure}"));
             self.has_failed = true;
@@ -510,24 +553,25 @@ impl<'a> Master<'a> {
     /// Lets the shards accept again that were told to finish (WINCH), under the configuration that
     /// they had: of an upgrade nothing has come.
     fn bring_back(&mut self) {
-        let result = match self.phase {
-            Phase::Resting => self.start_again(),
-            Phase::Leaving { then: Then::Rest, pressure: Pressure::Finish, .. } => {
-                let resumed = self.shards.resume(&self.config, &self.listening);
-                resumed.map(|()| self.phase = Phase::Serving)
-            }
-            Phase::Serving | Phase::Leaving { .. } | Phase::Over => return,
-        };
-        match result {
+        self.listening.take_all(self.report);
+        if !matches!(self.phase, Phase::Resting | Phase::Leaving { then: Then::Rest, .. }) {
+            return;
+        }
+        match self.start_again() {
             Ok(()) => self.replace_prober(&Arc::clone(&self.config)),
             Err(failure) => self.report.say(Level::Emerg, format_args!("{failure}")),
         }
     }
 
     fn start_again(&mut self) -> Result<(), Failure> {
-        let opened = self.listening.open(addresses(&self.config), self.report)?;
+        let shards = self.listening.shards();
+        let opened = self.listening.open(addresses(&self.config), shards, self.report)?;
         self.listening.adopt(opened, addresses(&self.config), self.report);
-        self.shards = start_shards(&self.common, &self.config, &self.listening, self.report)?;
+        self.report.notice(format_args!("start worker processes"));
+        let report = &*self.report;
+        let say = |level, text: fmt::Arguments<'_>| report.say(level, text);
+        let (common, config, listening) = (&self.common, &self.config, &self.listening);
+        self.shards.start_beside(&Now { common, config, listening, say: &say })?;
         self.phase = Phase::Serving;
         Ok(())
     }
@@ -554,20 +598,20 @@ impl<'a> Master<'a> {
     }
 
     /// A shard gives tunnels away: to the new process, or to another shard.
-    fn route(&mut self, shard: usize, parcels: Vec<Parcel>) {
+    fn route(&mut self, life: Life, parcels: Vec<Parcel>) {
         match &mut self.handing_over {
-            Some(handing_over) if handing_over.giving.contains(&shard) => {
-                handing_over.collected.push((shard, parcels));
+            Some(handing_over) if handing_over.giving.contains(&life) => {
+                handing_over.collected.push((life, parcels));
             }
-            _ => self.shards.place(Some(shard), parcels),
+            _ => self.shards.place(Some(life), parcels),
         }
     }
 
     /// A shard has given all that it had, or has ended. When all have, it is sent.
-    fn collect(&mut self, shard: usize) {
+    fn collect(&mut self, life: Life) {
         let Some(handing_over) = &mut self.handing_over else { return };
         let before = handing_over.giving.len();
-        handing_over.giving.retain(|giving| *giving != shard);
+        handing_over.giving.retain(|giving| *giving != life);
         if before == 0 || !handing_over.giving.is_empty() {
             return;
         }
@@ -590,8 +634,8 @@ impl<'a> Master<'a> {
                     "handing tunnels over to new binary process {process} failed: {why}, going on"
                 ),
             );
-            for (shard, parcels) in consignment {
-                self.shards.give_back(shard, parcels);
+            for (life, parcels) in consignment {
+                self.shards.give_back(life, parcels);
             }
             return;
         }
@@ -628,7 +672,7 @@ impl<'a> Master<'a> {
                 let end = if self.listening.is_shared() { End::LetGo } else { End::ShutDown };
                 if then == Then::End {
                     // Clients are refused at once, not when the shards are gone.
-                    self.listening.close();
+                    self.listening.close(self.report);
                 }
                 self.shards.tell(|| channel::Command::Quit { end });
                 let timeout = self.config.process.worker_shutdown_timeout.get();
@@ -661,16 +705,16 @@ impl<'a> Master<'a> {
         }
     }
 
-    fn bury(&mut self, shard: usize, failure: Option<&str>) {
-        let served = self.shards.has_ended(shard);
-        self.collect(shard);
-        let is_wanted = matches!(self.phase, Phase::Leaving { .. });
-        if failure.is_some() || !is_wanted {
+    fn bury(&mut self, life: Life, failure: Option<&str>) {
+        let lost = self.shards.has_ended(life, &self.common);
+        self.collect(life);
+        let is_leaving = matches!(self.phase, Phase::Leaving { .. });
+        if failure.is_some() || !(is_leaving || lost == Lost::Leaver) {
             let reason = failure.unwrap_or("it was not told to");
-            self.report.say(Level::Alert, format_args!("shard {shard} exited: {reason}"));
+            self.report.say(Level::Alert, format_args!("shard {} exited: {reason}", life.shard));
         }
-        // Others go on without it; one that could not even start spoils the start.
-        if !is_wanted && (!served || self.shards.are_ended()) {
+        // Others go on until it is started again; one that could not even start spoils the start.
+        if !is_leaving && lost == Lost::AtStart {
             self.has_failed = true;
             self.leave(Then::End, Pressure::Exit);
         }
@@ -688,6 +732,7 @@ impl<'a> Master<'a> {
                     // A reload opens everything anew. What others listen on stays as it is.
                     if !self.listening.is_shared() {
                         self.listening.shut_down();
+                        self.retired_until = None;
                     }
                     Phase::Resting
                 }
@@ -712,7 +757,7 @@ fn start_shards(
 ) -> Result<Shards, Failure> {
     report.notice(format_args!("start worker processes"));
     let say = |level, text: fmt::Arguments<'_>| report.say(level, text);
-    Shards::start(listening.shards(), common, config, listening, say)
+    Shards::start(&Now { common, config, listening, say: &say })
 }
 
 /// The kernel's ring, or epoll where that is denied.

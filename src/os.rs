@@ -85,13 +85,74 @@ pub fn set_fastopen(socket: BorrowedFd<'_>, queue: i32) -> io::Result<()> {
     set_tcp_option(socket, libc::TCP_FASTOPEN, queue)
 }
 
+/// Lets new connections of an address go to the first `count` only of the sockets that share it
+/// (`SO_REUSEPORT`), at random, in the order in which they began to listen. What another one has in its
+/// queue, or in a handshake, stays there.
+pub fn choose_among_first(socket: BorrowedFd<'_>, count: u32) -> io::Result<()> {
+    const RANDOM: u32 = (libc::SKF_AD_OFF + libc::SKF_AD_RANDOM) as u32;
+    let step = |code: u32, k: u32| libc::sock_filter { code: code as u16, jt: 0, jf: 0, k };
+    let mut steps = [
+        step(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, RANDOM),
+        step(libc::BPF_ALU | libc::BPF_MOD | libc::BPF_K, count.max(1)),
+        step(libc::BPF_RET | libc::BPF_A, 0),
+    ];
+    let program = libc::sock_fprog { len: steps.len() as u16, filter: steps.as_mut_ptr() };
+    #[allow(unsafe_code)]
+    // SAFETY: the kernel reads a `sock_fprog`, and as many steps as it says there are.
+    check(unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_ATTACH_REUSEPORT_CBPF,
+            (&raw const program).cast(),
+            mem::size_of::<libc::sock_fprog>() as libc::socklen_t,
+        )
+    })
+}
+
+/// Undoes [`choose_among_first`].
+pub fn choose_among_all(socket: BorrowedFd<'_>) -> io::Result<()> {
+    set_option(socket, libc::SOL_SOCKET, libc::SO_DETACH_REUSEPORT_BPF, 0)
+}
+
+/// Lets a listening TCP socket not see that somebody wants to connect; handshakes that have begun go
+/// on. `socket2`'s `detach_filter` undoes it.
+pub fn ignore_new(socket: &socket2::Socket) -> io::Result<()> {
+    /// Where a TCP header has its flags, and two of them (RFC 9293, 3.1).
+    const FLAGS: u32 = 13;
+    const SYN: u32 = 0x02;
+    const ACK: u32 = 0x10;
+    let step = |code: u32, jf: u8, k: u32| socket2::SockFilter::new(code as u16, 0, jf, k);
+    socket.attach_filter(&[
+        step(libc::BPF_LD | libc::BPF_B | libc::BPF_ABS, 0, FLAGS),
+        step(libc::BPF_ALU | libc::BPF_AND | libc::BPF_K, 0, SYN | ACK),
+        step(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 1, SYN),
+        step(libc::BPF_RET | libc::BPF_K, 0, 0),
+        step(libc::BPF_RET | libc::BPF_K, 0, u32::MAX),
+    ])
+}
+
+/// Lets a socket be the same user's as another: only those of one user can share an address.
+pub fn own_like(socket: BorrowedFd<'_>, other: BorrowedFd<'_>) -> io::Result<()> {
+    let [owner, wanted] = [socket, other].map(|fd| rustix::fs::fstat(fd).map(|stat| stat.st_uid));
+    let wanted = wanted?;
+    if owner? != wanted {
+        rustix::fs::fchown(socket, Some(rustix::fs::Uid::from_raw(wanted)), None)?;
+    }
+    Ok(())
+}
+
 fn set_tcp_option(socket: BorrowedFd<'_>, option: c_int, value: c_int) -> io::Result<()> {
+    set_option(socket, libc::IPPROTO_TCP, option, value)
+}
+
+fn set_option(socket: BorrowedFd<'_>, level: c_int, option: c_int, value: c_int) -> io::Result<()> {
     #[allow(unsafe_code)]
     // SAFETY: the kernel reads one `c_int`.
     let result = unsafe {
         libc::setsockopt(
             socket.as_raw_fd(),
-            libc::IPPROTO_TCP,
+            level,
             option,
             (&raw const value).cast(),
             mem::size_of::<c_int>() as libc::socklen_t,
@@ -237,16 +298,6 @@ fn keep_capabilities_across_exec() {
             let _ = rustix::thread::configure_capability_in_ambient_set(capability, true);
         }
     }
-}
-
-/// Gives a socket the owner of another. The kernel lets sockets share an address (`SO_REUSEPORT`) only
-/// when they have the same, and that of the other may have been bound before [`drop_privileges`].
-pub fn own_like(socket: BorrowedFd<'_>, other: BorrowedFd<'_>) -> io::Result<()> {
-    let owner = rustix::fs::fstat(other)?.st_uid;
-    if rustix::fs::fstat(socket)?.st_uid == owner {
-        return Ok(());
-    }
-    Ok(rustix::fs::fchown(socket, Some(rustix::process::Uid::from_raw(owner)), None)?)
 }
 
 // Limits.

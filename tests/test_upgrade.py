@@ -36,7 +36,7 @@ def daemon(binary, tmp_path, upstream):
     started: list[Daemon] = []
 
     def start(text: str = conf(), user: str = "root", **values: object) -> Daemon:
-        started.append(Daemon(binary, tmp_path / f"prefix{len(started) or ''}", text, **values))
+        started.append(Daemon(binary, tmp_path / f"daemon{len(started) or ''}", text, **values))
         started[-1].user = user
         return started[-1].start()
 
@@ -166,7 +166,7 @@ def test_addresses_that_come_and_go(daemon, tmp_path):
 
 
 @ringx_only("nginx cannot bind an address that overlaps one of its old process")
-@pytest.mark.parametrize("user", ["root", "nobody"])
+@pytest.mark.parametrize("user", ["root", "nobody nogroup"])
 def test_an_address_that_takes_in_the_one_before(daemon, user):
     port = free_port()
     started = daemon(listen(f"127.0.0.1:{port}"), user=user)
@@ -243,6 +243,23 @@ def test_a_rollback_keeps_unix_sockets(daemon, tmp_path):
     assert not clients.failed
     started.stop()
     assert not path.exists()
+
+
+def test_a_rollback_from_more_workers(daemon):
+    """What the new process has bound beside the sockets of the old one goes away with it, and nobody waits
+    in its queues."""
+    started = daemon(conf(main="worker_processes 1;"))
+    with Clients(("127.0.0.1", started.port)) as clients:
+        for _ in range(3):
+            started.write(conf(main="worker_processes 3;"))
+            old, new = started.begin()
+            clients.wait_for(50)
+            started.signal(signal.SIGQUIT, new)
+            eventually(lambda: files(started) == {"nginx.pid": old}, "the pid file is the old process's")
+            clients.wait_for(50)
+    assert not clients.failed
+    started.upgrade()
+    assert started.serving() == started.pid
 
 
 def test_a_rollback_while_a_worker_of_the_old_process_still_finishes(daemon, upstream):
@@ -404,7 +421,7 @@ def test_upgrade_by_command_that_fails(daemon, fault):
     if fault == "configuration":
         # What the command reads is good; what the new process reads is not.
         started.program.unlink()
-        started.program.write_text(f'#!/bin/sh\nexec {started.binary.path} -g "foo;"\n')
+        started.program.write_text(f'#!/bin/sh\nexec {started.binary.path} -e stderr -g "foo;"\n')
         started.program.chmod(0o755)
     else:
         started.program.unlink()
@@ -425,6 +442,7 @@ def test_upgrade_by_command_when_there_can_be_none(daemon, proxy):
     said = f'nginx: [error] an upgrade is under way: "{started.old_pid_file}" names process {old}\n'
     assert (done.returncode, done.stderr) == (1, said)
     in_front = proxy(conf())
+    in_front.expected_alerts.append("changing binary")
     done = by_command(in_front)
     said = f"nginx: [error] process {in_front.pid} has not begun to change its binary, see its error log\n"
     assert (done.returncode, done.stderr) == (1, said)
@@ -436,7 +454,7 @@ def test_upgrade_by_command_when_there_can_be_none(daemon, proxy):
 @root_only
 @ringx_only("nginx's master stays root")
 def test_the_new_process_may_do_what_the_old_one_might(daemon):
-    started = daemon(conf(main="worker_processes 1;"), user="nobody")
+    started = daemon(conf(main="worker_processes 1;"), user="nobody nogroup")
     for path in (started.prefix, *started.prefix.parents[:3]):
         path.chmod(0o755)
     (started.prefix / "logs").chmod(0o700)  # root's: nobody may not write there
@@ -472,7 +490,8 @@ def test_the_new_process_may_do_what_the_old_one_might(daemon):
 def activated(binary, prefix: Path, text: str, sockets: list[socket.socket], daemon: bool = False, **environment: str):
     """The program, started as a service manager does with these sockets."""
     started = Daemon(binary, prefix, text)
-    main = [argument if daemon else argument.replace("user", "daemon off; user") for argument in started.arguments()]
+    *rest, main = started.arguments()
+    arguments = [*rest, main if daemon else f"daemon off; {main}"]
 
     def place() -> None:
         spare = [os.dup(each.fileno()) for each in sockets]
@@ -481,7 +500,7 @@ def activated(binary, prefix: Path, text: str, sockets: list[socket.socket], dae
             os.dup2(each, 3 + at)
 
     # The shell has the number that it is told, and becomes the program.
-    command = ["/bin/sh", "-c", 'LISTEN_PID=${WHO:-$$} exec "$0" "$@"', str(started.program), *main]
+    command = ["/bin/sh", "-c", 'LISTEN_PID=${WHO:-$$} exec "$0" "$@"', str(started.program), *arguments]
     process = subprocess.Popen(
         command,
         cwd=prefix,
@@ -572,5 +591,8 @@ def test_a_second_instance_is_still_refused(daemon, binary, tmp_path):
     started = daemon()
     started.upgrade()
     second = Daemon(binary, tmp_path / "second", conf(), port=started.port)
-    with pytest.raises(AssertionError, match="Address already in use"):
-        second.start()
+    try:
+        with pytest.raises(AssertionError, match="Address already in use"):
+            second.start()
+    finally:
+        second.stop()

@@ -92,7 +92,7 @@ impl Connection {
             shard: Rc::clone(shard),
             listener: Rc::clone(listener),
             stream,
-            serial: shard.next_serial(),
+            serial: shard.counters.number_connection(),
             client,
             accepted: clock::steady(),
             requests: Cell::new(0),

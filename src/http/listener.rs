@@ -56,7 +56,7 @@ impl Listener {
         Ok(Listener {
             name: Arc::clone(name),
             inode: rustix::fs::fstat(&socket)?.st_ino,
-            socket: RefCell::new(Some(Rc::new(Stream::new(socket)?))),
+            socket: RefCell::new(Some(Rc::new(Stream::listening(socket)?))),
             binding: RefCell::new((Rc::clone(generation), address)),
             end: Cell::new(None),
             closing: Signal::default(),

@@ -10,7 +10,7 @@ use std::thread;
 use std::time::Duration;
 
 use super::handover::{Handover, Message, TUNNELS_MAX, unwrap_tunnels};
-use crate::channel::{Event, Events};
+use crate::channel::{Event, Events, Life};
 use crate::http::tunnel::parcel::Parcel;
 use crate::os;
 
@@ -18,7 +18,7 @@ use crate::os;
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Tunnels of several shards, by who gave them.
-pub type Consignment = Vec<(usize, Vec<Parcel>)>;
+pub type Consignment = Vec<(Life, Vec<Parcel>)>;
 
 /// The old process's side. Its threads end when the value is dropped and the new process is gone.
 #[derive(Debug)]

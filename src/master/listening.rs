@@ -5,9 +5,14 @@
 //! out connections without a lock between shards. That option would let a second instance, started
 //! by mistake, take part in silence; so an address is first tried without it.
 //!
+//! A socket that is not needed any more, because its address or its shard is not, *retires*: it gets no
+//! new connections, while shards go on to accept those that are in its queue or in a handshake; some
+//! time later it is closed.
+//!
 //! Sockets may also be inherited, from an old binary or a service manager. Each has a queue of its own
 //! that somebody has to accept from: when there are more sockets than shards, a shard has several of
-//! an address, and when there are fewer and no more can be bound, shards share them.
+//! an address, and when there are fewer and no more can be bound, shards share them. As long as another
+//! process has a socket too, it does not retire: nobody is kept from connecting to that process.
 
 use std::fs::{self, Permissions};
 use std::io;
@@ -34,6 +39,13 @@ use crate::os;
 /// its way out.
 const TRIES: usize = 5;
 const PAUSE: Duration = Duration::from_millis(500);
+/// For how long what is on its way to a socket that retires is accepted: a client whose last step of
+/// the handshake is lost has had one more try, and one who comes too late and tries again after three
+/// seconds is refused.
+pub const RETIREMENT: Duration = Duration::from_secs(2);
+/// The same, where somebody else is to get the connections that the retired socket ignores (`*:80`
+/// for `127.0.0.1:80`).
+const SHORT_RETIREMENT: Duration = Duration::from_millis(300);
 
 /// All listening sockets of the process.
 #[derive(Debug)]
@@ -54,8 +66,16 @@ struct Bound {
     listen: Listen,
     /// One for each shard, or fewer that are shared, or more of which shards have several.
     sockets: Vec<Socket>,
-    file: Option<SocketFile>,
+    /// How many of them, the first ones, were there before the process was, and whose they are.
+    inherited: usize,
     origin: Origin,
+    relatives: Arc<Relatives>,
+    /// Those of shards that are not any more, in the order of their numbers: they come after the
+    /// others'.
+    retired: Vec<Socket>,
+    file: Option<SocketFile>,
+    /// Nobody can connect any more.
+    is_ignoring: bool,
 }
 
 /// Who opened a socket.
@@ -66,6 +86,17 @@ enum Origin {
     Predecessor,
     /// A service manager, which keeps it.
     Manager,
+}
+
+impl Origin {
+    /// Whether another process has it too.
+    fn is_shared(self, relatives: &Relatives) -> bool {
+        match self {
+            Origin::Own => relatives.have_successor(),
+            Origin::Predecessor => relatives.have_successor() || relatives.have_predecessor(),
+            Origin::Manager => true,
+        }
+    }
 }
 
 /// The file of a unix socket. Removed when dropped, unless another process listens on it.
@@ -79,7 +110,12 @@ struct SocketFile {
 /// Addresses that are open for a configuration that is not in force yet. Dropping it closes them.
 #[must_use]
 #[derive(Debug)]
-pub struct Opened(Vec<Bound>);
+pub struct Opened {
+    /// New addresses, and more sockets for known ones.
+    bound: Vec<Bound>,
+    /// How many shards they are for.
+    shards: usize,
+}
 
 impl Listening {
     pub fn new(shards: usize, relatives: Arc<Relatives>) -> Self {
@@ -93,6 +129,7 @@ impl Listening {
             let known = self.leaving.iter_mut().find(|bound| bound.listen.address == address);
             if let Some(bound) = known {
                 bound.sockets.push(socket);
+                bound.inherited = bound.sockets.len();
             } else {
                 let origin = if is_activated { Origin::Manager } else { Origin::Predecessor };
                 self.leaving.push(Bound::inherited(address, socket, origin, &self.relatives));
@@ -103,24 +140,23 @@ impl Listening {
     /// What a new binary gets: every socket that is listened on, and whether a service manager has
     /// opened it.
     pub fn inheritance(&self) -> Vec<(BorrowedFd<'_>, bool)> {
-        let mut sockets = Vec::new();
-        for Bound { sockets: open, origin, .. } in &self.open {
-            sockets.extend(open.iter().map(|socket| (socket.as_fd(), *origin == Origin::Manager)));
+        let mut inheritance = Vec::new();
+        for Bound { sockets, origin, .. } in &self.open {
+            let is_activated = *origin == Origin::Manager;
+            inheritance.extend(sockets.iter().map(|socket| (socket.as_fd(), is_activated)));
         }
-        sockets
+        inheritance
     }
 
     /// Whether other processes have some of the sockets too: then they are let go of, never shut
     /// down.
     pub fn is_shared(&self) -> bool {
-        let is_shared = |bound: &Bound| match bound.origin {
-            Origin::Own => self.relatives.have_successor(),
-            Origin::Predecessor => {
-                self.relatives.have_successor() || self.relatives.have_predecessor()
-            }
-            Origin::Manager => true,
-        };
-        self.all().any(is_shared)
+        self.all().any(Bound::is_shared)
+    }
+
+    /// Lets new connections go to all sockets: a process that had more of them is gone.
+    pub fn take_all(&self, report: &Report) {
+        self.open.iter().for_each(|bound| bound.choose(report));
     }
 
     /// How many shards the sockets are for.
@@ -128,19 +164,25 @@ impl Listening {
         self.shards
     }
 
-    /// Opens what `addresses` names and the process does not have yet. Changes nothing that is in
-    /// use; [`Listening::adopt`] does.
-    pub fn open(&self, addresses: &[Address], report: &Report) -> Result<Opened, Failure> {
+    /// Opens what `addresses` names, for so many shards, and the process does not have yet. Changes
+    /// nothing that is in use; [`Listening::adopt`] does.
+    pub fn open(
+        &self,
+        addresses: &[Address],
+        shards: usize,
+        report: &Report,
+    ) -> Result<Opened, Failure> {
         let mut waiting: Vec<&Listen> = addresses
             .iter()
             .map(|address| &address.listen)
-            .filter(|listen| self.all().all(|bound| bound.listen.address != listen.address))
+            .filter(|listen| self.all().all(|bound| !bound.is_of(listen)))
             .collect();
-        let mut opened = self.open_for_every_shard(addresses, report)?;
+        let mut opened = Opened { bound: Vec::new(), shards };
+        self.open_for_every_shard(addresses, &mut opened, report)?;
         for _ in 0..TRIES {
             waiting = self.open_what_is_free(&waiting, &mut opened, report)?;
             if waiting.is_empty() {
-                return Ok(Opened(opened));
+                return Ok(opened);
             }
             report.notice(format_args!("try again to bind() after {}ms", PAUSE.as_millis()));
             thread::sleep(PAUSE);
@@ -148,35 +190,32 @@ impl Listening {
         Err(Failure::StillBusy)
     }
 
-    /// Binds more sockets to addresses that have fewer than there are shards. Where that is not allowed,
-    /// shards share: an old binary or a service manager need not have set `SO_REUSEPORT`.
+    /// Binds more sockets to known addresses that have fewer than there are shards. Where that is not
+    /// allowed, shards share: who opened the first need not have set `SO_REUSEPORT`.
     fn open_for_every_shard(
         &self,
         addresses: &[Address],
+        opened: &mut Opened,
         report: &Report,
-    ) -> Result<Vec<Bound>, Failure> {
-        let mut opened = Vec::new();
+    ) -> Result<(), Failure> {
         for Address { listen, .. } in addresses {
-            let bound = self.all().find(|bound| bound.listen.address == listen.address);
-            let Some((bound, first)) = bound.and_then(|b| Some((b, b.sockets.first()?))) else {
-                continue;
-            };
-            let missing = self.shards.saturating_sub(bound.sockets.len());
-            if missing == 0
-                || matches!(listen.address, ListenAddress::Unix(_))
-                || !first.reuse_port().unwrap_or(false)
-            {
+            let Some(bound) = self.all().find(|bound| bound.is_of(listen)) else { continue };
+            let there = bound.sockets.len().saturating_add(bound.retired.len());
+            let missing = opened.shards.saturating_sub(there);
+            let first = bound.sockets.first();
+            let may_have_more = first.is_some_and(|first| first.reuse_port().unwrap_or(false));
+            if missing == 0 || !may_have_more || matches!(listen.address, ListenAddress::Unix(_)) {
                 continue;
             }
-            match Bound::beside(listen, missing, Some(first), &self.relatives, report) {
-                Ok(more) => opened.push(more),
+            match Bound::beside(listen, missing, first, &self.relatives, report) {
+                Ok(more) => opened.bound.push(more),
                 Err(failure) if failure.is_busy() => {
                     report.notice(format_args!("{failure}, shards share sockets"));
                 }
                 Err(failure) => return Err(failure),
             }
         }
-        Ok(opened)
+        Ok(())
     }
 
     /// One try; returns the addresses that are busy. All are tried out before any is bound, because
@@ -184,15 +223,15 @@ impl Listening {
     fn open_what_is_free<'a>(
         &self,
         waiting: &[&'a Listen],
-        opened: &mut Vec<Bound>,
+        opened: &mut Opened,
         report: &Report,
     ) -> Result<Vec<&'a Listen>, Failure> {
         let mut busy = Vec::new();
         let mut free = Vec::new();
         for &listen in waiting {
-            let mut known = self.all().chain(&*opened);
-            let beside = known.find(|bound| overlap(&bound.listen, listen));
-            match if beside.is_some() { Ok(()) } else { try_out(listen) } {
+            let is_shared =
+                self.all().chain(&opened.bound).any(|bound| overlap(&bound.listen, listen));
+            match if is_shared { Ok(()) } else { try_out(listen) } {
                 Ok(()) => free.push(listen),
                 Err(failure) => report_busy(failure, report).map(|()| busy.push(listen))?,
             }
@@ -200,8 +239,8 @@ impl Listening {
         for listen in free {
             let known = self.all().find(|bound| overlap(&bound.listen, listen));
             let beside = known.and_then(|bound| bound.sockets.first());
-            match Bound::beside(listen, self.shards, beside, &self.relatives, report) {
-                Ok(bound) => opened.push(bound),
+            match Bound::beside(listen, opened.shards, beside, &self.relatives, report) {
+                Ok(bound) => opened.bound.push(bound),
                 Err(failure) => report_busy(failure, report).map(|()| busy.push(listen))?,
             }
         }
@@ -211,21 +250,46 @@ impl Listening {
     /// Makes `addresses` what the process listens on, `opened` being the new ones among them. What
     /// is no longer named stays open until [`Listening::close_leaving`], and can be taken back.
     pub fn adopt(&mut self, opened: Opened, addresses: &[Address], report: &Report) {
+        self.shards = opened.shards;
         let mut known: Vec<Bound> = self.open.drain(..).chain(self.leaving.drain(..)).collect();
-        known.extend(opened.0);
+        known.iter_mut().for_each(|bound| bound.take_back(opened.shards));
+        known.extend(opened.bound);
         for mut bound in known {
-            let is_same = |other: &&mut Bound| other.listen.address == bound.listen.address;
+            let is_same = |other: &&mut Bound| other.is_of(&bound.listen);
             if let Some(other) = self.open.iter_mut().find(is_same) {
                 other.sockets.append(&mut bound.sockets);
                 continue;
             }
-            match addresses.iter().find(|address| address.listen.address == bound.listen.address) {
+            match addresses.iter().find(|address| bound.is_of(&address.listen)) {
                 Some(address) => {
                     bound.change(&address.listen, report);
                     self.open.push(bound);
                 }
                 None => self.leaving.push(bound),
             }
+        }
+        for bound in &mut self.open {
+            bound.retire_down_to(opened.shards, report);
+        }
+    }
+
+    /// Lets nobody connect any more to what is to be closed. Tells for how long shards are to accept
+    /// from it; `None`: nothing is to be closed.
+    pub fn retire_leaving(&mut self, report: &Report) -> Option<Duration> {
+        self.leaving.iter_mut().for_each(|bound| bound.ignore_new(report));
+        let is_in_the_way = |leaving: &Bound| {
+            let is_wide = |open: &Bound| match open.listen.address {
+                ListenAddress::Inet(address) => address.ip().is_unspecified(),
+                ListenAddress::Unix(_) => false,
+            };
+            self.open.iter().any(|open| is_wide(open) && overlap(&open.listen, &leaving.listen))
+        };
+        if self.leaving.iter().any(is_in_the_way) {
+            Some(SHORT_RETIREMENT)
+        } else if self.leaving.is_empty() && self.open.iter().all(|b| b.retired.is_empty()) {
+            None
+        } else {
+            Some(RETIREMENT)
         }
     }
 
@@ -238,9 +302,8 @@ impl Listening {
         let mut listening = Vec::new();
         for (index, address) in addresses.iter().enumerate() {
             let listen = &address.listen;
-            let bound = self.open.iter().find(|bound| bound.listen.address == listen.address);
-            let sockets = bound.map(|bound| bound.sockets.as_slice()).unwrap_or_default();
-            for socket in of_shard(sockets, shard, self.shards) {
+            let bound = self.open.iter().find(|bound| bound.is_of(listen));
+            for socket in bound.iter().flat_map(|bound| bound.sockets_of(shard, self.shards)) {
                 let copy = socket.try_clone().map_err(Failure::socket("dup", &listen.name))?;
                 listening.push(channel::Listening {
                     name: listen.name.clone(),
@@ -252,20 +315,22 @@ impl Listening {
         Ok(listening)
     }
 
-    /// Closes what the configuration in force does not name, and removes its socket files. To be
-    /// called when no shard accepts from it any more.
-    pub fn close_leaving(&mut self) {
+    /// Closes what has retired, and removes socket files that nobody needs. Shards still have copies,
+    /// until they have taken what is in the queues.
+    pub fn close_leaving(&mut self, report: &Report) {
         for bound in self.leaving.drain(..) {
             // Those of an old binary's process, which may still listen there, are removed at the end.
             let file = bound.file.filter(|file| file.origin == Origin::Predecessor);
             self.files.extend(file);
         }
+        self.open.iter_mut().for_each(|bound| bound.close_retired(report));
     }
 
     /// Closes every socket at once, so that clients are refused when the shards have let go of
     /// theirs. Socket files stay until the value is dropped.
-    pub fn close(&mut self) {
-        for bound in self.open.drain(..).chain(self.leaving.drain(..)) {
+    pub fn close(&mut self, report: &Report) {
+        for mut bound in self.open.drain(..).chain(self.leaving.drain(..)) {
+            bound.leave_to_predecessor(report);
             self.files.extend(bound.file);
         }
     }
@@ -273,7 +338,7 @@ impl Listening {
     /// Ends listening for every copy of the sockets, those of shards that have ended without closing
     /// theirs included, and removes socket files.
     pub fn shut_down(&mut self) {
-        for socket in self.all().flat_map(|bound| &bound.sockets) {
+        for socket in self.all().flat_map(|bound| bound.sockets.iter().chain(&bound.retired)) {
             // It listened, so there is something to end.
             let _ = socket.shutdown(Shutdown::Read);
         }
@@ -283,13 +348,6 @@ impl Listening {
     fn all(&self) -> impl Iterator<Item = &Bound> {
         self.open.iter().chain(&self.leaving)
     }
-}
-
-/// The sockets of an address that are one shard's, out of so many shards: every socket is some
-/// shard's, and every shard has one.
-fn of_shard(sockets: &[Socket], shard: usize, shards: usize) -> impl Iterator<Item = &Socket> {
-    let first = if sockets.len() < shards { shard.checked_rem(sockets.len()) } else { Some(shard) };
-    sockets.iter().skip(first.unwrap_or(0)).step_by(shards.max(1))
 }
 
 /// Tries every address for `-t`, and leaves nothing behind. One that is in use is no error: most
@@ -359,11 +417,11 @@ fn bind(listen: &Listen, address: &SockAddr, sharing: &Sharing<'_>) -> Result<So
         socket.set_reuse_address(true).map_err(failed("setsockopt(SO_REUSEADDR)"))?;
     }
     if let Sharing::BetweenShards { beside } = sharing {
-        socket.set_reuse_port(true).map_err(failed("setsockopt(SO_REUSEPORT)"))?;
         if let Some(other) = beside {
             // Without it the address is busy, which is said below.
             let _ = os::own_like(socket.as_fd(), other.as_fd());
         }
+        socket.set_reuse_port(true).map_err(failed("setsockopt(SO_REUSEPORT)"))?;
     }
     if address.domain() == Domain::IPV6 {
         socket.set_only_v6(listen.ipv6only).map_err(failed("setsockopt(IPV6_V6ONLY)"))?;
@@ -382,7 +440,7 @@ impl Bound {
         relatives: &Arc<Relatives>,
         report: &Report,
     ) -> Result<Self, Failure> {
-        let origin = Origin::Own;
+        let (origin, relatives) = (Origin::Own, Arc::clone(relatives));
         let (sockets, file) = match &listen.address {
             ListenAddress::Inet(address) => {
                 let address = SockAddr::from(*address);
@@ -394,17 +452,26 @@ impl Bound {
                 let address =
                     SockAddr::unix(path).map_err(Failure::socket("bind", &listen.name))?;
                 let socket = bind(listen, &address, &Sharing::No)?;
-                let relatives = Arc::clone(relatives);
-                let file = SocketFile { path: path.clone(), origin, relatives };
-                fs::set_permissions(path, Permissions::from_mode(0o666))
-                    .map_err(Failure::path("chmod", path))?;
+                let (path, relatives) = (path.clone(), Arc::clone(&relatives));
+                let file = SocketFile { path, origin, relatives };
+                fs::set_permissions(&file.path, Permissions::from_mode(0o666))
+                    .map_err(Failure::path("chmod", &file.path))?;
                 (vec![socket], Some(file))
             }
         };
         for socket in &sockets {
             set_options(socket, listen, report);
         }
-        let bound = Bound { listen: listen.clone(), sockets, file, origin };
+        let bound = Bound {
+            listen: listen.clone(),
+            sockets,
+            inherited: 0,
+            origin,
+            relatives,
+            retired: Vec::new(),
+            file,
+            is_ignoring: false,
+        };
         bound.listen()?;
         Ok(bound)
     }
@@ -420,7 +487,8 @@ impl Bound {
             ListenAddress::Unix(path) if origin == Origin::Predecessor => Some(path.clone()),
             _ => None,
         };
-        let file = path.map(|path| SocketFile { path, origin, relatives: Arc::clone(relatives) });
+        let relatives = Arc::clone(relatives);
+        let file = path.map(|path| SocketFile { path, origin, relatives: Arc::clone(&relatives) });
         let listen = Listen {
             address,
             name: "".into(),
@@ -432,7 +500,105 @@ impl Bound {
             fastopen: None,
             deferred: false,
         };
-        Bound { listen, sockets: vec![socket], file, origin }
+        let (sockets, retired) = (vec![socket], Vec::new());
+        Bound {
+            listen,
+            sockets,
+            inherited: 1,
+            origin,
+            relatives,
+            retired,
+            file,
+            is_ignoring: false,
+        }
+    }
+
+    fn is_shared(&self) -> bool {
+        self.origin.is_shared(&self.relatives)
+    }
+
+    /// Whether it has this address, or could have it again. A unix socket without its file cannot.
+    fn is_of(&self, listen: &Listen) -> bool {
+        let is_gone = self.is_ignoring && matches!(self.listen.address, ListenAddress::Unix(_));
+        self.listen.address == listen.address && !is_gone
+    }
+
+    /// Every socket is some shard's, and every shard has one. A shard that is not any more has what has
+    /// retired with it.
+    fn sockets_of(&self, shard: usize, shards: usize) -> impl Iterator<Item = &Socket> {
+        let retired = shard.checked_sub(self.sockets.len()).and_then(|at| self.retired.get(at));
+        let count = self.sockets.len();
+        let first = if shard < count { Some(shard) } else { shard.checked_rem(count) };
+        let first = if retired.is_some() { count } else { first.unwrap_or(0) };
+        retired.into_iter().chain(self.sockets.iter().skip(first).step_by(shards.max(1)))
+    }
+
+    /// Has no sockets for more shards than these. The first ones of a group keep their places in it
+    /// whatever comes and goes behind them.
+    fn retire_down_to(&mut self, shards: usize, report: &Report) {
+        if self.is_shared() {
+            return;
+        }
+        if self.sockets.len() > shards.max(1) {
+            let mut retired = self.sockets.split_off(shards.max(1));
+            retired.append(&mut self.retired);
+            self.retired = retired;
+        }
+        self.choose(report);
+    }
+
+    /// Needs sockets again that were about to be closed.
+    fn take_back(&mut self, shards: usize) {
+        let missing = shards.saturating_sub(self.sockets.len()).min(self.retired.len());
+        self.sockets.extend(self.retired.drain(..missing));
+    }
+
+    fn close_retired(&mut self, report: &Report) {
+        if !self.retired.is_empty() {
+            self.retired.clear();
+            self.choose(report);
+        }
+    }
+
+    /// Has the kernel deal out connections among those that have not retired.
+    fn choose(&self, report: &Report) {
+        let Some(first) = self.sockets.first() else { return };
+        if self.retired.is_empty() {
+            // It fails where there is nothing to undo.
+            let _ = os::choose_among_all(first.as_fd());
+        } else if let Err(e) = os::choose_among_first(first.as_fd(), self.sockets.len() as u32) {
+            let option = "SO_ATTACH_REUSEPORT_CBPF";
+            report_refused(option, &self.listen, &e, report);
+        }
+    }
+
+    /// Nobody can connect to it any more.
+    fn ignore_new(&mut self, report: &Report) {
+        if self.is_shared() || std::mem::replace(&mut self.is_ignoring, true) {
+            return;
+        }
+        drop(self.file.take());
+        if let ListenAddress::Inet(_) = self.listen.address {
+            for socket in self.sockets.iter().chain(&self.retired) {
+                if let Err(e) = os::ignore_new(socket) {
+                    report_refused("SO_ATTACH_FILTER", &self.listen, &e, report);
+                }
+            }
+        }
+    }
+
+    /// New connections go to none of its sockets that the old binary's process does not have: that
+    /// goes on, and they are about to be closed.
+    fn leave_to_predecessor(&mut self, report: &Report) {
+        let (inherited, first) = (self.inherited, self.sockets.first());
+        if self.origin == Origin::Predecessor
+            && self.relatives.have_predecessor()
+            && inherited < self.sockets.len()
+            && let Some(first) = first
+            && let Err(e) = os::choose_among_first(first.as_fd(), inherited as u32)
+        {
+            report_refused("SO_ATTACH_REUSEPORT_CBPF", &self.listen, &e, report);
+        }
     }
 
     fn listen(&self) -> Result<(), Failure> {
@@ -445,6 +611,13 @@ impl Bound {
 
     /// Follows what can change while a socket is open: its options and the backlog.
     fn change(&mut self, listen: &Listen, report: &Report) {
+        if std::mem::take(&mut self.is_ignoring) {
+            for socket in self.sockets.iter().chain(&self.retired) {
+                if let Err(e) = socket.detach_filter() {
+                    report_refused("SO_DETACH_FILTER", &self.listen, &e, report);
+                }
+            }
+        }
         if self.listen == *listen {
             return;
         }
@@ -459,17 +632,15 @@ impl Bound {
 }
 
 impl Opened {
-    /// Nothing new.
-    pub fn none() -> Self {
-        Opened(Vec::new())
+    /// Nothing new, for so many shards.
+    pub fn none(shards: usize) -> Self {
+        Opened { bound: Vec::new(), shards }
     }
 }
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        let is_others = self.relatives.have_successor()
-            || self.origin == Origin::Predecessor && self.relatives.have_predecessor();
-        if !is_others {
+        if !self.origin.is_shared(&self.relatives) {
             // Removed by somebody already: nobody to tell.
             let _ = fs::remove_file(&self.path);
         }
@@ -480,14 +651,7 @@ impl Drop for SocketFile {
 fn set_options(socket: &Socket, listen: &Listen, report: &Report) {
     let set = |option: &str, result: io::Result<()>| {
         if let Err(e) = result {
-            report.say(
-                Level::Alert,
-                format_args!(
-                    "setsockopt({option}) {} failed, ignored ({})",
-                    listen.name,
-                    Errno::of(&e)
-                ),
-            );
+            report_refused(option, listen, &e, report);
         }
     };
     if let Some(size) = listen.rcvbuf {
@@ -508,6 +672,11 @@ fn set_options(socket: &Socket, listen: &Listen, report: &Report) {
     if listen.deferred {
         set("TCP_DEFER_ACCEPT", os::set_deferred(socket.as_fd()));
     }
+}
+
+fn report_refused(option: &str, listen: &Listen, error: &io::Error, report: &Report) {
+    let (name, errno) = (&listen.name, Errno::of(error));
+    report.say(Level::Alert, format_args!("setsockopt({option}) {name} failed, ignored ({errno})"));
 }
 
 /// Accepted connections inherit it.
@@ -532,6 +701,7 @@ fn set_keepalive(socket: &Socket, keepalive: SoKeepalive) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use std::net::{SocketAddr, TcpListener, TcpStream};
+    use std::os::fd::OwnedFd;
     use std::os::unix::net::UnixStream;
 
     use super::*;
@@ -584,7 +754,7 @@ mod tests {
         let (report, taken) = (report(), free());
         let addresses = [inet(&taken.to_string())];
         let mut listening = Listening::new(2, Relatives::new(None));
-        let opened = listening.open(&addresses, &report).unwrap();
+        let opened = listening.open(&addresses, 2, &report).unwrap();
         listening.adopt(opened, &addresses, &report);
         for shard in [0, 1] {
             let copies = listening.of_shard(shard, &addresses).unwrap();
@@ -595,26 +765,28 @@ mod tests {
         assert!(try_out_all(&addresses, &report).is_ok());
 
         // Loaded again: nothing is opened. Then without it: closed when the shards have let go.
-        let again = listening.open(&addresses, &report).unwrap();
-        assert!(again.0.is_empty());
+        let again = listening.open(&addresses, 2, &report).unwrap();
+        assert!(again.bound.is_empty());
         listening.adopt(again, &[], &report);
         TcpStream::connect(taken).unwrap();
-        listening.close_leaving();
+        listening.close_leaving(&report);
         TcpStream::connect(taken).unwrap_err();
     }
 
     #[test]
     fn every_socket_is_some_shards_and_every_shard_has_one() {
-        let sockets: Vec<Socket> = (0..5)
-            .map(|_| TcpListener::bind(("127.0.0.1", 0)).unwrap().into())
-            .map(|listener: std::os::fd::OwnedFd| listener.into())
-            .collect();
-        let of = |count: usize, shard, shards| -> Vec<usize> {
-            let port = |socket: &Socket| socket.local_addr().unwrap().as_socket().unwrap().port();
-            let number = |socket| sockets.iter().position(|other| port(other) == port(socket));
-            of_shard(&sockets[..count], shard, shards)
-                .map(|socket| number(socket).unwrap())
-                .collect()
+        let of = |count: u16, shard, shards| -> Vec<u16> {
+            let mut listening = Listening::new(shards, Relatives::new(None));
+            let socket = || OwnedFd::from(TcpListener::bind(("127.0.0.1", 0)).unwrap()).into();
+            let inherit = |_| InheritedSocket {
+                address: ListenAddress::Inet("127.0.0.1:80".parse().unwrap()),
+                socket: socket(),
+                is_activated: true,
+            };
+            listening.inherit((0..count).map(inherit).collect());
+            let Some(bound) = listening.leaving.first() else { return Vec::new() };
+            let at = |socket: &Socket| bound.sockets.iter().position(|s| std::ptr::eq(s, socket));
+            bound.sockets_of(shard, shards).map(|socket| at(socket).unwrap() as u16).collect()
         };
         assert_eq!([of(2, 0, 2), of(2, 1, 2)], [[0], [1]]);
         assert_eq!([of(5, 0, 2), of(5, 1, 2)], [vec![0, 2, 4], vec![1, 3]]);
@@ -642,18 +814,19 @@ mod tests {
         let (report, kept, unnamed) = (report(), free(), free());
         let both = [inet(&kept.to_string()), inet(&unnamed.to_string())];
         let mut old = Listening::new(2, Relatives::new(None));
-        let opened = old.open(&both, &report).unwrap();
+        let opened = old.open(&both, 2, &report).unwrap();
         old.adopt(opened, &both, &report);
         assert_eq!(old.inheritance().len(), 4);
 
         for (shards, of_each) in [(1, vec![2]), (2, vec![1, 1]), (3, vec![1, 1, 1])] {
-            let mut new = Listening::new(shards, Relatives::new(None));
+            let relatives = Relatives::new(rustix::process::getppid());
+            let mut new = Listening::new(shards, relatives);
             new.inherit(handed_on(&old, false));
-            let opened = new.open(&both[..1], &report).unwrap();
-            assert_eq!(opened.0.len(), usize::from(shards > 2));
+            let opened = new.open(&both[..1], shards, &report).unwrap();
+            assert_eq!(opened.bound.len(), usize::from(shards > 2));
             new.adopt(opened, &both[..1], &report);
             assert_eq!(new.leaving.len(), 1);
-            new.close_leaving();
+            new.close_leaving(&report);
             let of = |shard| new.of_shard(shard, &both[..1]).unwrap().len();
             assert_eq!((0..shards).map(of).collect::<Vec<_>>(), of_each);
             assert_eq!(new.inheritance().len(), shards.max(2));
@@ -669,14 +842,10 @@ mod tests {
         let alone = TcpListener::bind(("127.0.0.1", 0)).unwrap();
         let addresses = [inet(&alone.local_addr().unwrap().to_string())];
         let mut listening = Listening::new(2, Relatives::new(None));
-        let (address, socket) = (addresses[0].listen.address.clone(), alone.into());
-        let socket: std::os::fd::OwnedFd = socket;
-        listening.inherit(vec![InheritedSocket {
-            address,
-            socket: socket.into(),
-            is_activated: true,
-        }]);
-        let opened = listening.open(&addresses, &report).unwrap();
+        let address = addresses[0].listen.address.clone();
+        let socket = OwnedFd::from(alone).into();
+        listening.inherit(vec![InheritedSocket { address, socket, is_activated: true }]);
+        let opened = listening.open(&addresses, 2, &report).unwrap();
         listening.adopt(opened, &addresses, &report);
         for shard in [0, 1] {
             assert_eq!(listening.of_shard(shard, &addresses).unwrap().len(), 1);
@@ -691,15 +860,15 @@ mod tests {
         let path = std::env::temp_dir().join(format!("ringx-inherit-{}", std::process::id()));
         let addresses = [address(ListenAddress::Unix(path.clone()))];
         let mut old = Listening::new(1, Relatives::new(None));
-        let opened = old.open(&addresses, &report).unwrap();
+        let opened = old.open(&addresses, 1, &report).unwrap();
         old.adopt(opened, &addresses, &report);
 
         let start = |predecessor, named: &[Address]| {
             let mut new = Listening::new(1, Relatives::new(predecessor));
             new.inherit(handed_on(&old, false));
-            let opened = new.open(named, &report).unwrap();
+            let opened = new.open(named, 1, &report).unwrap();
             new.adopt(opened, named, &report);
-            new.close_leaving();
+            new.close_leaving(&report);
             new
         };
         let parent = rustix::process::getppid();
@@ -718,14 +887,87 @@ mod tests {
         let report = report();
         let addresses = [inet(&free().to_string())];
         let mut listening = Listening::new(1, Relatives::new(None));
-        let opened = listening.open(&addresses, &report).unwrap();
+        let opened = listening.open(&addresses, 1, &report).unwrap();
         listening.adopt(opened, &addresses, &report);
-        listening.adopt(Opened::none(), &[], &report);
-        let opened = listening.open(&addresses, &report).unwrap();
-        assert!(opened.0.is_empty());
+        listening.adopt(Opened::none(1), &[], &report);
+        let opened = listening.open(&addresses, 1, &report).unwrap();
+        assert!(opened.bound.is_empty());
         listening.adopt(opened, &addresses, &report);
-        listening.close_leaving();
+        listening.close_leaving(&report);
         assert_eq!(listening.of_shard(0, &addresses).unwrap().len(), 1);
+    }
+
+    impl Listening {
+        fn retired_count(&self) -> usize {
+            self.open.iter().map(|bound| bound.retired.len()).sum()
+        }
+    }
+
+    fn accepted(listening: &Listening, shard: usize, addresses: &[Address]) -> usize {
+        let copies = listening.of_shard(shard, addresses).unwrap();
+        let sockets = copies.into_iter().map(|copy| TcpListener::from(copy.socket));
+        sockets.map(|socket| std::iter::from_fn(|| socket.accept().ok()).count()).sum()
+    }
+
+    #[test]
+    fn shards_come_and_go_and_no_connection_is_lost() {
+        let (report, taken) = (report(), free());
+        let addresses = [inet(&taken.to_string())];
+        let mut listening = Listening::new(1, Relatives::new(None));
+        let take = |listening: &mut Listening, shards| {
+            let opened = listening.open(&addresses, shards, &report).unwrap();
+            listening.adopt(opened, &addresses, &report);
+            listening.retire_leaving(&report)
+        };
+        let connect =
+            || -> Vec<_> { (0..16).map(|_| TcpStream::connect(taken).unwrap()).collect() };
+        assert_eq!(take(&mut listening, 1), None);
+        assert_eq!(take(&mut listening, 4), None);
+        let first = connect();
+        // Two are not needed any more: what they have is theirs, and they get nothing more.
+        assert_eq!(take(&mut listening, 2), Some(RETIREMENT));
+        let at_first: Vec<_> = (0..4).map(|k| accepted(&listening, k, &addresses)).collect();
+        assert_eq!(at_first.iter().sum::<usize>(), first.len());
+        let second = connect();
+        let retired = (2..4).map(|k| accepted(&listening, k, &addresses)).sum::<usize>();
+        assert_eq!(retired, 0);
+        // One of them is needed again.
+        let opened = listening.open(&addresses, 3, &report).unwrap();
+        assert!(opened.bound.is_empty());
+        listening.adopt(opened, &addresses, &report);
+        assert_eq!(listening.open[0].sockets.len(), 3);
+        assert_eq!(listening.retired_count(), 1);
+        listening.close_leaving(&report);
+        assert_eq!(listening.retired_count(), 0);
+        let third = connect();
+        let all = (0..3).map(|k| accepted(&listening, k, &addresses)).sum::<usize>();
+        assert_eq!(all, second.len() + third.len());
+    }
+
+    #[test]
+    fn an_address_that_retires_keeps_its_queue_and_can_be_taken_back() {
+        let (report, taken) = (report(), free());
+        let addresses = [inet(&taken.to_string())];
+        let mut listening = Listening::new(1, Relatives::new(None));
+        let opened = listening.open(&addresses, 1, &report).unwrap();
+        listening.adopt(opened, &addresses, &report);
+        let _waiting = TcpStream::connect(taken).unwrap();
+        listening.adopt(Opened::none(1), &[], &report);
+        assert_eq!(listening.retire_leaving(&report), Some(RETIREMENT));
+        let short = Duration::from_millis(100);
+        TcpStream::connect_timeout(&taken, short).unwrap_err();
+        listening.adopt(Opened::none(1), &addresses, &report);
+        assert_eq!(listening.retire_leaving(&report), None);
+        let _new = TcpStream::connect(taken).unwrap();
+        assert!(accepted(&listening, 0, &addresses) >= 2);
+
+        // Where another address takes its place, it is soon out of the way.
+        let wide = [inet(&format!("0.0.0.0:{}", taken.port()))];
+        let opened = listening.open(&wide, 1, &report).unwrap();
+        listening.adopt(opened, &wide, &report);
+        assert_eq!(listening.retire_leaving(&report), Some(SHORT_RETIREMENT));
+        listening.close_leaving(&report);
+        let _wide = TcpStream::connect(taken).unwrap();
     }
 
     #[test]
@@ -737,9 +979,9 @@ mod tests {
         assert!(!overlap(&narrow.listen, &inet(&format!("127.0.0.2:{port}")).listen));
         let addresses = [wide, narrow];
         let mut listening = Listening::new(1, Relatives::new(None));
-        let opened = listening.open(&addresses[..1], &report).unwrap();
+        let opened = listening.open(&addresses[..1], 1, &report).unwrap();
         listening.adopt(opened, &addresses[..1], &report);
-        let opened = listening.open(&addresses, &report).unwrap();
+        let opened = listening.open(&addresses, 1, &report).unwrap();
         listening.adopt(opened, &addresses, &report);
         assert_eq!(listening.of_shard(0, &addresses).unwrap().len(), 2);
     }
@@ -752,12 +994,20 @@ mod tests {
         try_out_all(&addresses, &report).unwrap();
         assert!(!path.exists());
         let mut listening = Listening::new(2, Relatives::new(None));
-        let opened = listening.open(&addresses, &report).unwrap();
+        let opened = listening.open(&addresses, 2, &report).unwrap();
         listening.adopt(opened, &addresses, &report);
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o666);
         assert_eq!(listening.of_shard(1, &addresses).unwrap().len(), 1);
         UnixStream::connect(&path).unwrap();
-        listening.close();
+        // Not named for a moment: nobody comes in, and then it is opened anew.
+        listening.adopt(Opened::none(2), &[], &report);
+        assert_eq!(listening.retire_leaving(&report), Some(RETIREMENT));
+        UnixStream::connect(&path).unwrap_err();
+        let opened = listening.open(&addresses, 2, &report).unwrap();
+        listening.adopt(opened, &addresses, &report);
+        listening.close_leaving(&report);
+        UnixStream::connect(&path).unwrap();
+        listening.close(&report);
         UnixStream::connect(&path).unwrap_err();
         assert!(path.exists());
         drop(listening);

@@ -59,6 +59,7 @@ pub struct Upgrade {
     successor: Option<Successor>,
     /// The line to the predecessor.
     handover: Option<Handover>,
+    has_said_ready: bool,
 }
 
 /// A new binary's process.
@@ -79,7 +80,7 @@ impl Upgrade {
         is_detached: bool,
     ) -> Self {
         let parent = if is_detached { None } else { getppid() };
-        Upgrade { origin, parent, relatives, successor: None, handover }
+        Upgrade { origin, parent, relatives, successor: None, handover, has_said_ready: false }
     }
 
     pub fn has_successor(&self) -> bool {
@@ -196,16 +197,14 @@ impl Upgrade {
         Some((&successor.courier, successor.process.id()))
     }
 
-    /// Tells the predecessor that this process serves.
-    pub fn say_ready(&self, events: &Events, report: &Report) {
-        let Some(handover) = &self.handover else { return };
-        let ready = Message::Ready { tunnels: parcel::VERSION };
-        let told = courier::receive(handover, events.clone()).and_then(|()| handover.send(ready));
-        if let Err(e) = told {
-            let error = Errno::of(&e);
-            report.notice(format_args!(
-                "the old binary process was not told: send() failed ({error})"
-            ));
+    /// Tells the predecessor, once, that this process serves, and listens to it.
+    pub fn say_ready(&mut self, events: &Events) {
+        if let Some(handover) = &self.handover
+            && !std::mem::replace(&mut self.has_said_ready, true)
+        {
+            let ready = Message::Ready { tunnels: parcel::VERSION };
+            // It is gone, or does not listen: nobody to tell.
+            let _ = courier::receive(handover, events.clone()).and_then(|()| handover.send(ready));
         }
     }
 

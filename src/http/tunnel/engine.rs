@@ -173,6 +173,18 @@ impl Tunnels {
         engine.bury(shard);
     }
 
+    /// The end of the shard: closes every socket as it is. Tunnels hold the shard that holds them.
+    pub fn abandon(&self, shard: &Shard) {
+        self.closed.set(true);
+        let (slots, ended) = {
+            let engine = &mut *self.engine.borrow_mut();
+            (std::mem::take(&mut engine.slots), std::mem::take(&mut engine.ended))
+        };
+        shard.counters.tunnels.open.sub(slots.len().saturating_add(ended.len()) as u64);
+        // They raise what may end the shard.
+        drop((slots, ended));
+    }
+
     /// The shard's task that runs its tunnels, for ever.
     pub async fn run(shard: Rc<Shard>) {
         let tunnels = &shard.tunnels;
@@ -244,7 +256,7 @@ impl Engine {
         ending: Ending,
         connection: ConnectionGuard,
     ) {
-        if shard.is_quitting() && tunnel.limits.close_spread_ms.is_some() {
+        if shard.is_ending() && tunnel.limits.close_spread_ms.is_some() {
             tunnel.close_at(timer::now_ms());
         }
         self.sequence = self.sequence.wrapping_add(1) & SEQUENCE_MAX;

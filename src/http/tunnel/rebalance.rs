@@ -31,7 +31,7 @@ pub fn surplus(own: u64, all: impl ExactSizeIterator<Item = u64>) -> usize {
 /// Gives away all tunnels there are now: another process takes over.
 pub async fn give_all(shard: Rc<Shard>) {
     give(&shard, usize::MAX).await;
-    shard.tell(Event::GaveAll { shard: shard.id });
+    shard.tell(Event::GaveAll { life: shard.life });
 }
 
 /// Gives so many of those away that there are now.
@@ -44,7 +44,7 @@ async fn give(shard: &Shard, most: usize) {
             break;
         }
         left = left.saturating_sub(parcels.len());
-        shard.tell(Event::Tunnels { shard: shard.id, parcels });
+        shard.tell(Event::Tunnels { life: shard.life, parcels });
         yield_now().await;
     }
 }
@@ -66,7 +66,9 @@ pub async fn run(shard: Rc<Shard>) {
             return;
         }
         let open = |counters: &crate::counters::Counters| counters.tunnels.open.get();
-        let all = shard.counters.all();
+        let mut all = shard.counters.all();
+        // Others may have been there before.
+        all.truncate(*shard.generation().config.process.worker_processes);
         give(&shard, surplus(open(&shard.counters), all.iter().map(open))).await;
     }
 }
