@@ -1,14 +1,11 @@
 """A new binary's process takes over the tunnels: who is at their ends does not notice."""
 
-import itertools
 import json
 import random
-import selectors
 import signal
 import socket
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -17,7 +14,18 @@ from harness.daemon import Clients, Daemon
 from harness.ports import free_port
 from harness.proxy import eventually
 from harness.servers import TESTS, Server
-from harness.tunnel import RAW, WEBSOCKET, frame_flood, handshake, raw_flood, read_flood, switch, together, write_flood
+from harness.tunnel import (
+    RAW,
+    WEBSOCKET,
+    Talk,
+    frame_flood,
+    handshake,
+    raw_flood,
+    read_flood,
+    switch,
+    together,
+    write_flood,
+)
 from harness.wire import Wire
 
 pytestmark = pytest.mark.ringx_only("nginx's tunnels stay with the old process")
@@ -151,60 +159,6 @@ def echo(tmp_path_factory):
     server = Server(tmp_path_factory.mktemp("echo"), [sys.executable, TESTS / "servers/tunnel_echo.py", port], port)
     yield server
     server.stop()
-
-
-class Talk:
-    """Every tunnel says numbers, one after the other, and hears each again."""
-
-    def __init__(self, started: Daemon, count: int):
-        self.clients = []
-        for _ in range(count):
-            client = started.connect()
-            client.send(handshake(RAW))
-            assert client.read_head().start.startswith("HTTP/1.1 101 ")
-            self.clients.append(client)
-        self.said = [0] * count
-        self.heard = [b""] * count
-        self.errors: list[str] = []
-        self.stopping = threading.Event()
-        self.thread = threading.Thread(target=self._run)
-
-    def __enter__(self) -> "Talk":
-        self.thread.start()
-        return self
-
-    def __exit__(self, *_) -> None:
-        self.stopping.set()
-        self.thread.join()
-
-    def _run(self) -> None:
-        selector = selectors.DefaultSelector()
-        numbers = itertools.count(1)
-        for at, client in enumerate(self.clients):
-            client.sock.setblocking(False)
-            selector.register(client.sock, selectors.EVENT_READ, at)
-            self._say(at, next(numbers))
-        while any(self.said) and not self.errors:
-            for key, _ in selector.select(1):
-                at = key.data
-                data = self.clients[at].sock.recv(4096)
-                if not data:
-                    self.errors.append(f"tunnel {at} was closed")
-                    return
-                self.heard[at] += data
-                if len(self.heard[at]) < 16:
-                    continue
-                if self.heard[at] != b"%016d" % self.said[at]:
-                    self.errors.append(f"tunnel {at} heard {self.heard[at]} and had said {self.said[at]}")
-                    return
-                self.heard[at], self.said[at] = b"", 0
-                if not self.stopping.is_set():
-                    self._say(at, next(numbers))
-                self.count = next(numbers)
-
-    def _say(self, at: int, number: int) -> None:
-        self.said[at] = number
-        self.clients[at].sock.sendall(b"%016d" % number)
 
 
 @pytest.mark.timeout(120)
