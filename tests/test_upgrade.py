@@ -101,6 +101,7 @@ def test_a_request_in_flight_is_finished_by_the_old_process(daemon, upstream):
     slow.request()
     old, new = started.begin()
     started.signal(signal.SIGQUIT, old)
+    started.logged("gracefully shutting down")
     eventually(lambda: {started.serving() for _ in range(10)} == {new}, "the old process accepts nothing")
     assert started.old_pid_file.exists()
     go.set()
