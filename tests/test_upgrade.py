@@ -101,6 +101,7 @@ def test_a_request_in_flight_is_finished_by_the_old_process(daemon, upstream):
     slow.request()
     old, new = started.begin()
     started.signal(signal.SIGQUIT, old)
+    started.logged("gracefully shutting down")
     eventually(lambda: {started.serving() for _ in range(10)} == {new}, "the old process accepts nothing")
     assert started.old_pid_file.exists()
     go.set()
@@ -468,6 +469,7 @@ def test_the_new_process_may_do_what_the_old_one_might(daemon):
             found[name] = tuple(re.search(rf"{kind}:\s*(\w+)", status)[1] for kind in ("CapInh", "CapPrm", "CapEff", "CapAmb"))
         return found
 
+    assert started.get("/").status == 200  # so it is nobody by now
     before = capabilities(started.pid)
     started.write(conf(main="worker_processes 2;"))  # binds one more socket beside root's
     old, new = started.upgrade()
@@ -478,7 +480,8 @@ def test_the_new_process_may_do_what_the_old_one_might(daemon):
     assert "shards share sockets" not in started.error_log()
     status = Path(f"/proc/{new}/status").read_text()
     assert re.search(r"Uid:\s*65534\s+65534\s+65534", status)
-    started.write(conf(http=f"server {{ listen 127.0.0.1:{free_port()}; return 200 $pid; error_log logs/new.log; }}"))
+    text = f"server {{ listen 127.0.0.1:{free_port()}; return 200 $pid; error_log logs/new.log; }}"
+    started.write(conf(http=text))
     started.signal(signal.SIGHUP, new)
     eventually((started.prefix / "logs/new.log").exists, "a new log is opened in root's folder")
     started.upgrade()

@@ -56,6 +56,7 @@ class Daemon(Proxy):
         assert done.returncode == 0, done.stderr
         self.started = True
         eventually(lambda: self.pid, "the pid file is written")
+        self.logged("start worker processes")  # nginx sleeps over a signal that comes before
         self.started_pids.add(self.pid)
         return self
 
