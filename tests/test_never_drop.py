@@ -62,7 +62,7 @@ def echo(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def app(tmp_path_factory):
-    server = uwsgi(tmp_path_factory.mktemp("app"), "whoami:app", 2, "--listen", "100")
+    server = uwsgi(tmp_path_factory.mktemp("app"), "tutorial", 2, "--listen", "100")
     yield server
     server.stop()
 
