@@ -89,7 +89,7 @@ pub fn sample() -> Vec<u8> {
     use std::os::unix::net::UnixDatagram;
 
     use super::pipe::Pipes;
-    use crate::counters::for_shards;
+    use crate::counters::Counters;
 
     let (client, upstream) = UnixDatagram::pair().unwrap();
     let limits = carry::Limits {
@@ -102,11 +102,11 @@ pub fn sample() -> Vec<u8> {
         reset_timedout: false,
     };
     let tunnel = Tunnel::new(client.into(), upstream.into(), limits, true, true, 1_000_000);
-    let counters = for_shards(1);
+    let counters = Counters::default();
     let mut means = Means {
         scratch: &mut [0; super::flow::SCRATCH],
         pipes: &mut Pipes::default(),
-        counters: &counters[0].tunnels,
+        counters: &counters.tunnels,
         now_ms: 1_000_000,
     };
     let (_, carried) = tunnel.pack(&mut means).unwrap();
