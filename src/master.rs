@@ -495,6 +495,8 @@ impl<'a> Master<'a> {
         if failure.is_some() || !(is_leaving || lost == Lost::Leaver) {
             let reason = failure.unwrap_or("it was not told to");
             self.report.say(Level::Alert, format_args!("shard {} exited: {reason}", life.shard));
+        } else if !is_leaving {
+            self.report.notice(format_args!("shard {} exited", life.shard));
         }
         // Others go on until it is started again; one that could not even start spoils the start.
         if !is_leaving && lost == Lost::AtStart {

@@ -352,7 +352,9 @@ def test_every_shard_that_comes_gets_connections_and_none_that_has_gone(serving)
     for shard in range(3):
         on_shard(proxy, shard)
     resize(proxy, 2)
+    assert "[notice]" in proxy.logged("gracefully shutting down shard 2")
     are_there(proxy, 2)
+    assert "[notice]" in proxy.logged("shard 2 exited")
 
     def sockets() -> int:
         lines = Path("/proc/net/tcp").read_text().splitlines()[1:]
@@ -439,6 +441,24 @@ def test_who_has_connected_to_an_address_that_goes_is_served(serving, tmp_path, 
         # And back again.
         resize(proxy, 2, http=other)
         eventually(lambda: Stream(proxy, port=port)._connect(), "it is listened on again").close()
+
+
+@ringx_only("it closes what waits in the queue")
+def test_who_has_not_finished_the_handshake_is_served(serving):
+    """With `deferred` it is finished by the first bytes of a request. First a shard goes, then the address."""
+    other = "server { listen 127.0.0.1:@port_b@ deferred; location = /beside { access_log off; return 200 beside; } }"
+    proxy = serving(3, http=other)
+    port = int(proxy.values["port_b"])
+    for shards, http in ((1, other), (1, "")):
+        wires = [proxy.connect(port) for _ in range(30)]
+        resize(proxy, shards, http=http)
+        assert [ask(wire).body for wire in wires] == [b"beside"] * 30
+
+    def is_refused() -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", port)) != 0
+
+    eventually(is_refused, "nobody listens there any more")
 
 
 @ringx_only("its sockets are shared")

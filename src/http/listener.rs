@@ -4,6 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,7 +15,7 @@ use rustix::net::{Shutdown, SocketFlags};
 use super::connection::{self, ClientAddress, Connection};
 use super::server::AddressId;
 use crate::error_log::{self, Level};
-use crate::io::select::{Either, Signal, either};
+use crate::io::select::{Either, Signal, either, in_turn};
 use crate::io::{Stream, timer};
 use crate::shard::{Generation, Shard};
 
@@ -97,7 +98,9 @@ impl Listener {
     pub async fn accept(self: Rc<Self>, shard: Rc<Shard>) {
         let Some(socket) = self.socket.borrow().clone() else { return };
         while self.end.get().is_none() {
-            match either(socket.readable_unlimited(), self.closing.wait()).await {
+            // A socket that somebody has shut down looks readable for ever.
+            let woken = pin!(either(socket.readable_unlimited(), self.closing.wait()));
+            match in_turn(woken).await {
                 Either::First(Ok(())) => {}
                 Either::First(Err(e)) => {
                     shard.log_main(

@@ -196,6 +196,7 @@ impl Shards {
             },
             State::Ended => return,
         };
+        (now.say)(Level::Notice, format_args!("gracefully shutting down shard {shard}"));
         handle.outbox.send(Command::Leave);
         self.leaving.push(handle);
     }
