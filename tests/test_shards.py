@@ -111,10 +111,11 @@ def threads(proxy: Proxy) -> list[str]:
     return sorted(name for name in names if name.startswith("ringx shard "))
 
 
-def lasting_descriptors(proxy: Proxy) -> int:
-    """Without pipes, which are kept for some time."""
-    names = os.listdir(f"/proc/{proxy.pid}/fd")
-    return len([name for name in names if not is_pipe(proxy, name)])
+def lasting_descriptors(proxy: Proxy) -> list[str]:
+    """What they are, by kind. Without pipes, which are kept for some time."""
+    names = [name for name in os.listdir(f"/proc/{proxy.pid}/fd") if not is_pipe(proxy, name)]
+    links = [os.readlink(f"/proc/{proxy.pid}/fd/{name}") for name in names]
+    return sorted(re.sub(r"\[\d+\]", "", link) for link in links)
 
 
 # Death.
@@ -172,7 +173,13 @@ def test_a_shard_that_dies_comes_back_and_leaves_nothing_behind(mortal, upstream
     tunnel(on_shard(proxy, 1)).close()
     for wire in proxy.wires:
         wire.close()
-    eventually(lambda: lasting_descriptors(proxy) == before, "no descriptor is left open")
+
+    def is_as_before() -> bool:
+        now = lasting_descriptors(proxy)
+        assert now == before
+        return True
+
+    eventually(is_as_before, "no descriptor is left open")
 
 
 @ringx_only("its workers are processes")

@@ -168,7 +168,9 @@ impl Listening {
     pub fn adopt(&mut self, opened: Opened, addresses: &[Address], report: &Report) {
         self.shards = opened.shards;
         let mut known: Vec<Bound> = self.open.drain(..).chain(self.leaving.drain(..)).collect();
-        known.iter_mut().for_each(|bound| bound.take_back(opened.shards));
+        for bound in &mut known {
+            bound.take_back(opened.shards);
+        }
         known.extend(opened.bound);
         for mut bound in known {
             let is_same = |other: &&mut Bound| other.is_of(&bound.listen);

@@ -214,8 +214,8 @@ impl Shards {
     pub fn start_due(&mut self, at: Instant, now: &Now<'_>) {
         for shard in 0..self.members.len() {
             let is_due =
-                |member: &&mut Member| matches!(member.state, State::Down { until } if until <= at);
-            if self.members.get_mut(shard).filter(is_due).is_none() {
+                |member: &Member| matches!(member.state, State::Down { until } if until <= at);
+            if !self.members.get(shard).is_some_and(is_due) {
                 continue;
             }
             let begun = self.begin(shard, now);
