@@ -274,8 +274,8 @@ impl<'a> Master<'a> {
     fn do_what_is_due(&mut self, at: Instant) {
         if self.retired_until.is_some_and(|until| until <= at) {
             self.retired_until = None;
-            self.shards.tell(|| channel::Command::CloseLeaving);
-            self.listening.close_leaving(self.report);
+            self.shards.close_leaving();
+            self.listening.close_leaving();
         }
         match self.phase {
             Phase::Leaving { until: Some(until), .. } if until <= at => self.press(),
@@ -319,7 +319,7 @@ impl<'a> Master<'a> {
     // Reload.
 
     fn reload(&mut self) {
-        // One at a time: the shards' queues of commands are not to grow with signals.
+        // One at a time: what the last one closes is closed before the next one may open it again.
         if self.shards.are_reloading() {
             self.reloads_again = true;
             return;
@@ -362,7 +362,7 @@ impl<'a> Master<'a> {
         if let Err(failure) = self.hand_over(&config) {
             let before = Opened::none(shards_before);
             self.listening.adopt(before, addresses(&self.config), self.report);
-            self.listening.close_leaving(self.report);
+            self.listening.close_leaving();
             return Err(failure);
         }
         self.retire_what_leaves();

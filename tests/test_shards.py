@@ -126,7 +126,7 @@ def test_a_shard_that_dies_comes_back_and_leaves_nothing_behind(mortal, upstream
     silent = upstream(script(head, to_end), script(head, send(response(b"up")), to_end))
     proxy = mortal(
         2,
-        server="location = /up { proxy_pass http://group; }",
+        server="location = /up { proxy_http_version 1.0; proxy_set_header Connection close; proxy_pass http://group; }",
         http="upstream group { zone z 64k; server @up@ max_conns=1 max_fails=0; }",
         up=silent.address,
     )
@@ -210,8 +210,9 @@ def test_the_only_shard_comes_back(mortal):
     assert (shard["restarts"], shard["connections"]) == (1, 1)
     # A configuration that came meanwhile is that of the next life.
     proxy.reload(configuration(1, http="server_tokens off;"))
-    on_shard(proxy, 0).send(PANIC)
-    proxy.get("/beside")
+    second = on_shard(proxy, 0)
+    second.send(PANIC)
+    second.read_to_end()
     assert proxy.get("/").get("Server") == "ringx"
 
 

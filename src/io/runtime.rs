@@ -73,14 +73,19 @@ fn drive<D: monoio::Driver, F: Future>(mut runtime: Runtime<D>, future: F) -> F:
 const TURNS: usize = 6;
 const TURN: Duration = Duration::from_millis(2);
 
+/// Waits until the ring has closed what was let go of with an operation under way.
+pub async fn settle() {
+    for _ in 0..TURNS {
+        pause(TURN).await;
+    }
+}
+
 async fn end_tasks() {
     ENDING.set(true);
     let wakers =
         TASKS.with_borrow(|tasks| tasks.iter().map(|(_, w)| w.clone()).collect::<Vec<_>>());
     wakers.into_iter().for_each(Waker::wake);
-    for _ in 0..TURNS {
-        pause(TURN).await;
-    }
+    settle().await;
     ENDING.set(false);
 }
 

@@ -234,9 +234,12 @@ impl Listening {
 
     /// Closes what has retired, and removes socket files that nobody needs. Shards still have copies,
     /// until they have taken what is in the queues.
-    pub fn close_leaving(&mut self, report: &Report) {
+    pub fn close_leaving(&mut self) {
         self.leaving.clear();
-        self.open.iter_mut().for_each(|bound| bound.close_retired(report));
+        // The kernel goes on to choose as it does until the next reload: by then they are closed.
+        for bound in &mut self.open {
+            bound.retired.clear();
+        }
     }
 
     /// Closes every socket at once, so that clients are refused when the shards have let go of
@@ -402,13 +405,6 @@ impl Bound {
     fn take_back(&mut self, shards: usize) {
         let missing = shards.saturating_sub(self.sockets.len()).min(self.retired.len());
         self.sockets.extend(self.retired.drain(..missing));
-    }
-
-    fn close_retired(&mut self, report: &Report) {
-        if !self.retired.is_empty() {
-            self.retired.clear();
-            self.choose(report);
-        }
     }
 
     /// Has the kernel deal out connections among those that have not retired.
@@ -603,7 +599,7 @@ mod tests {
         assert!(again.bound.is_empty());
         listening.adopt(again, &[], &report);
         TcpStream::connect(taken).unwrap();
-        listening.close_leaving(&report);
+        listening.close_leaving();
         TcpStream::connect(taken).unwrap_err();
     }
 
@@ -618,7 +614,7 @@ mod tests {
         let opened = listening.open(&addresses, 1, &report).unwrap();
         assert!(opened.bound.is_empty());
         listening.adopt(opened, &addresses, &report);
-        listening.close_leaving(&report);
+        listening.close_leaving();
         assert_eq!(listening.of_shard(0, &addresses).unwrap().len(), 1);
     }
 
@@ -662,7 +658,7 @@ mod tests {
         listening.adopt(opened, &addresses, &report);
         assert_eq!(listening.open[0].sockets.len(), 3);
         assert_eq!(listening.retired_count(), 1);
-        listening.close_leaving(&report);
+        listening.close_leaving();
         assert_eq!(listening.retired_count(), 0);
         let third = connect();
         let all = (0..3).map(|k| accepted(&listening, k, &addresses)).sum::<usize>();
@@ -691,7 +687,7 @@ mod tests {
         let opened = listening.open(&wide, 1, &report).unwrap();
         listening.adopt(opened, &wide, &report);
         assert_eq!(listening.retire_leaving(&report), Some(SHORT_RETIREMENT));
-        listening.close_leaving(&report);
+        listening.close_leaving();
         let _wide = TcpStream::connect(taken).unwrap();
     }
 
@@ -730,7 +726,7 @@ mod tests {
         UnixStream::connect(&path).unwrap_err();
         let opened = listening.open(&addresses, 2, &report).unwrap();
         listening.adopt(opened, &addresses, &report);
-        listening.close_leaving(&report);
+        listening.close_leaving();
         UnixStream::connect(&path).unwrap();
         listening.close();
         UnixStream::connect(&path).unwrap_err();

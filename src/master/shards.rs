@@ -257,6 +257,18 @@ impl Shards {
         self.living().for_each(|handle| handle.outbox.send(command()));
     }
 
+    /// Has what has retired closed: until that is done, shards count as reloading.
+    pub fn close_leaving(&mut self) {
+        let lives = |member| match member {
+            &mut Member { state: State::Lives(ref mut handle), .. } => Some(handle),
+            _ => None,
+        };
+        for handle in self.members.iter_mut().filter_map(lives).chain(&mut self.leaving) {
+            handle.outbox.send(Command::CloseLeaving);
+            handle.reloads = handle.reloads.saturating_add(1);
+        }
+    }
+
     /// [`Event::Ready`]: whether all serve now.
     pub fn is_ready(&mut self, life: Life) -> bool {
         if let Some(handle) = self.find(life) {
