@@ -123,10 +123,10 @@ def lasting_descriptors(proxy: Proxy) -> list[str]:
 
 @ringx_only("its workers are processes")
 def test_a_shard_that_dies_comes_back_and_leaves_nothing_behind(mortal, upstream):
-    silent = upstream(script(head, to_end), script(head, send(response(b"up")), to_end))
+    silent = upstream(script(head, to_end), script(head, send(response(b"up"))))
     proxy = mortal(
         2,
-        server="location = /up { proxy_http_version 1.0; proxy_set_header Connection close; proxy_pass http://group; }",
+        server="location = /up { proxy_pass http://group; }",
         http="upstream group { zone z 64k; server @up@ max_conns=1 max_fails=0; }",
         up=silent.address,
     )
