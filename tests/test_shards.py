@@ -1,6 +1,7 @@
 """Shards that die and come back, and shards that come and go with `worker_processes`: whoever is connected to
 another one notices nothing, and no connection is lost on the way."""
 
+import contextlib
 import itertools
 import json
 import os
@@ -114,7 +115,10 @@ def threads(proxy: Proxy) -> list[str]:
 def lasting_descriptors(proxy: Proxy) -> list[str]:
     """What they are, by kind. Without pipes, which are kept for some time."""
     names = [name for name in os.listdir(f"/proc/{proxy.pid}/fd") if not is_pipe(proxy, name)]
-    links = [os.readlink(f"/proc/{proxy.pid}/fd/{name}") for name in names]
+    links = []
+    for name in names:
+        with contextlib.suppress(FileNotFoundError):
+            links.append(os.readlink(f"/proc/{proxy.pid}/fd/{name}"))
     return sorted(re.sub(r"\[\d+\]", "", link) for link in links)
 
 
