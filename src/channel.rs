@@ -26,6 +26,7 @@ pub enum Command {
     /// ends. It accepts from its sockets until it is told to close them.
     Leave,
     /// Take what is in the queues of sockets that the configuration does not name, and close them.
+    /// Answered with [`Event::Reloaded`] when they are closed.
     CloseLeaving,
     /// Write out what the access logs hold back.
     FlushLogs,

@@ -188,7 +188,9 @@ impl AllCounters {
     pub fn by_shard(&self) -> Vec<Counters> {
         let sum = |entries: &Vec<Entry>| {
             let sum = Counters::default();
-            entries.iter().for_each(|entry| sum.add(&entry.counters));
+            for entry in entries {
+                sum.add(&entry.counters);
+            }
             sum
         };
         self.lock().iter().map(sum).collect()

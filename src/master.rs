@@ -245,7 +245,7 @@ impl<'a> Master<'a> {
         listening.inherit(sockets);
         let opened = listening.open(addresses(&config), shards, report)?;
         listening.adopt(opened, addresses(&config), report);
-        listening.close_leaving(report);
+        listening.close_leaving();
         let ring = choose_ring(report);
         introduce(report, ring);
 
@@ -350,8 +350,8 @@ impl<'a> Master<'a> {
     fn do_what_is_due(&mut self, at: Instant) {
         if self.retired_until.is_some_and(|until| until <= at) {
             self.retired_until = None;
-            self.shards.tell(|| channel::Command::CloseLeaving);
-            self.listening.close_leaving(self.report);
+            self.shards.close_leaving();
+            self.listening.close_leaving();
         }
         match self.phase {
             Phase::Leaving { until: Some(until), .. } if until <= at => self.press(),
@@ -409,7 +409,7 @@ impl<'a> Master<'a> {
     // Reload.
 
     fn reload(&mut self) {
-        // One at a time: the shards' queues of commands are not to grow with signals.
+        // One at a time: what the last one closes is closed before the next one may open it again.
         if self.shards.are_reloading() {
             self.reloads_again = true;
             return;
@@ -452,7 +452,7 @@ impl<'a> Master<'a> {
         if let Err(failure) = self.hand_over(&config) {
             let before = Opened::none(shards_before);
             self.listening.adopt(before, addresses(&self.config), self.report);
-            self.listening.close_leaving(self.report);
+            self.listening.close_leaving();
             return Err(failure);
         }
         self.retire_what_leaves();
@@ -712,6 +712,8 @@ impl<'a> Master<'a> {
         if failure.is_some() || !(is_leaving || lost == Lost::Leaver) {
             let reason = failure.unwrap_or("it was not told to");
             self.report.say(Level::Alert, format_args!("shard {} exited: {reason}", life.shard));
+        } else if !is_leaving {
+            self.report.notice(format_args!("shard {} exited", life.shard));
         }
         // Others go on until it is started again; one that could not even start spoils the start.
         if !is_leaving && lost == Lost::AtStart {

@@ -295,17 +295,27 @@ impl Shard {
         }
     }
 
-    /// Closes the sockets that the configuration does not name, or all of a shard that leaves.
-    fn close_leaving(self: &Rc<Self>) {
+    /// Closes the sockets that the configuration does not name, or all of a shard that leaves; `then`
+    /// they are closed.
+    fn close_leaving(self: &Rc<Self>, then: impl FnOnce() + 'static) {
         let generation = self.generation();
+        let mut closing = Vec::new();
         self.listeners.borrow_mut().retain(|listener| {
             let stays = !self.is_quitting() && listener.is_bound_to(&generation);
             if !stays {
                 listener.close(End::LetGo);
+                closing.push(Rc::clone(listener));
             }
             stays
         });
-        self.end_if_empty();
+        let shard = Rc::clone(self);
+        self.spawn("close", async move {
+            for listener in closing {
+                listener.gone().await;
+            }
+            then();
+            shard.raise_if_empty();
+        });
     }
 
     /// Other shards, or another process, take them over.
@@ -540,7 +550,10 @@ async fn obey(
                 events.send(channel::Event::Reloaded { life });
             }
             channel::Command::Leave => shard.leave(),
-            channel::Command::CloseLeaving => shard.close_leaving(),
+            channel::Command::CloseLeaving => {
+                let events = events.clone();
+                shard.close_leaving(move || events.send(channel::Event::Reloaded { life }));
+            }
             channel::Command::TakeTunnels(parcels) => shard.tunnels.take(shard, parcels),
             channel::Command::GiveTunnels => shard.give_tunnels(),
             channel::Command::FlushLogs => shard.access_logs.flush_all(),

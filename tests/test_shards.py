@@ -1,6 +1,7 @@
 """Shards that die and come back, and shards that come and go with `worker_processes`: whoever is connected to
 another one notices nothing, and no connection is lost on the way."""
 
+import contextlib
 import itertools
 import json
 import os
@@ -111,10 +112,14 @@ def threads(proxy: Proxy) -> list[str]:
     return sorted(name for name in names if name.startswith("ringx shard "))
 
 
-def lasting_descriptors(proxy: Proxy) -> int:
-    """Without pipes, which are kept for some time."""
-    names = os.listdir(f"/proc/{proxy.pid}/fd")
-    return len([name for name in names if not is_pipe(proxy, name)])
+def lasting_descriptors(proxy: Proxy) -> list[str]:
+    """What they are, by kind. Without pipes, which are kept for some time."""
+    names = [name for name in os.listdir(f"/proc/{proxy.pid}/fd") if not is_pipe(proxy, name)]
+    links = []
+    for name in names:
+        with contextlib.suppress(FileNotFoundError):
+            links.append(os.readlink(f"/proc/{proxy.pid}/fd/{name}"))
+    return sorted(re.sub(r"\[\d+\]", "", link) for link in links)
 
 
 # Death.
@@ -122,7 +127,7 @@ def lasting_descriptors(proxy: Proxy) -> int:
 
 @ringx_only("its workers are processes")
 def test_a_shard_that_dies_comes_back_and_leaves_nothing_behind(mortal, upstream):
-    silent = upstream(script(head, to_end), script(head, send(response(b"up")), to_end))
+    silent = upstream(script(head, to_end), script(head, send(response(b"up"))))
     proxy = mortal(
         2,
         server="location = /up { proxy_pass http://group; }",
@@ -172,7 +177,13 @@ def test_a_shard_that_dies_comes_back_and_leaves_nothing_behind(mortal, upstream
     tunnel(on_shard(proxy, 1)).close()
     for wire in proxy.wires:
         wire.close()
-    eventually(lambda: lasting_descriptors(proxy) == before, "no descriptor is left open")
+
+    def is_as_before() -> bool:
+        now = lasting_descriptors(proxy)
+        assert now == before
+        return True
+
+    eventually(is_as_before, "no descriptor is left open")
 
 
 @ringx_only("its workers are processes")
@@ -203,8 +214,9 @@ def test_the_only_shard_comes_back(mortal):
     assert (shard["restarts"], shard["connections"]) == (1, 1)
     # A configuration that came meanwhile is that of the next life.
     proxy.reload(configuration(1, http="server_tokens off;"))
-    on_shard(proxy, 0).send(PANIC)
-    proxy.get("/beside")
+    second = on_shard(proxy, 0)
+    second.send(PANIC)
+    second.read_to_end()
     assert proxy.get("/").get("Server") == "ringx"
 
 
@@ -352,7 +364,9 @@ def test_every_shard_that_comes_gets_connections_and_none_that_has_gone(serving)
     for shard in range(3):
         on_shard(proxy, shard)
     resize(proxy, 2)
+    assert "[notice]" in proxy.logged("gracefully shutting down shard 2")
     are_there(proxy, 2)
+    assert "[notice]" in proxy.logged("shard 2 exited")
 
     def sockets() -> int:
         lines = Path("/proc/net/tcp").read_text().splitlines()[1:]
@@ -439,6 +453,24 @@ def test_who_has_connected_to_an_address_that_goes_is_served(serving, tmp_path, 
         # And back again.
         resize(proxy, 2, http=other)
         eventually(lambda: Stream(proxy, port=port)._connect(), "it is listened on again").close()
+
+
+@ringx_only("it closes what waits in the queue")
+def test_who_has_not_finished_the_handshake_is_served(serving):
+    """With `deferred` it is finished by the first bytes of a request. First a shard goes, then the address."""
+    other = "server { listen 127.0.0.1:@port_b@ deferred; location = /beside { access_log off; return 200 beside; } }"
+    proxy = serving(3, http=other)
+    port = int(proxy.values["port_b"])
+    for shards, http in ((1, other), (1, "")):
+        wires = [proxy.connect(port) for _ in range(30)]
+        resize(proxy, shards, http=http)
+        assert [ask(wire).body for wire in wires] == [b"beside"] * 30
+
+    def is_refused() -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", port)) != 0
+
+    eventually(is_refused, "nobody listens there any more")
 
 
 @ringx_only("its sockets are shared")

@@ -63,6 +63,7 @@ def test_the_response(started):
         "requests": seen + 1,
         "queued": 0,
         "panics": 0,
+        "restarts": 0,
     }
     assert accepted > seen
     assert tunnels == dict.fromkeys(

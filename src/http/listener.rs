@@ -4,6 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,8 +15,8 @@ use rustix::net::{Shutdown, SocketFlags};
 use super::connection::{self, ClientAddress, Connection};
 use super::server::AddressId;
 use crate::error_log::{self, Level};
-use crate::io::select::{Either, Signal, either};
-use crate::io::{Stream, timer};
+use crate::io::select::{Either, Signal, either, in_turn};
+use crate::io::{Stream, runtime, timer};
 use crate::shard::{Generation, Shard};
 
 /// Connections taken in one go before the shard's other tasks run.
@@ -33,6 +34,8 @@ pub struct Listener {
     binding: RefCell<(Rc<Generation>, AddressId)>,
     end: Cell<Option<End>>,
     closing: Signal,
+    /// Raised when this shard's copy of the socket is closed.
+    gone: Signal,
 }
 
 /// How a listener ends.
@@ -60,6 +63,7 @@ impl Listener {
             binding: RefCell::new((Rc::clone(generation), address)),
             end: Cell::new(None),
             closing: Signal::default(),
+            gone: Signal::default(),
         })
     }
 
@@ -92,12 +96,21 @@ impl Listener {
         self.closing.raise();
     }
 
+    /// Waits until this shard's copy of the socket is closed, after [`Listener::close`].
+    pub async fn gone(&self) {
+        self.gone.wait().await;
+        // The kernel has it until it has let go of the last wait.
+        runtime::settle().await;
+    }
+
     /// Accepts until closed. Readiness is polled and connections are then taken with `accept4`: an
     /// accept left to the ring could complete unseen and leak its descriptor.
     pub async fn accept(self: Rc<Self>, shard: Rc<Shard>) {
         let Some(socket) = self.socket.borrow().clone() else { return };
         while self.end.get().is_none() {
-            match either(socket.readable_unlimited(), self.closing.wait()).await {
+            // A socket that somebody has shut down looks readable for ever.
+            let woken = pin!(either(socket.readable_unlimited(), self.closing.wait()));
+            match in_turn(woken).await {
                 Either::First(Ok(())) => {}
                 Either::First(Err(e)) => {
                     shard.log_main(
@@ -107,6 +120,9 @@ impl Listener {
                     timer::sleep(PAUSE).await;
                 }
                 Either::Second(()) => break,
+            }
+            if self.end.get() == Some(End::Abandon) {
+                break;
             }
             for _ in 0..BATCH {
                 match self.accept_one(&socket, &shard) {
@@ -131,6 +147,8 @@ impl Listener {
             let _ = rustix::net::shutdown(socket.fd(), Shutdown::Read);
         }
         self.socket.take();
+        drop(socket);
+        self.gone.raise();
     }
 
     /// Takes one connection; false when there is none.

@@ -130,7 +130,8 @@ impl Upstreams {
             Upstreams::look_up_due(&shard, &generation);
             drop(generation);
             timer::sleep(PERIOD).await;
-            if shard.is_quitting() {
+            // A shard that has left may have tunnels for long; one that ends may not sleep any more.
+            if shard.is_ending() {
                 return;
             }
         }

@@ -68,15 +68,24 @@ fn drive<D: monoio::Driver, F: Future>(mut runtime: Runtime<D>, future: F) -> F:
     ran.unwrap_or_else(|panic| resume_unwind(panic))
 }
 
-/// What the ring takes at most to give back the buffers of operations that are cancelled.
-const CANCELLED: Duration = Duration::from_millis(10);
+/// An operation is cancelled, then it is told, then its descriptor is closed, and each takes a turn of
+/// the ring: so many, and some to spare, however late this thread has its time.
+const TURNS: usize = 6;
+const TURN: Duration = Duration::from_millis(2);
+
+/// Waits until the ring has closed what was let go of with an operation under way.
+pub async fn settle() {
+    for _ in 0..TURNS {
+        pause(TURN).await;
+    }
+}
 
 async fn end_tasks() {
     ENDING.set(true);
     let wakers =
         TASKS.with_borrow(|tasks| tasks.iter().map(|(_, w)| w.clone()).collect::<Vec<_>>());
     wakers.into_iter().for_each(Waker::wake);
-    pause(CANCELLED).await;
+    settle().await;
     ENDING.set(false);
 }
 
@@ -265,6 +274,7 @@ pub fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
 #[cfg(test)]
 mod tests {
     use std::cell::Cell;
+    use std::io::Read as _;
     use std::rc::Rc;
 
     use super::*;
@@ -315,12 +325,12 @@ mod tests {
                     );
                     spawn(
                         async move {
-                            let _held = fails;
                             let timer = timer::Timer::new();
                             let wait = timer::Wait::Service;
                             let _ = timer
                                 .within(Duration::MAX, wait, std::future::pending::<()>())
                                 .await;
+                            drop(fails);
                         },
                         |_| {},
                     );
@@ -339,7 +349,6 @@ mod tests {
                 let ran = catch_unwind(AssertUnwindSafe(|| ring.run(live)));
                 assert_eq!(ran.is_err(), panics);
                 assert_eq!(Rc::strong_count(&held), 1);
-                use std::io::Read as _;
                 assert_eq!((&sender).read(&mut [0]).unwrap(), 0, "it is closed");
             }
         }

@@ -252,7 +252,9 @@ impl Listening {
     pub fn adopt(&mut self, opened: Opened, addresses: &[Address], report: &Report) {
         self.shards = opened.shards;
         let mut known: Vec<Bound> = self.open.drain(..).chain(self.leaving.drain(..)).collect();
-        known.iter_mut().for_each(|bound| bound.take_back(opened.shards));
+        for bound in &mut known {
+            bound.take_back(opened.shards);
+        }
         known.extend(opened.bound);
         for mut bound in known {
             let is_same = |other: &&mut Bound| other.is_of(&bound.listen);
@@ -317,13 +319,16 @@ impl Listening {
 
     /// Closes what has retired, and removes socket files that nobody needs. Shards still have copies,
     /// until they have taken what is in the queues.
-    pub fn close_leaving(&mut self, report: &Report) {
+    pub fn close_leaving(&mut self) {
         for bound in self.leaving.drain(..) {
             // Those of an old binary's process, which may still listen there, are removed at the end.
             let file = bound.file.filter(|file| file.origin == Origin::Predecessor);
             self.files.extend(file);
         }
-        self.open.iter_mut().for_each(|bound| bound.close_retired(report));
+        // The kernel goes on to choose as it does until the next reload: by then they are closed.
+        for bound in &mut self.open {
+            bound.retired.clear();
+        }
     }
 
     /// Closes every socket at once, so that clients are refused when the shards have let go of
@@ -553,13 +558,6 @@ impl Bound {
         self.sockets.extend(self.retired.drain(..missing));
     }
 
-    fn close_retired(&mut self, report: &Report) {
-        if !self.retired.is_empty() {
-            self.retired.clear();
-            self.choose(report);
-        }
-    }
-
     /// Has the kernel deal out connections among those that have not retired.
     fn choose(&self, report: &Report) {
         let Some(first) = self.sockets.first() else { return };
@@ -769,7 +767,7 @@ mod tests {
         assert!(again.bound.is_empty());
         listening.adopt(again, &[], &report);
         TcpStream::connect(taken).unwrap();
-        listening.close_leaving(&report);
+        listening.close_leaving();
         TcpStream::connect(taken).unwrap_err();
     }
 
@@ -826,7 +824,7 @@ mod tests {
             assert_eq!(opened.bound.len(), usize::from(shards > 2));
             new.adopt(opened, &both[..1], &report);
             assert_eq!(new.leaving.len(), 1);
-            new.close_leaving(&report);
+            new.close_leaving();
             let of = |shard| new.of_shard(shard, &both[..1]).unwrap().len();
             assert_eq!((0..shards).map(of).collect::<Vec<_>>(), of_each);
             assert_eq!(new.inheritance().len(), shards.max(2));
@@ -868,7 +866,7 @@ mod tests {
             new.inherit(handed_on(&old, false));
             let opened = new.open(named, 1, &report).unwrap();
             new.adopt(opened, named, &report);
-            new.close_leaving(&report);
+            new.close_leaving();
             new
         };
         let parent = rustix::process::getppid();
@@ -893,7 +891,7 @@ mod tests {
         let opened = listening.open(&addresses, 1, &report).unwrap();
         assert!(opened.bound.is_empty());
         listening.adopt(opened, &addresses, &report);
-        listening.close_leaving(&report);
+        listening.close_leaving();
         assert_eq!(listening.of_shard(0, &addresses).unwrap().len(), 1);
     }
 
@@ -937,7 +935,7 @@ mod tests {
         listening.adopt(opened, &addresses, &report);
         assert_eq!(listening.open[0].sockets.len(), 3);
         assert_eq!(listening.retired_count(), 1);
-        listening.close_leaving(&report);
+        listening.close_leaving();
         assert_eq!(listening.retired_count(), 0);
         let third = connect();
         let all = (0..3).map(|k| accepted(&listening, k, &addresses)).sum::<usize>();
@@ -966,7 +964,7 @@ mod tests {
         let opened = listening.open(&wide, 1, &report).unwrap();
         listening.adopt(opened, &wide, &report);
         assert_eq!(listening.retire_leaving(&report), Some(SHORT_RETIREMENT));
-        listening.close_leaving(&report);
+        listening.close_leaving();
         let _wide = TcpStream::connect(taken).unwrap();
     }
 
@@ -1005,7 +1003,7 @@ mod tests {
         UnixStream::connect(&path).unwrap_err();
         let opened = listening.open(&addresses, 2, &report).unwrap();
         listening.adopt(opened, &addresses, &report);
-        listening.close_leaving(&report);
+        listening.close_leaving();
         UnixStream::connect(&path).unwrap();
         listening.close(&report);
         UnixStream::connect(&path).unwrap_err();

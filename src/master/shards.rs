@@ -262,6 +262,7 @@ impl Shards {
             },
             State::Ended => return,
         };
+        (now.say)(Level::Notice, format_args!("gracefully shutting down shard {shard}"));
         handle.outbox.send(Command::Leave);
         self.leaving.push(handle);
     }
@@ -279,8 +280,8 @@ impl Shards {
     pub fn start_due(&mut self, at: Instant, now: &Now<'_>) {
         for shard in 0..self.members.len() {
             let is_due =
-                |member: &&mut Member| matches!(member.state, State::Down { until } if until <= at);
-            if self.members.get_mut(shard).filter(is_due).is_none() {
+                |member: &Member| matches!(member.state, State::Down { until } if until <= at);
+            if !self.members.get(shard).is_some_and(is_due) {
                 continue;
             }
             let begun = self.begin(shard, now);
@@ -320,6 +321,18 @@ impl Shards {
     /// Tells every shard that has not ended.
     pub fn tell(&self, command: impl Fn() -> Command) {
         self.living().for_each(|handle| handle.outbox.send(command()));
+    }
+
+    /// Has what has retired closed: until that is done, shards count as reloading.
+    pub fn close_leaving(&mut self) {
+        let lives = |member| match member {
+            &mut Member { state: State::Lives(ref mut handle), .. } => Some(handle),
+            _ => None,
+        };
+        for handle in self.members.iter_mut().filter_map(lives).chain(&mut self.leaving) {
+            handle.outbox.send(Command::CloseLeaving);
+            handle.reloads = handle.reloads.saturating_add(1);
+        }
     }
 
     /// [`Event::Ready`]: whether all serve now.

@@ -103,8 +103,10 @@ pub fn sample() -> Vec<u8> {
     };
     let tunnel = Tunnel::new(client.into(), upstream.into(), limits, true, true, 1_000_000);
     let counters = Counters::default();
+    let mut scratch: Box<[u8; super::flow::SCRATCH]> =
+        vec![0; super::flow::SCRATCH].into_boxed_slice().try_into().unwrap();
     let mut means = Means {
-        scratch: &mut [0; super::flow::SCRATCH],
+        scratch: &mut scratch,
         pipes: &mut Pipes::default(),
         counters: &counters.tunnels,
         now_ms: 1_000_000,

@@ -76,6 +76,7 @@ struct PackedLine {
 impl Packed {
     pub fn sample() -> Self {
         use crate::error_log::Destination;
+        use crate::http::modules::access_log::Hold;
 
         let log = |path: &str| Destination::File(path.into());
         Packed {
@@ -83,7 +84,7 @@ impl Packed {
             error_log: vec![Target { destination: log("/l/error.log"), level: Level::Warn }],
             tail: Tail::sample(),
             lines: vec![PackedLine {
-                sink: PackedSink::File { path: "/l/access.log".into(), hold: Default::default() },
+                sink: PackedSink::File { path: "/l/access.log".into(), hold: Hold::default() },
                 text: Frozen::sample(),
                 condition: None,
             }],
