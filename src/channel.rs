@@ -132,6 +132,18 @@ impl Outbox {
     }
 }
 
+impl Outbox {
+    /// The tunnels that the shard, which has ended, has not taken.
+    pub fn take_back(&self) -> Vec<Parcel> {
+        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        let parcels = queue.drain(..).filter_map(|command| match command {
+            Command::TakeTunnels(parcels) => Some(parcels),
+            _ => None,
+        });
+        parcels.flatten().collect()
+    }
+}
+
 impl Inbox {
     pub fn open(self) -> io::Result<OpenInbox> {
         let bell = Stream::new(self.bell.into())?;

@@ -155,6 +155,14 @@ impl Log {
         self.outputs.iter().map(target).collect()
     }
 
+    /// The files that it writes to.
+    pub fn files(&self) -> impl Iterator<Item = &Arc<LogFile>> {
+        self.outputs.iter().filter_map(|(_, output)| match output {
+            Output::File(file) => Some(file),
+            Output::Stderr | Output::Startup | Output::Syslog(_) => None,
+        })
+    }
+
     fn new(outputs: Rc<[(Level, Output)]>) -> Self {
         let level = outputs.iter().map(|(level, _)| *level).max().unwrap_or(Level::Emerg);
         Self { outputs, level }

@@ -29,7 +29,7 @@ use crate::channel::{self, Event, Events, Life};
 use crate::counters::AllCounters;
 use crate::error_log::{Destination, Errno, Files, Level, LogFile};
 use crate::http::listener::End;
-use crate::http::tunnel::parcel::Parcel;
+use crate::http::tunnel::parcel::{self, Parcel};
 use crate::io::runtime::{self, Ring};
 use crate::modules::{self, Config, LoadOptions};
 use crate::options::{self, Banner, Command, Options};
@@ -199,6 +199,8 @@ struct HandingOver {
     /// The shards that have not given all.
     giving: Vec<Life>,
     collected: Consignment,
+    /// The shards are to end behind it: nobody has called them back.
+    is_wanted: bool,
 }
 
 /// How often tunnels are collected that have begun while the ones before were handed over.
@@ -554,6 +556,11 @@ impl<'a> Master<'a> {
     /// they had: of an upgrade nothing has come.
     fn bring_back(&mut self) {
         self.listening.take_all(self.report);
+        if let Some(handing_over) = &mut self.handing_over
+            && handing_over.then == Then::Rest
+        {
+            handing_over.is_wanted = false;
+        }
         if !matches!(self.phase, Phase::Resting | Phase::Leaving { then: Then::Rest, .. }) {
             return;
         }
@@ -593,8 +600,13 @@ impl<'a> Master<'a> {
 
     fn begin_handing_over(&mut self, then: Then, round: usize) {
         let giving = self.shards.serving();
+        if giving.is_empty() {
+            return self.leave(then, Pressure::Finish);
+        }
         self.shards.tell(|| channel::Command::GiveTunnels);
-        self.handing_over = Some(HandingOver { then, round, giving, collected: Vec::new() });
+        let collected = Vec::new();
+        let is_wanted = true;
+        self.handing_over = Some(HandingOver { then, round, giving, collected, is_wanted });
     }
 
     /// A shard gives tunnels away: to the new process, or to another shard.
@@ -617,9 +629,9 @@ impl<'a> Master<'a> {
         }
         let collected = std::mem::take(&mut handing_over.collected);
         match self.upgrade.courier() {
-            _ if collected.is_empty() => self.handed_over(0, None),
-            Some((courier, _)) => courier.send(collected),
             None => self.handed_over(0, Some(("it is gone".to_owned(), collected))),
+            Some(_) if collected.is_empty() => self.handed_over(0, None),
+            Some((courier, _)) => courier.send(collected),
         }
     }
 
@@ -634,6 +646,7 @@ impl<'a> Master<'a> {
                     "handing tunnels over to new binary process {process} failed: {why}, going on"
                 ),
             );
+            self.upgrade.keep_tunnels();
             for (life, parcels) in consignment {
                 self.shards.give_back(life, parcels);
             }
@@ -644,7 +657,7 @@ impl<'a> Master<'a> {
                 "{count} tunnels handed over to new binary process {process}"
             ));
         }
-        let Some(HandingOver { then, round, .. }) = handing_over else { return };
+        let Some(HandingOver { then, round, is_wanted: true, .. }) = handing_over else { return };
         // Others have begun meanwhile.
         if count > 0 && round < ROUNDS_MAX && self.phase == Phase::Serving {
             self.begin_handing_over(then, round.saturating_add(1));
@@ -654,7 +667,18 @@ impl<'a> Master<'a> {
     }
 
     /// Tunnels of the old binary's process.
-    fn inherit(&mut self, parcels: Vec<Parcel>) {
+    fn inherit(&mut self, mut parcels: Vec<Parcel>) {
+        if self.phase != Phase::Serving || self.handing_over.is_some() {
+            return self.upgrade.refuse_tunnels();
+        }
+        if !self.upgrade.take_tunnels() {
+            return;
+        }
+        // The shards may not be allowed to open them.
+        let failed = parcel::open_logs(&mut parcels, &self.common.files);
+        for error in failed {
+            self.report.say(Level::Emerg, format_args!("{error}"));
+        }
         self.report.notice(format_args!("took over {} tunnels", parcels.len()));
         self.shards.place(None, parcels);
     }
@@ -708,6 +732,7 @@ impl<'a> Master<'a> {
     fn bury(&mut self, life: Life, failure: Option<&str>) {
         let lost = self.shards.has_ended(life, &self.common);
         self.collect(life);
+        self.shards.place_homeless();
         let is_leaving = matches!(self.phase, Phase::Leaving { .. });
         if failure.is_some() || !(is_leaving || lost == Lost::Leaver) {
             let reason = failure.unwrap_or("it was not told to");
@@ -728,6 +753,12 @@ impl<'a> Master<'a> {
         if let Phase::Leaving { then, .. } = self.phase
             && self.shards.are_ended()
         {
+            let homeless = self.shards.abandon_homeless();
+            if homeless > 0 {
+                let text =
+                    format_args!("{homeless} tunnels closed: no shard is left that has them");
+                self.report.say(Level::Alert, text);
+            }
             self.phase = match then {
                 Then::End => Phase::Over,
                 Then::Rest => {

@@ -198,10 +198,12 @@ impl Shard {
         self.events.send(event);
     }
 
-    /// Counts a connection that has been accepted elsewhere.
+    /// Counts a connection that has been accepted elsewhere, and is a tunnel.
     pub fn guest(self: &Rc<Self>) -> ConnectionGuard {
         self.counters.connections.add(1);
-        ConnectionGuard { shard: Rc::clone(self), stage: Cell::new(Stage::Waiting) }
+        let guard = ConnectionGuard { shard: Rc::clone(self), stage: Cell::new(Stage::Waiting) };
+        guard.enter(Stage::Writing);
+        guard
     }
 
     pub fn with_http_date<T>(&self, use_it: impl FnOnce(&[u8]) -> T) -> T {

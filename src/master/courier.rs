@@ -81,8 +81,18 @@ fn carry(
     answers: &Receiver<Message>,
     events: &Events,
 ) {
+    let mut is_closed = false;
     while let Ok(consignment) = orders.recv() {
-        let failure = deliver(line, &consignment, answers).err();
+        let failure = if is_closed {
+            Some(Failure::Gone)
+        } else {
+            // Whatever the new process has of it, it must never run when this one goes on with it.
+            let failed = deliver(line, &consignment, answers).err();
+            failed.filter(|_| {
+                is_closed = true;
+                !is_heard_at_the_end(line, answers, Message::Running)
+            })
+        };
         let count = consignment.iter().map(|(_, parcels)| parcels.len()).sum();
         events.send(Event::Delivered {
             count,
@@ -92,13 +102,22 @@ fn carry(
     }
 }
 
+/// Closes the line, and tells whether this is among what had been said by then.
+fn is_heard_at_the_end(line: &Handover, answers: &Receiver<Message>, message: Message) -> bool {
+    line.close();
+    let mut is_heard = false;
+    // The listener ends with the line.
+    while let Ok(answer) = answers.recv() {
+        is_heard |= answer == message;
+    }
+    is_heard
+}
+
 fn deliver(
     line: &Handover,
     consignment: &Consignment,
     answers: &Receiver<Message>,
 ) -> Result<(), Failure> {
-    // Of an earlier one that was given up.
-    while answers.try_recv().is_ok() {}
     for (_, parcels) in consignment {
         for parcels in parcels.chunks(TUNNELS_MAX) {
             line.send_tunnels(parcels)?;
@@ -131,16 +150,14 @@ pub fn receive(line: &Handover, events: Events) -> io::Result<()> {
                     line.send(Message::Taken)
                 }),
                 Message::Run => {
-                    let parcels = std::mem::take(&mut waiting);
-                    // Whoever hears that lets go of them: from here on they have only this process.
-                    line.send(Message::Running).map(|()| events.send(Event::Inherited { parcels }))
+                    events.send(Event::Inherited { parcels: std::mem::take(&mut waiting) });
+                    Ok(())
                 }
                 Message::Ready { .. } | Message::Taken | Message::Running => Ok(()),
             };
             if answered.is_err() {
                 // The old process finds the line closed, and keeps what it has.
-                let _ = rustix::net::shutdown(&line, rustix::net::Shutdown::Both);
-                return;
+                return line.close();
             }
         }
     })

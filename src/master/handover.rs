@@ -10,10 +10,10 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
+    SendAncillaryMessage, SendFlags, Shutdown, SocketFlags, SocketType,
 };
 
-use crate::http::tunnel::parcel::{self, Parcel};
+use crate::http::tunnel::parcel::{self, Held, Parcel};
 
 /// The variable of the environment that holds the descriptor's number.
 pub const VARIABLE: &str = "RINGX_HANDOVER";
@@ -109,6 +109,12 @@ impl Handover {
         Ok(rustix::net::send(&self.0, &message.encode(), flags).map(drop)?)
     }
 
+    /// Nothing that is sent from now on arrives, neither way; what has come can still be received.
+    pub fn close(&self) {
+        // It is closed already.
+        let _ = rustix::net::shutdown(&self.0, Shutdown::Both);
+    }
+
     /// [`Message::Tunnels`]: at most [`TUNNELS_MAX`]. They stay the caller's as well.
     pub fn send_tunnels(&self, parcels: &[Parcel]) -> io::Result<()> {
         let mut file = File::from(memfd_create("ringx tunnels", MemfdFlags::CLOEXEC)?);
@@ -176,7 +182,11 @@ pub fn unwrap_tunnels(descriptors: Vec<OwnedFd>) -> io::Result<Vec<Parcel>> {
         let (Some(client), Some(upstream)) = (descriptors.next(), descriptors.next()) else {
             return Err(incomplete());
         };
-        parcels.push(Parcel { sockets: [client, upstream], bytes: content.to_vec() });
+        parcels.push(Parcel {
+            sockets: [client, upstream],
+            bytes: content.to_vec(),
+            held: Held::default(),
+        });
         rest = behind;
     }
     if !rest.is_empty() || descriptors.next().is_some() || !parcels.iter().all(parcel::is_whole) {
@@ -239,7 +249,11 @@ mod tests {
     fn as_many_tunnels_as_may_be() {
         let (old, new) = Handover::pair().unwrap();
         let parcels: Vec<Parcel> = (0..TUNNELS_MAX)
-            .map(|_| Parcel { sockets: [socket(), socket()], bytes: parcel::sample() })
+            .map(|_| Parcel {
+                sockets: [socket(), socket()],
+                bytes: parcel::sample(),
+                held: Held::default(),
+            })
             .collect();
         old.send_tunnels(&parcels).unwrap();
         let (message, descriptors) = new.receive().unwrap().unwrap();
@@ -250,7 +264,11 @@ mod tests {
 
     #[test]
     fn what_is_not_whole_is_refused() {
-        let whole = || Parcel { sockets: [socket(), socket()], bytes: parcel::sample() };
+        let whole = || Parcel {
+            sockets: [socket(), socket()],
+            bytes: parcel::sample(),
+            held: Held::default(),
+        };
         let arrives = |parcels: &[Parcel], spoil: fn(&mut Vec<OwnedFd>)| {
             let (old, new) = Handover::pair().unwrap();
             old.send_tunnels(parcels).unwrap();

@@ -30,6 +30,8 @@ pub struct Shards {
     leaving: Vec<Handle>,
     /// Threads so far.
     lives: u64,
+    /// Tunnels that no shard has: nobody serves at the moment.
+    homeless: Vec<Parcel>,
     /// All have served: from now on a shard that dies is started again.
     have_started: bool,
 }
@@ -165,7 +167,7 @@ impl Shards {
 
     /// Gives tunnels to the shards that hold the fewest. Those of a shard do not go back to it, unless
     /// there is no other.
-    pub fn place(&self, from: Option<Life>, parcels: Vec<Parcel>) {
+    pub fn place(&mut self, from: Option<Life>, parcels: Vec<Parcel>) {
         let members = self.members.iter().filter_map(|member| match &member.state {
             State::Lives(handle) if handle.serves.is_some() => Some(handle),
             _ => None,
@@ -175,11 +177,10 @@ impl Shards {
             .map(|handle| (handle.counters.tunnels.open.get(), handle, Vec::new()))
             .collect();
         if places.is_empty() {
-            // Where nobody serves, the process ends.
             if let Some(own) = self.living().find(|handle| Some(handle.life) == from) {
-                own.take(parcels);
+                return own.take(parcels);
             }
-            return;
+            return self.homeless.extend(parcels);
         }
         for parcel in parcels {
             if let Some((open, _, place)) = places.iter_mut().min_by_key(|(open, ..)| *open) {
@@ -193,11 +194,24 @@ impl Shards {
     }
 
     /// Gives a shard its tunnels back, or to others when it has died.
-    pub fn give_back(&self, life: Life, parcels: Vec<Parcel>) {
-        match self.living().find(|handle| handle.life == life) {
-            Some(handle) => handle.take(parcels),
-            None => self.place(None, parcels),
+    pub fn give_back(&mut self, life: Life, parcels: Vec<Parcel>) {
+        if let Some(handle) = self.living().find(|handle| handle.life == life) {
+            return handle.take(parcels);
         }
+        self.place(None, parcels);
+    }
+
+    /// What could not be placed, because nobody served, is tried again.
+    pub fn place_homeless(&mut self) {
+        let parcels = std::mem::take(&mut self.homeless);
+        if !parcels.is_empty() {
+            self.place(None, parcels);
+        }
+    }
+
+    /// Closes what cannot be placed any more; how many those are.
+    pub fn abandon_homeless(&mut self) -> usize {
+        std::mem::take(&mut self.homeless).len()
     }
 
     /// Those that serve, or have served.
@@ -346,6 +360,7 @@ impl Shards {
         };
         let all_serve = self.members.iter().all(serves);
         self.have_started |= all_serve;
+        self.place_homeless();
         all_serve
     }
 
@@ -362,9 +377,11 @@ impl Shards {
             // A panic has been told by the event.
             let _ = handle.thread.join();
             common.counters.give_back(&handle.counters);
+            handle.outbox.take_back()
         };
         if let Some(at) = self.leaving.iter().position(|handle| handle.life == life) {
-            bury(self.leaving.swap_remove(at));
+            let untaken = bury(self.leaving.swap_remove(at));
+            self.homeless.extend(untaken);
             return Lost::Leaver;
         }
         let have_started = self.have_started;
@@ -373,7 +390,7 @@ impl Shards {
         let state = std::mem::replace(&mut member.state, State::Ended);
         let State::Lives(handle) = state else { return Lost::Leaver };
         let (at, serves) = (Instant::now(), handle.serves);
-        bury(handle);
+        self.homeless.extend(bury(handle));
         if serves.is_none() && !have_started {
             return Lost::AtStart;
         }

@@ -197,6 +197,26 @@ impl Upgrade {
         Some((&successor.courier, successor.process.id()))
     }
 
+    /// A hand-over has failed: the successor gets no more.
+    pub fn keep_tunnels(&mut self) {
+        if let Some(successor) = &mut self.successor {
+            successor.takes_tunnels = false;
+        }
+    }
+
+    /// Answers the predecessor, which lets go of its tunnels when it hears that they run here; false
+    /// when it does not hear it any more.
+    pub fn take_tunnels(&self) -> bool {
+        self.handover.as_ref().is_some_and(|line| line.send(Message::Running).is_ok())
+    }
+
+    /// This process is no place for tunnels: the predecessor keeps them.
+    pub fn refuse_tunnels(&self) {
+        if let Some(line) = &self.handover {
+            line.close();
+        }
+    }
+
     /// Tells the predecessor, once, that this process serves, and listens to it.
     pub fn say_ready(&mut self, events: &Events) {
         if let Some(handover) = &self.handover

@@ -131,6 +131,7 @@ impl Tunnels {
             access_logs: &generation.access_logs,
             main_log: generation.main_log(),
             known: Vec::new(),
+            failed: Vec::new(),
         };
         let engine = &mut *self.engine.borrow_mut();
         for parcel in parcels {
@@ -300,7 +301,7 @@ impl Engine {
                 now_ms: timer::now_ms(),
             };
             counters.open.sub(1);
-            match parcel::pack(slot.tunnel, &slot.ending, &mut means) {
+            match parcel::pack(slot.tunnel, slot.ending, &mut means) {
                 Ok(parcel) => parcels.push(parcel),
                 Err(damaged) => shard.log_main(Level::Alert, format_args!("{damaged}")),
             }

@@ -2,6 +2,7 @@
 //! descriptors, all the rest is bytes, so both ways are one.
 
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -9,7 +10,9 @@ use serde::{Deserialize, Serialize};
 use super::carry::{self, Means, Tunnel};
 use super::record::{self, Logs, Record};
 use super::{Ending, Server};
+use crate::error_log::{Files, LogFile, OpenError};
 use crate::http::upstream::Upstreams;
+use crate::http::upstream::peer::{Active, Place};
 
 /// Of what the bytes of a [`Parcel`] mean. Goes up with each change of any type that is in there: two
 /// processes with different ones do not understand each other.
@@ -21,6 +24,17 @@ pub struct Parcel {
     /// The client's and the upstream's.
     pub sockets: [OwnedFd; 2],
     pub bytes: Vec<u8>,
+    /// What stays as it is until somebody has it again, within this process.
+    pub held: Held,
+}
+
+/// What a tunnel has in its process besides its bytes.
+#[derive(Debug, Default)]
+pub struct Held {
+    /// At the upstream server.
+    place: Option<Place>,
+    /// Its logs: whoever gets it may not be allowed to open them.
+    logs: Vec<Arc<LogFile>>,
 }
 
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -54,19 +68,34 @@ pub fn is_whole(parcel: &Parcel) -> bool {
 }
 
 /// Takes a tunnel apart. Nobody may look at its sockets any more.
-pub(super) fn pack(tunnel: Tunnel, ending: &Ending, m: &mut Means<'_>) -> Result<Parcel, Damaged> {
+pub(super) fn pack(tunnel: Tunnel, ending: Ending, m: &mut Means<'_>) -> Result<Parcel, Damaged> {
     let (sockets, carried) = tunnel.pack(m)?;
-    let Server { upstream, name, active } = &ending.server;
-    let content = Content {
-        carried,
-        record: ending.record.pack(),
-        server: Destination {
-            upstream: Arc::clone(upstream),
-            name: Arc::clone(name),
-            began_ms: active.as_ref().map(crate::http::upstream::peer::Active::began_ms),
-        },
-    };
-    Ok(Parcel { sockets, bytes: postcard::to_stdvec(&content)? })
+    let Ending { record, server: Server { upstream, name, active } } = ending;
+    let began_ms = active.as_ref().map(Active::began_ms);
+    let server = Destination { upstream, name, began_ms };
+    let held = Held { place: active.and_then(Active::park), logs: record.files() };
+    let content = Content { carried, record: record.pack(), server };
+    Ok(Parcel { sockets, bytes: postcard::to_stdvec(&content)?, held })
+}
+
+/// Opens the logs of tunnels that come from another process, each once. What could not be opened.
+pub fn open_logs(parcels: &mut [Parcel], files: &Files) -> Vec<OpenError> {
+    let mut opened: Vec<(PathBuf, Option<Arc<LogFile>>)> = Vec::new();
+    let mut failed = Vec::new();
+    for parcel in parcels {
+        let Ok(content) = postcard::from_bytes::<Content>(&parcel.bytes) else { continue };
+        for path in content.record.files() {
+            let known =
+                opened.iter().find(|(known, _)| known == path).map(|(_, file)| file.clone());
+            let file = known.unwrap_or_else(|| {
+                let file = files.open(path).map_err(|error| failed.push(error)).ok();
+                opened.push((path.to_owned(), file.clone()));
+                file
+            });
+            parcel.held.logs.extend(file);
+        }
+    }
+    failed
 }
 
 /// Puts it together for another shard, where it finds its server and its logs by their names.
@@ -78,8 +107,11 @@ pub(super) fn unpack(
     let Content { carried, record, server } = postcard::from_bytes(&parcel.bytes)?;
     let Destination { upstream, name, began_ms } = server;
     let active = began_ms.and_then(|began_ms| upstreams.resume(&upstream, &name, began_ms));
+    // It has a place of its own again.
+    drop(parcel.held.place);
     let ending =
         Ending { record: Record::unpack(record, logs), server: Server { upstream, name, active } };
+    drop(parcel.held.logs);
     Ok((Tunnel::unpack(parcel.sockets, carried), ending))
 }
 

@@ -30,8 +30,17 @@ pub fn surplus(own: u64, all: impl ExactSizeIterator<Item = u64>) -> usize {
 
 /// Gives away all tunnels there are now: another process takes over.
 pub async fn give_all(shard: Rc<Shard>) {
+    let _told = GaveAll(&shard);
     give(&shard, usize::MAX).await;
-    shard.tell(Event::GaveAll { life: shard.life });
+}
+
+/// Tells the master, which waits for it, whatever becomes of the task.
+struct GaveAll<'a>(&'a Shard);
+
+impl Drop for GaveAll<'_> {
+    fn drop(&mut self) {
+        self.0.tell(Event::GaveAll { life: self.0.life });
+    }
 }
 
 /// Gives so many of those away that there are now.

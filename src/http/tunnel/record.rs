@@ -3,13 +3,15 @@
 
 use std::fmt;
 use std::os::fd::BorrowedFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use super::metrics::Metrics;
 use crate::clock;
-use crate::error_log::{Files, Level, Log, OpenError, Tail, Target};
+use crate::error_log::{Destination, Files, Level, Log, LogFile, OpenError, Tail, Target};
 use crate::http::action::Action;
 use crate::http::connection::Connection;
 use crate::http::modules::access_log::{
@@ -75,7 +77,6 @@ struct PackedLine {
 #[cfg(test)]
 impl Packed {
     pub fn sample() -> Self {
-        use crate::error_log::Destination;
         use crate::http::modules::access_log::Hold;
 
         let log = |path: &str| Destination::File(path.into());
@@ -99,6 +100,21 @@ impl Packed {
     }
 }
 
+impl Packed {
+    /// The paths of the files that it writes to.
+    pub fn files(&self) -> impl Iterator<Item = &Path> {
+        let of_error_log = self.error_log.iter().filter_map(|target| match &target.destination {
+            Destination::File(path) => Some(path.as_path()),
+            Destination::Stderr | Destination::Syslog(_) => None,
+        });
+        let of_lines = self.lines.iter().filter_map(|line| match &line.sink {
+            PackedSink::File { path, .. } => Some(path.as_path()),
+            PackedSink::Path { .. } | PackedSink::Syslog(_) => None,
+        });
+        of_error_log.chain(of_lines)
+    }
+}
+
 /// Where a record that comes from elsewhere finds its logs.
 pub struct Logs<'a> {
     pub files: &'a Files,
@@ -109,6 +125,8 @@ pub struct Logs<'a> {
     pub main_log: &'a Log,
     /// Error logs found so far: tunnels come many at a time.
     pub known: Vec<(Vec<Target>, Log)>,
+    /// Access logs that could not be opened: that is said once.
+    pub failed: Vec<PathBuf>,
 }
 
 /// What a tunnel knows at its end.
@@ -153,6 +171,12 @@ impl Record {
         }
     }
 
+    /// The files that it writes to.
+    pub fn files(&self) -> Vec<Arc<LogFile>> {
+        let of_lines = self.lines.iter().filter_map(|line| line.sink.file());
+        self.error_log.files().chain(of_lines).map(Arc::clone).collect()
+    }
+
     pub fn pack(&self) -> Packed {
         let line = |line: &Line| PackedLine {
             sink: line.sink.pack(),
@@ -181,7 +205,11 @@ impl Record {
         for PackedLine { sink, text, condition } in packed.lines {
             match Sink::unpack(sink, logs.writers, logs.access_logs, logs.files) {
                 Ok(sink) => lines.push(Line { sink, text, condition }),
-                Err(error) => error_log.say(Level::Emerg, format_args!("{error}")),
+                Err(error) if logs.failed.contains(&error.path) => {}
+                Err(error) => {
+                    error_log.say(Level::Emerg, format_args!("{error}"));
+                    logs.failed.push(error.path);
+                }
             }
         }
         Record {

@@ -306,6 +306,16 @@ impl Active {
         Active { state: Rc::clone(state), began_ms, queue: queue.cloned() }
     }
 
+    /// It goes on elsewhere: its place stays taken meanwhile, and nobody who waits for one is called.
+    pub fn park(mut self) -> Option<Place> {
+        self.queue = None;
+        let state = &self.state;
+        state.shares_active.then(|| {
+            state.shared.begin(0);
+            Place(Arc::clone(&state.shared))
+        })
+    }
+
     pub fn began_ms(&self) -> u64 {
         self.began_ms
     }
@@ -313,6 +323,16 @@ impl Active {
     /// Gives the place back without calling anybody: the server was full all the same.
     pub fn withdraw(mut self) {
         self.queue = None;
+    }
+}
+
+/// A place at a server, of a request that belongs to no shard at the moment.
+#[derive(Debug)]
+pub struct Place(Arc<SharedPeer>);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.end();
     }
 }
 

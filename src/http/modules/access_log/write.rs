@@ -359,6 +359,14 @@ impl Sink {
         })
     }
 
+    /// The file, where it is always the same.
+    pub fn file(&self) -> Option<&Arc<LogFile>> {
+        match self {
+            Sink::File(writer) => Some(&writer.file),
+            Sink::Path { .. } | Sink::Syslog(_) => None,
+        }
+    }
+
     pub fn pack(&self) -> PackedSink {
         match self {
             Sink::File(writer) => {
