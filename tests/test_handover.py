@@ -1,6 +1,7 @@
 """A new binary's process takes over the tunnels: who is at their ends does not notice."""
 
 import json
+import os
 import random
 import signal
 import socket
@@ -233,3 +234,101 @@ def test_descriptors_do_not_pile_up(daemon, ends):
         client.close()
         server.close()
     eventually(lambda: count() <= counts[-1] - 200, "all are closed")
+
+
+def floods_are_right(pairs, seed: int) -> None:
+    calls = []
+    for number, (client, server) in enumerate(pairs):
+        calls += [
+            (write_flood, client, raw_flood(seed + number, 4 * MIB)),
+            (read_flood, server, raw_flood(seed + number, 4 * MIB)),
+        ]
+    together(*calls)
+
+
+def test_what_a_hand_over_has_failed_with_is_never_run_twice(daemon, ends):
+    """The new process wakes up with tunnels that the old one goes on with; and is asked no second time."""
+    started = daemon(ends.address)
+    started.expected_alerts.append("handing tunnels over to new binary process")
+    pairs = [open_tunnel(started, ends) for _ in range(10)]
+    old, new = started.begin()
+    started.signal(signal.SIGSTOP, new)
+    started.signal(signal.SIGQUIT, old)
+    started.logged("handing tunnels over to new binary process")
+    started.signal(signal.SIGCONT, new)
+    started.signal(signal.SIGQUIT, old)
+    started.logged("gracefully shutting down")
+    floods_are_right(pairs, 1)
+    assert "took over" not in started.error_log()
+    for client, server in pairs[:5]:
+        client.close()
+        assert server.recv(1) == b"", "nobody else holds it open"
+    for client, server in pairs[5:]:
+        client.close()
+        server.close()
+    started.wait_for(old)
+    assert started.serving() == new
+
+
+@pytest.mark.parametrize("who", [signal.SIGQUIT, signal.SIGTERM], ids=["quit", "terminated"])
+def test_a_new_process_that_is_ending_takes_no_tunnels(daemon, ends, who):
+    started = daemon(ends.address)
+    started.expected_alerts.append("handing tunnels over to new binary process")
+    pairs = [open_tunnel(started, ends) for _ in range(10)]
+    old, new = started.begin()
+    started.signal(who, new)
+    started.signal(signal.SIGQUIT, old)
+    started.wait_for(new)
+    eventually(lambda: started.serving() == old, "the old process goes on")
+    floods_are_right(pairs, 1)
+    for client, server in pairs:
+        client.close()
+        server.close()
+    eventually(lambda: len(started.accessed(10)) == 10, "each has its line")
+
+
+def test_who_is_called_back_while_tunnels_go_stays(daemon, ends):
+    """WINCH, and HUP before the shards were told to end."""
+    started = daemon(ends.address)
+    old, new = started.begin()
+    started.signal(signal.SIGWINCH, old)
+    started.signal(signal.SIGHUP, old)
+    eventually(lambda: {old, new} == {started.serving() for _ in range(20)}, "both serve")
+    started.signal(signal.SIGQUIT, new)
+    started.wait_for(new)
+    assert started.serving() == old
+
+
+def test_tunnels_are_counted_where_they_are(daemon, ends):
+    started = daemon(ends.address)
+    pairs = [open_tunnel(started, ends) for _ in range(20)]
+    hands_over(started, 20)
+    shards = json.loads(started.get("/status").body)["shards"]
+    # And the one that asks.
+    assert sum(shard["writing"] for shard in shards) == sum(shard["connections"] for shard in shards) == 21
+    for client, server in pairs:
+        client.close()
+        server.close()
+    eventually(lambda: tunnels(started)["open"] == 0, "all have ended")
+    shards = json.loads(started.get("/status").body)["shards"]
+    assert sum(shard["writing"] for shard in shards) == sum(shard["connections"] for shard in shards) == 1
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="asks for root")
+def test_logs_that_nobody_may_open_any_more(binary, tmp_path, ends):
+    """The new configuration names another access log; that of the tunnels is root's."""
+    started = Daemon(binary, tmp_path / "prefix", CONF, up=ends.address)
+    started.user = "nobody"
+    started.prefix.chmod(0o755)
+    tmp_path.chmod(0o755)
+    started.start()
+    try:
+        pairs = [open_tunnel(started, ends) for _ in range(5)]
+        started.write(CONF.replace("logs/access.log", "logs/other.log"))
+        hands_over(started, 5)
+        for client, server in pairs:
+            client.close()
+            server.close()
+        eventually(lambda: sum(" 101 " in line for line in started.accessed(5)) == 5, "each has its line")
+    finally:
+        started.stop()

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from harness.proxy import Proxy, eventually
-from harness.tunnel import BINARY, frame, handshake, read_frame
+from harness.tunnel import BINARY, frame, handshake, read_frame, switch
 from harness.upstream import head, response, script, send, to_end
 from harness.wire import Closed, Wire
 from test_faults import HOOK, NEIGHBOURS, Neighbours, is_pipe
@@ -383,30 +383,25 @@ def test_every_shard_that_comes_gets_connections_and_none_that_has_gone(serving)
 
 
 @ringx_only("nginx has processes")
-def test_a_tunnel_stays_with_a_shard_that_has_gone(serving):
-    """The thread ends with it; meanwhile another one may have the shard's number."""
+def test_a_tunnel_moves_away_from_a_shard_that_goes(serving):
+    """And the thread ends at once."""
     proxy = serving(3)
     are_there(proxy, 3)
     wire = tunnel(on_shard(proxy, 2))
     idle = on_shard(proxy, 2)
     resize(proxy, 1)
     idle.expect_end()
-    eventually(lambda: threads(proxy) == ["ringx shard 0", "ringx shard 2"], "the one without a tunnel is gone")
+    eventually(lambda: threads(proxy) == ["ringx shard 0"], "the others are gone")
     echo(wire)
-    assert status(proxy)[2]["tunnels"]["open"] == 1
+    assert [shard["tunnels"]["open"] for shard in status(proxy)] == [1, 0, 0]
     resize(proxy, 3)
-    eventually(
-        lambda: threads(proxy) == ["ringx shard 0", "ringx shard 1", "ringx shard 2", "ringx shard 2"],
-        "there are three and the one with the tunnel",
-    )
-    other = tunnel(on_shard(proxy, 2))
-    assert status(proxy)[2]["tunnels"]["open"] == 2
-    echo(wire)
-    wire.close()
     are_there(proxy, 3)
+    other = tunnel(on_shard(proxy, 2))
+    echo(wire)
     echo(other)
-    shard = status(proxy)[2]
-    assert (shard["tunnels"]["open"], shard["tunnels"]["opened"]) == (1, 2)
+    tunnels = [shard["tunnels"] for shard in status(proxy)]
+    assert [each["open"] for each in tunnels] == [1, 0, 1]
+    assert [each["opened"] for each in tunnels] == [0, 0, 2]
 
 
 @ringx_only("nginx has processes")
@@ -420,6 +415,42 @@ def test_a_quit_says_goodbye_to_tunnels_of_shards_that_have_gone(serving):
     assert read_frame(wire).code == 1001
     wire.close()
     assert proxy.wait() == 0
+
+
+@ringx_only("nginx has processes")
+def test_a_server_has_no_more_tunnels_than_it_may_while_they_move(proxy, upstream):
+    """Those that wait in the queue are called when a tunnel ends, not when it moves."""
+    finished = threading.Event()
+
+    def hold(wire) -> None:
+        wire.send(switch(wire.read_head().get("Upgrade")))
+        finished.wait(60)
+
+    server = upstream(hold)
+    text = """
+        worker_processes @shards@;
+        events { }
+        http {
+            upstream ends { server @up@ max_conns=10; queue 10 timeout=30s; }
+            server {
+                listen 127.0.0.1:@port@;
+                location = /status { ringx_status; }
+                location / { proxy_pass http://ends; websocket on; }
+            }
+        }
+    """
+    running = proxy(text, up=server.address, shards=2)
+    try:
+        wires = [running.connect() for _ in range(15)]
+        for wire in wires:
+            wire.send(handshake())
+        server.connection(10)
+        running.write(text.replace("@shards@", "1"))
+        running.signal(signal.SIGHUP)
+        eventually(lambda: threads(running) == ["ringx shard 0"], "one is gone")
+        assert len(server.connections) == 10
+    finally:
+        finished.set()
 
 
 def test_connection_numbers_stay_unique(serving):
