@@ -310,6 +310,8 @@ impl<'a> Master<'a> {
             return;
         }
         self.listening.close_leaving();
+        // The old configuration is gone, but for requests under way.
+        os::release_memory();
         if std::mem::take(&mut self.reloads_again) {
             self.reload();
         }
