@@ -567,5 +567,6 @@ fn redirect_stderr(config: &Config, report: &Report) {
 }
 
 fn append_to(path: &Path) -> io::Result<std::fs::File> {
-    OpenOptions::new().append(true).open(path)
+    // It may have been renamed a moment ago, and be about to be opened anew.
+    OpenOptions::new().append(true).create(true).open(path)
 }
