@@ -43,6 +43,7 @@ pub mod counters;
 pub mod error_log;
 pub mod io;
 pub mod local_time;
+pub mod memory;
 pub mod os;
 pub mod resolver;
 pub mod syslog;

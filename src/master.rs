@@ -430,7 +430,12 @@ impl<'a> Master<'a> {
     }
 
     fn complete_reload(&mut self) {
-        if !self.shards.are_reloading() && std::mem::take(&mut self.reloads_again) {
+        if self.shards.are_reloading() {
+            return;
+        }
+        // The old configuration is gone, but for requests under way.
+        os::release_memory();
+        if std::mem::take(&mut self.reloads_again) {
             self.reload();
         }
     }
@@ -861,5 +866,6 @@ fn redirect_stderr(config: &Config, report: &Report) {
 }
 
 fn append_to(path: &Path) -> io::Result<std::fs::File> {
-    OpenOptions::new().append(true).open(path)
+    // It may have been renamed a moment ago, and be about to be opened anew.
+    OpenOptions::new().append(true).create(true).open(path)
 }

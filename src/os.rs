@@ -30,6 +30,17 @@ pub fn kernel() -> String {
     format!("{} {}", name.sysname().to_string_lossy(), name.release().to_string_lossy())
 }
 
+/// Gives the system back what the allocator holds free, in whole pages. Takes a moment: other threads
+/// wait for the part that is looked at.
+pub fn release_memory() {
+    #[cfg(target_env = "gnu")]
+    #[allow(unsafe_code)]
+    // SAFETY: the allocator's own function, which locks what it looks at.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
 /// 16 random bytes as 32 hex digits: `$request_id`.
 #[expect(clippy::indexing_slicing, reason = "half a byte is less than sixteen")]
 pub fn random_hex() -> [u8; 32] {

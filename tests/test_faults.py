@@ -773,9 +773,9 @@ def test_slow_heads_and_slow_readers_by_the_hundred(serving, upstream, whose):
                     wire.send(b"X-A: b\r\n")
             beside.go_on()
             most = max(most, resident(proxy) - before)
-        # 8 KiB for a head, 24 KiB for a reader, and for the pieces that responses are received in, for
-        # all of them together.
-        assert most < 500 * (8 << 10) + 200 * (24 << 10) + (5 << 20), f"{most >> 10} KiB"
+        # 8 KiB for a head and for a reader; and what a shard has for all its responses together, which a
+        # busy machine makes it use: 8 MiB that wait, 4 MiB of pieces that they are received in.
+        assert most < 700 * (8 << 10) + (8 << 20) + (4 << 20) + (2 << 20), f"{most >> 10} KiB"
         for wire in heads:
             wire.read_to_end()
         assert proxy.error_log().count("while reading client request headers") == 500

@@ -31,6 +31,8 @@ use std::time::Duration;
 use super::modules::upstream::{Balance, Peer, Upstream};
 use super::server::{Http, LocationId, UpstreamId};
 use crate::io::timer;
+use crate::memory::Tide;
+use crate::os;
 use crate::shard::Shard;
 use lookup::Lookup;
 use peer::{Active, PeerSet};
@@ -116,11 +118,13 @@ impl Upstreams {
         lookup::take_over((self, http), (old, before));
     }
 
-    /// The shard's task that looks up the names whose addresses are out of date, and closes idle upstream connections whose time is up or whose server has
-    /// closed them.
+    /// The shard's task that looks up the names whose addresses are out of date, and closes idle
+    /// upstream connections whose time is up or whose server has closed them. Behind the height of a
+    /// load it gives memory back.
     pub async fn keep(shard: Rc<Shard>) {
         /// How often idle connections are looked at.
         const PERIOD: Duration = Duration::from_secs(1);
+        let tide = Tide::default();
         loop {
             let generation = shard.generation();
             let now = timer::now_ms();
@@ -129,6 +133,9 @@ impl Upstreams {
             }
             Upstreams::look_up_due(&shard, &generation);
             drop(generation);
+            if tide.has_fallen(shard.counters.connections.get(), now) {
+                os::release_memory();
+            }
             timer::sleep(PERIOD).await;
             // A shard that has left may have tunnels for long; one that ends may not sleep any more.
             if shard.is_ending() {
