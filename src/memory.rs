@@ -1,5 +1,5 @@
-//! Gives memory back to the system behind the height of a load: the allocator keeps what it was asked
-//! for, in pieces too small for itself to return.
+//! Gives memory back to the system behind the height of a load: a shard keeps buffers for reuse, and the
+//! allocator what it was asked for, in pieces too small for itself to return.
 
 use std::cell::Cell;
 

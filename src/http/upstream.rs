@@ -30,7 +30,7 @@ use std::time::Duration;
 
 use super::modules::upstream::{Balance, Peer, Upstream};
 use super::server::{Http, LocationId, UpstreamId};
-use crate::io::timer;
+use crate::io::{self, timer};
 use crate::memory::Tide;
 use crate::os;
 use crate::shard::Shard;
@@ -125,6 +125,8 @@ impl Upstreams {
             Upstreams::look_up_due(&shard, &generation);
             drop(generation);
             if tide.has_fallen(shard.counters.connections.get(), now) {
+                shard.requests.clear();
+                io::release_kept();
                 os::release_memory();
             }
             timer::sleep(PERIOD).await;
