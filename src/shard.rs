@@ -4,6 +4,7 @@
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::channel;
 use crate::clock;
@@ -17,10 +18,13 @@ use crate::http::tunnel::engine::Tunnels;
 use crate::http::upstream::Upstreams;
 use crate::http::upstream::outgoing::Relaying;
 use crate::http1::encode::HttpDate;
+use crate::io;
 use crate::io::runtime::{self, Ring};
 use crate::io::select::Signal;
 use crate::io::timer::{self, Wait};
+use crate::memory::Tide;
 use crate::modules::Config;
+use crate::os;
 use crate::resolver::Resolver;
 
 /// What a shard is started with.
@@ -424,6 +428,7 @@ async fn live(start: Start) -> Result<(), String> {
     shard.spawn_service("tunnel engine", Tunnels::run);
     shard.spawn_service("log writer", LogWriters::write_behind);
     shard.spawn_service("upstream keeper", Upstreams::keep);
+    shard.spawn_service("memory keeper", keep_memory);
     shard.listen(&generation, listening);
     events.send(channel::Event::Ready { shard: id });
 
@@ -463,6 +468,22 @@ async fn live(start: Start) -> Result<(), String> {
     crate::io::select::either(obey, shard.empty.wait()).await;
     shard.access_logs.flush_all();
     Ok(())
+}
+
+/// The shard's task that gives memory back behind the height of a load: what is kept for reuse, and
+/// what the allocator holds.
+async fn keep_memory(shard: Rc<Shard>) {
+    /// How often it is looked how many connections there are.
+    const PERIOD: Duration = Duration::from_secs(1);
+    let mut tide = Tide::default();
+    loop {
+        if tide.has_fallen(shard.counters.connections.get(), timer::now_ms()) {
+            shard.requests.clear();
+            io::release_kept();
+            os::release_memory();
+        }
+        timer::sleep(PERIOD).await;
+    }
 }
 
 #[cfg(test)]
