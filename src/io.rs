@@ -22,3 +22,9 @@ pub use datagram::Datagram;
 pub use poller::Poller;
 pub use pooled::Pooled;
 pub use stream::Stream;
+
+/// Frees the buffers and blocks that this shard keeps for reuse.
+pub fn release_kept() {
+    buffer::release_kept();
+    pooled::release_kept();
+}

@@ -1,7 +1,5 @@
-//! Gives memory back to the system behind the height of a load: the allocator keeps what it was asked
-//! for, in pieces too small for itself to return.
-
-use std::cell::Cell;
+//! When memory goes back to the system: behind the height of a load: a shard keeps buffers for reuse, and the
+//! allocator what it was asked for, in pieces too small for itself to return.
 
 /// A fall of fewer connections is none. One of them may have held much: the end of the last ones counts.
 const FALL_MIN: u64 = 4;
@@ -11,21 +9,20 @@ const PAUSE_MS: u64 = 5000;
 /// How many connections a shard has had at most since it gave memory back. Pure.
 #[derive(Debug, Default)]
 pub struct Tide {
-    height: Cell<u64>,
-    rests_until_ms: Cell<u64>,
+    height: u64,
+    rests_until_ms: u64,
 }
 
 impl Tide {
     /// Looked at now and then: whether half of the connections, and enough of them, are gone.
-    pub fn has_fallen(&self, open: u64, now_ms: u64) -> bool {
-        let height = self.height.get().max(open);
-        self.height.set(height);
-        let fall = height.saturating_sub(open);
-        if fall < FALL_MIN.max(height / 2) || now_ms < self.rests_until_ms.get() {
+    pub fn has_fallen(&mut self, open: u64, now_ms: u64) -> bool {
+        self.height = self.height.max(open);
+        let fall = self.height.saturating_sub(open);
+        if fall < FALL_MIN.max(self.height / 2) || now_ms < self.rests_until_ms {
             return false;
         }
-        self.height.set(open);
-        self.rests_until_ms.set(now_ms.saturating_add(PAUSE_MS));
+        self.height = open;
+        self.rests_until_ms = now_ms.saturating_add(PAUSE_MS);
         true
     }
 }
@@ -36,7 +33,7 @@ mod tests {
 
     #[test]
     fn memory_goes_back_when_half_of_the_connections_are_gone() {
-        let tide = Tide::default();
+        let mut tide = Tide::default();
         let mut now_ms = 0;
         let mut fell = |open| {
             now_ms += 1000;

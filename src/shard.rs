@@ -20,10 +20,13 @@ use crate::http::tunnel::rebalance;
 use crate::http::upstream::Upstreams;
 use crate::http::upstream::outgoing::Relaying;
 use crate::http1::encode::HttpDate;
+use crate::io;
 use crate::io::runtime::{self, Ring};
 use crate::io::select::{Signal, either};
 use crate::io::timer::{self, Wait};
+use crate::memory::Tide;
 use crate::modules::Config;
+use crate::os;
 use crate::resolver::Resolver;
 
 /// What a shard is started with.
@@ -504,6 +507,7 @@ async fn live(start: Start, kept: &OnceCell<Weak<Shard>>) -> Result<(), String> 
         shard.spawn_service("rebalancer", rebalance::run);
         shard.spawn_service("log writer", LogWriters::write_behind);
         shard.spawn_service("upstream keeper", Upstreams::keep);
+        shard.spawn_service("memory keeper", keep_memory);
         shard.listen(&generation, listening);
         drop(generation);
         events.send(channel::Event::Ready { life });
@@ -566,6 +570,22 @@ async fn obey(
             }
             channel::Command::Exit => return,
         }
+    }
+}
+
+/// The shard's task that gives memory back behind the height of a load: what is kept for reuse, and
+/// what the allocator holds.
+async fn keep_memory(shard: Rc<Shard>) {
+    /// How often it is looked how many connections there are.
+    const PERIOD: Duration = Duration::from_secs(1);
+    let mut tide = Tide::default();
+    loop {
+        if tide.has_fallen(shard.counters.connections.get(), timer::now_ms()) {
+            shard.requests.clear();
+            io::release_kept();
+            os::release_memory();
+        }
+        timer::sleep(PERIOD).await;
     }
 }
 

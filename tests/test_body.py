@@ -494,13 +494,42 @@ def test_a_client_may_write_all_before_it_reads(shared, name, data, connection):
         files={"html/moved": "", "html/big": "x" * MUCH},
     )
     wire = proxy.connect()
-    wire.send(data)
+    # What comes right behind the body is the next request.
+    wire.send(data + (HEAD.format(target="/moved").replace("POST", "GET") + "\r\n").encode())
     answer = wire.read_response()
     assert len(answer.body) == MUCH
     assert answer.get("Connection") == connection
     if connection == "keep-alive":
-        wire.send(HEAD.format(target="/moved").replace("POST", "GET") + "\r\n")
         assert wire.read_response().status == 200
+
+
+EARLY = pytest.param("/early", marks=ringx_only("nginx reads no more"), id="a server")
+
+
+@pytest.mark.parametrize("target", [pytest.param("/moved", id="a file"), EARLY])
+def test_a_client_that_writes_and_never_reads_is_ended(serve, upstream, target):
+    """However much of a body comes: the response's time runs out."""
+    server = upstream(script(head, send(response(bytes(MUCH))), to_end))
+    proxy = serve(
+        """
+        server {
+            listen 127.0.0.1:@port@; root html; client_max_body_size 0; send_timeout 1s; lingering_close off;
+            location /moved { error_page 405 =200 /big; }
+            location /early { proxy_request_buffering off; proxy_pass http://@up@; }
+        }
+        """,
+        up=server.address,
+    )
+    (proxy.prefix / "html").mkdir(exist_ok=True)
+    (proxy.prefix / "html/moved").touch()
+    (proxy.prefix / "html/big").write_bytes(bytes(MUCH))
+    wire = proxy.connect()
+    wire.send(HEAD.format(target=target) + "Transfer-Encoding: chunked\r\n\r\n")
+    until = time.monotonic() + 5
+    with pytest.raises((BrokenPipeError, ConnectionResetError)):
+        while time.monotonic() < until:
+            wire.send(chunked(bytes(1 << 14)).removesuffix(b"0\r\n\r\n"))
+    proxy.logged("client timed out (110: Connection timed out)")
 
 
 @ringx_only("nginx waits for the client to read")

@@ -579,20 +579,22 @@ pub fn is_unwanted(r: &Request) -> bool {
 /// While a response waits for its client: throws away what is there of an unwanted body. False: no
 /// more of it will come.
 pub fn discard_some(c: &Connection, r: &mut Request) -> Result<bool, Failure> {
-    // What came with the head. A body that turns out to be malformed is given up by this.
+    // What came with the head. A body that turns out to be malformed is given up by this, here as
+    // below, and said in the log.
     let _ = discard_received(c, r);
     if r.body.is_abandoned {
         return discard_abandoned(c);
     }
     r.body.raw = Buffer::with_capacity(PIECE);
     r.body.raw.limit_receive(r.body.remaining);
-    match try_recv(c, &mut r.body.raw)? {
-        Some(0) => {
-            abandon(r);
-            return Ok(false);
-        }
-        Some(_) => drop(discard_received(c, r)),
-        None => r.body.raw = Buffer::empty(),
+    if try_recv(c, &mut r.body.raw)? == Some(0) {
+        abandon(r);
+        return Ok(false);
+    }
+    let _ = discard_received(c, r);
+    if r.body.raw.is_empty() {
+        // Whoever is waited for holds no buffer.
+        r.body.raw = Buffer::empty();
     }
     Ok(is_unwanted(r))
 }

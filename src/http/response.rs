@@ -15,9 +15,9 @@ use super::{body, count, fault, pace, special_response, value};
 use crate::clock;
 use crate::http1::request::Version;
 use crate::http1::{chunked, encode};
-use crate::io::select::{Either, either};
+use crate::io::select::{Either, either, yield_now};
 use crate::io::stream::Failure;
-use crate::io::timer;
+use crate::io::timer::{self, Wait};
 
 /// How the client learns where the body ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -365,19 +365,20 @@ async fn writable_discarding(
     limit: Duration,
     mut discard: impl FnMut() -> Result<bool, Failure>,
 ) -> Result<(), Failure> {
-    let began_ms = timer::now_ms();
-    let mut may_come = true;
-    while may_come {
-        let waited = Duration::from_millis(timer::now_ms().saturating_sub(began_ms));
-        let writable = c.stream.writable(limit.saturating_sub(waited));
-        match either(writable, c.stream.readable_unlimited()).await {
-            Either::First(result) => return result,
-            Either::Second(result) => result?,
+    let taken = async {
+        loop {
+            match either(c.stream.writable_unlimited(), c.stream.readable_unlimited()).await {
+                Either::First(result) => return result.map_err(Failure::Io),
+                Either::Second(result) => result?,
+            }
+            if !discard()? {
+                return c.stream.writable_unlimited().await.map_err(Failure::Io);
+            }
+            // A client that is always ahead leaves others their turn, and its own time runs out.
+            yield_now().await;
         }
-        may_come = discard()?;
-    }
-    let waited = Duration::from_millis(timer::now_ms().saturating_sub(began_ms));
-    c.stream.writable(limit.saturating_sub(waited)).await
+    };
+    c.stream.timer().within(limit, Wait::Busy, taken).await?
 }
 
 /// What comes after the last byte of the body: of a chunked one its end, with trailers. Then the

@@ -31,8 +31,6 @@ use std::time::Duration;
 use super::modules::upstream::{Balance, Peer, Upstream};
 use super::server::{Http, LocationId, UpstreamId};
 use crate::io::timer;
-use crate::memory::Tide;
-use crate::os;
 use crate::shard::Shard;
 use lookup::Lookup;
 use peer::{Active, PeerSet};
@@ -119,12 +117,10 @@ impl Upstreams {
     }
 
     /// The shard's task that looks up the names whose addresses are out of date, and closes idle
-    /// upstream connections whose time is up or whose server has closed them. Behind the height of a
-    /// load it gives memory back.
+    /// upstream connections whose time is up or whose server has closed them.
     pub async fn keep(shard: Rc<Shard>) {
         /// How often idle connections are looked at.
         const PERIOD: Duration = Duration::from_secs(1);
-        let tide = Tide::default();
         loop {
             let generation = shard.generation();
             let now = timer::now_ms();
@@ -133,9 +129,6 @@ impl Upstreams {
             }
             Upstreams::look_up_due(&shard, &generation);
             drop(generation);
-            if tide.has_fallen(shard.counters.connections.get(), now) {
-                os::release_memory();
-            }
             timer::sleep(PERIOD).await;
             // A shard that has left may have tunnels for long; one that ends may not sleep any more.
             if shard.is_ending() {

@@ -17,6 +17,11 @@ thread_local! {
     };
 }
 
+/// Frees what this shard keeps for reuse.
+pub fn release_kept() {
+    POOL.with_borrow_mut(|pool| pool.iter_mut().for_each(|kept| drop(std::mem::take(kept))));
+}
+
 /// Bytes received and not yet consumed, with room behind them.
 ///
 /// Invariant: `start <= data.len() <= data.capacity()`. A receive appends at `data.len()`.

@@ -86,6 +86,12 @@ thread_local! {
     static FREE: RefCell<Free> = RefCell::default();
 }
 
+/// Frees what this shard keeps for reuse.
+pub fn release_kept() {
+    let kept = FREE.with(|free| std::mem::take(&mut *free.borrow_mut()));
+    drop(kept);
+}
+
 fn take() -> NonNull<u8> {
     let kept = FREE.try_with(|free| free.borrow_mut().0.pop()).ok().flatten();
     kept.unwrap_or_else(|| {
