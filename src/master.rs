@@ -5,6 +5,7 @@ mod demo;
 mod dry_run;
 mod failure;
 mod listening;
+mod notify;
 mod pid_file;
 mod prober;
 mod report;
@@ -30,6 +31,7 @@ use crate::options::{self, Banner, Command, Options};
 use crate::os::{self, BlockedSignals};
 use failure::Failure;
 use listening::{Listening, Opened};
+use notify::Notifier;
 use pid_file::PidFile;
 pub use pid_file::fuzz_pid;
 use prober::Prober;
@@ -49,7 +51,7 @@ pub fn run(options: Options) -> ExitCode {
         Command::Signal(signal) => send(&options, signal),
         Command::Demo => demo::run(options),
         Command::Run => match signals::block() {
-            Ok(signals) => serve(options, signals, None),
+            Ok(signals) => serve(options, signals, Notifier::from_environment(), None),
             Err(error) => {
                 eprintln!("nginx: [emerg] sigprocmask() failed ({})", Errno::of(&error));
                 ExitCode::FAILURE
@@ -97,10 +99,15 @@ fn send(options: &Options, signal: options::Signal) -> ExitCode {
 }
 
 /// Starts, serves and ends. `greeting` is printed once all shards serve.
-fn serve(options: Options, signals: BlockedSignals, greeting: Option<String>) -> ExitCode {
+fn serve(
+    options: Options,
+    signals: BlockedSignals,
+    notifier: Notifier,
+    greeting: Option<String>,
+) -> ExitCode {
     let files = Arc::new(Files::default());
     let mut report = Report::first(&options.error_log, &files);
-    let failure = match Master::start(options, signals, greeting, files, &mut report) {
+    let failure = match Master::start(options, signals, notifier, greeting, files, &mut report) {
         Ok(master) => return master.watch(),
         Err(failure) => failure,
     };
@@ -128,6 +135,7 @@ struct Master<'a> {
     /// A reload was asked for while the shards were still taking over the one before.
     reloads_again: bool,
     greeting: Option<String>,
+    notifier: Notifier,
     /// A shard could not start or all have failed: the exit code tells.
     has_failed: bool,
 }
@@ -171,6 +179,7 @@ impl<'a> Master<'a> {
     fn start(
         options: Options,
         signals: BlockedSignals,
+        notifier: Notifier,
         greeting: Option<String>,
         files: Arc<Files>,
         report: &'a mut Report,
@@ -207,7 +216,8 @@ impl<'a> Master<'a> {
         let (sender, events) = Events::new();
         signals::forward(signals, sender.clone()).map_err(Failure::call("pthread_create"))?;
         let gives_up_capabilities = identity.is_some_and(|identity| !identity.is_root());
-        let common = Common { ring, files, events: sender, gives_up_capabilities };
+        let beats = notifier.beats();
+        let common = Common { ring, files, events: sender, gives_up_capabilities, beats };
         let shards = start_shards(&common, &config, &listening, report)?;
         let prober = Prober::start(&common, &config)?;
         report.leave_terminal();
@@ -225,6 +235,7 @@ impl<'a> Master<'a> {
             phase: Phase::Serving,
             reloads_again: false,
             greeting,
+            notifier,
             has_failed: false,
         })
     }
@@ -247,14 +258,24 @@ impl<'a> Master<'a> {
     }
 
     /// `None`: it is time to press harder.
-    fn next_event(&self) -> Option<Event> {
-        let received = match self.phase {
-            Phase::Leaving { until: Some(until), .. } => {
-                self.events.recv_timeout(until.saturating_duration_since(Instant::now()))
-            }
-            _ => self.events.recv().map_err(RecvTimeoutError::from),
+    fn next_event(&mut self) -> Option<Event> {
+        let press_at = match self.phase {
+            Phase::Leaving { until, .. } => until,
+            _ => None,
         };
-        received.ok()
+        loop {
+            let now = Instant::now();
+            self.notifier.ping(now, self.report, |limit| self.shards.find_silent(limit));
+            let received = match press_at.into_iter().chain(self.notifier.next_ping()).min() {
+                Some(until) => self.events.recv_timeout(until.saturating_duration_since(now)),
+                None => self.events.recv().map_err(RecvTimeoutError::from),
+            };
+            match received {
+                Ok(event) => return Some(event),
+                Err(_) if press_at.is_some_and(|at| at <= Instant::now()) => return None,
+                Err(_) => {}
+            }
+        }
     }
 
     fn obey(&mut self, number: i32, sender: Option<u32>) {
@@ -292,6 +313,7 @@ impl<'a> Master<'a> {
             return;
         }
         self.report.notice(format_args!("reconfiguring"));
+        self.notifier.reloading(self.report);
         let result = match self.phase {
             Phase::Serving | Phase::Resting => self.try_reload(),
             Phase::Leaving { .. } | Phase::Over => {
@@ -299,9 +321,11 @@ impl<'a> Master<'a> {
                 Ok(())
             }
         };
-        if let Err(failure) = result {
+        if let Err(failure) = &result {
             self.report.say(Level::Emerg, format_args!("{failure}"));
         }
+        self.notifier.loaded(self.report);
+        self.tell_ready(result.err().as_ref());
     }
 
     /// Closes what is listened on no more once no shard accepts from it.
@@ -310,8 +334,27 @@ impl<'a> Master<'a> {
             return;
         }
         self.listening.close_leaving();
+        self.tell_ready(None);
         if std::mem::take(&mut self.reloads_again) {
             self.reload();
+        }
+    }
+
+    /// Tells the service manager, unless some shard is still to come.
+    fn tell_ready(&mut self, failure: Option<&Failure>) {
+        if !self.shards.are_settled() {
+            return;
+        }
+        let (serving, all) = (self.shards.serving(), self.shards.len());
+        match failure {
+            None => {
+                let status = format_args!("{serving} of {all} shards serve");
+                self.notifier.ready(self.report, status);
+            }
+            Some(failure) => {
+                let status = format_args!("{serving} of {all} shards serve as before: {failure}");
+                self.notifier.ready(self.report, status);
+            }
         }
     }
 
@@ -403,6 +446,7 @@ impl<'a> Master<'a> {
         {
             print(&greeting);
         }
+        self.tell_ready(None);
     }
 
     /// Makes the shards end. Asked twice, the harder way counts.
@@ -411,6 +455,14 @@ impl<'a> Master<'a> {
             && pressure == Pressure::Finish
         {
             return;
+        }
+        let status = match pressure {
+            Pressure::Finish => "finishing what is under way",
+            Pressure::Close | Pressure::Exit => "ending what is under way",
+        };
+        match then {
+            Then::End => self.notifier.stopping(self.report, status),
+            Then::Rest => self.notifier.status(self.report, status),
         }
         let until = match pressure {
             Pressure::Finish => {

@@ -4,10 +4,11 @@
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::channel;
 use crate::clock;
-use crate::counters::{Counters, OwnCounters};
+use crate::counters::{Counter, Counters, OwnCounters};
 use crate::error_log::{Files, Level, Log};
 use crate::http::listener::Listener;
 use crate::http::modules::access_log::{AccessLogs, LogWriters};
@@ -33,6 +34,8 @@ pub struct Start {
     pub files: Arc<Files>,
     /// Those of every shard.
     pub counters: Arc<[Counters]>,
+    /// Where it is to show that it runs.
+    pub heartbeat: Option<Heartbeat>,
     pub inbox: channel::Inbox,
     pub events: channel::Events,
 }
@@ -398,7 +401,8 @@ pub fn run(start: Start) {
 }
 
 async fn live(start: Start) -> Result<(), String> {
-    let Start { id, shards, config, listening, files, counters, inbox, events, .. } = start;
+    let Start { id, shards, config, listening, files, counters, heartbeat, inbox, events, .. } =
+        start;
     let access_logs = LogWriters::default();
     let generation = Generation::new(config, &files, &access_logs).map_err(|e| e.to_string())?;
     let generation = Rc::new(generation);
@@ -424,6 +428,10 @@ async fn live(start: Start) -> Result<(), String> {
     shard.spawn_service("tunnel engine", Tunnels::run);
     shard.spawn_service("log writer", LogWriters::write_behind);
     shard.spawn_service("upstream keeper", Upstreams::keep);
+    if let Some(heartbeat) = heartbeat {
+        heartbeat.beat();
+        shard.spawn_service("heartbeat", move |_| heartbeat.clone().go_on());
+    }
     shard.listen(&generation, listening);
     events.send(channel::Event::Ready { shard: id });
 
@@ -463,6 +471,37 @@ async fn live(start: Start) -> Result<(), String> {
     crate::io::select::either(obey, shard.empty.wait()).await;
     shard.access_logs.flush_all();
     Ok(())
+}
+
+/// Shows that a shard's clock goes and that its tasks get their turns. Nothing of it is there without
+/// a watchdog.
+#[derive(Debug, Clone)]
+pub struct Heartbeat {
+    every: Duration,
+    /// When it was last, in milliseconds of [`timer::now_ms`].
+    last: Arc<Counter>,
+}
+
+impl Heartbeat {
+    pub fn new(every: Duration) -> Self {
+        Heartbeat { every, last: Arc::default() }
+    }
+
+    fn beat(&self) {
+        self.last.set(timer::now_ms());
+    }
+
+    async fn go_on(self) {
+        loop {
+            self.beat();
+            timer::sleep_through(self.every).await;
+        }
+    }
+
+    /// Whether it has stopped: as seen by the master.
+    pub fn is_silent_for(&self, limit: Duration) -> bool {
+        u128::from(timer::now_ms().saturating_sub(self.last.get())) > limit.as_millis()
+    }
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use super::notify::Notifier;
 use super::{serve, signals};
 use crate::demo::{self, Demo};
 use crate::error_log::Destination;
@@ -14,7 +15,7 @@ use crate::options::Options;
 pub fn run(options: Options) -> ExitCode {
     match prepare(options) {
         Ok((signals, demo, home, options)) => {
-            let code = serve(options, signals, Some(demo::greeting(&demo)));
+            let code = serve(options, signals, Notifier::default(), Some(demo::greeting(&demo)));
             drop(home);
             code
         }

@@ -4,6 +4,7 @@ use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use super::failure::Failure;
 use super::listening::Listening;
@@ -15,7 +16,7 @@ use crate::io::runtime::{self, Ring};
 use crate::modules::Config;
 use crate::modules::process::{CpuAffinity, Settings};
 use crate::os;
-use crate::shard::{self, Start};
+use crate::shard::{self, Heartbeat, Start};
 
 /// All shards, ended ones included.
 #[derive(Default)]
@@ -30,6 +31,7 @@ struct Handle {
     stage: Stage,
     /// Reloads it has not answered yet.
     reloads: usize,
+    heartbeat: Option<Heartbeat>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,6 +49,8 @@ pub struct Common {
     pub events: Events,
     /// The master has capabilities that a shard must not have.
     pub gives_up_capabilities: bool,
+    /// How often a shard is to show that it runs.
+    pub beats: Option<Duration>,
 }
 
 impl Shards {
@@ -63,6 +67,7 @@ impl Shards {
         let mut shards = Shards::default();
         for id in 0..count {
             let (outbox, inbox) = channel::pair().map_err(Failure::call("socketpair"))?;
+            let heartbeat = common.beats.map(Heartbeat::new);
             let start = Start {
                 id,
                 shards: count,
@@ -71,6 +76,7 @@ impl Shards {
                 listening: listening.of_shard(id, addresses(config))?,
                 files: Arc::clone(&common.files),
                 counters: Arc::clone(&counters),
+                heartbeat: heartbeat.clone(),
                 inbox,
                 events: common.events.clone(),
             };
@@ -86,6 +92,7 @@ impl Shards {
                 thread: Some(thread),
                 stage: Stage::Starting,
                 reloads: 0,
+                heartbeat,
             });
         }
         Ok(shards)
@@ -144,6 +151,23 @@ impl Shards {
     /// Whether some shard may still accept under a configuration before the last.
     pub fn are_reloading(&self) -> bool {
         self.handles.iter().any(|handle| handle.reloads > 0)
+    }
+
+    /// Whether all that are there serve under the last configuration.
+    pub fn are_settled(&self) -> bool {
+        !self.are_reloading() && self.handles.iter().all(|handle| handle.stage != Stage::Starting)
+    }
+
+    pub fn serving(&self) -> usize {
+        self.handles.iter().filter(|handle| handle.stage == Stage::Serving).count()
+    }
+
+    /// One that serves and has not shown for so long that it runs.
+    pub fn find_silent(&self, limit: Duration) -> Option<usize> {
+        self.handles.iter().position(|handle| {
+            handle.stage == Stage::Serving
+                && handle.heartbeat.as_ref().is_some_and(|heart| heart.is_silent_for(limit))
+        })
     }
 
     pub fn are_ended(&self) -> bool {
