@@ -7,40 +7,93 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 
+use crate::http::listener::End;
 use crate::http::server::AddressId;
+use crate::http::tunnel::parcel::Parcel;
 use crate::io::{Buffer, Stream};
+use crate::master::Consignment;
 use crate::modules::Config;
 
 /// What the master tells a shard.
 pub enum Command {
-    /// A new configuration, and a socket for every address that it listens on.
+    /// A new configuration, and sockets for every address that it listens on.
     Reload { config: Arc<Config>, listening: Vec<Listening> },
+    /// Tunnels that another shard has given away.
+    TakeTunnels(Vec<Parcel>),
+    /// Give all tunnels away; [`Event::GaveAll`] ends that.
+    GiveTunnels,
+    /// The shard is not among those of the configuration any more: it finishes what is under way, and
+    /// ends. It accepts from its sockets until it is told to close them.
+    Leave,
+    /// Take what is in the queues of sockets that the configuration does not name, and close them.
+    CloseLeaving,
     /// Write out what the access logs hold back.
     FlushLogs,
-    /// Stop accepting, finish what is under way, end.
-    Quit,
+    /// Stop accepting, finish what is under way, end. Listening sockets that other processes have too
+    /// are only let go of.
+    Quit { end: End },
     /// End what is still under way (`worker_shutdown_timeout`).
     CloseAll,
     /// End now.
     Exit,
 }
 
-/// A listening socket of a shard.
+/// A listening socket of a shard. There may be several for an address.
 pub struct Listening {
-    /// `0.0.0.0:80`, `unix:/path`: what tells sockets apart.
+    /// `0.0.0.0:80`, `unix:/path`
     pub name: Arc<str>,
     pub address: AddressId,
     /// A descriptor of this shard's own.
     pub socket: OwnedFd,
 }
 
-/// What a shard, or the signal thread, tells the master.
+/// A shard's thread. A shard that has died has another one afterwards.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Life {
+    pub shard: usize,
+    /// No other thread has it.
+    pub number: u64,
+}
+
+/// What a shard, the signal thread or a new binary tells the master.
 #[derive(Debug)]
 pub enum Event {
-    Ready { shard: usize },
-    Reloaded { shard: usize },
-    Ended { shard: usize, failure: Option<String> },
-    Signal { number: i32, sender: Option<u32> },
+    Ready {
+        life: Life,
+    },
+    Reloaded {
+        life: Life,
+    },
+    Ended {
+        life: Life,
+        failure: Option<String>,
+    },
+    Signal {
+        number: i32,
+        sender: Option<u32>,
+    },
+    /// Tunnels that this shard gives away.
+    Tunnels {
+        life: Life,
+        parcels: Vec<Parcel>,
+    },
+    /// This shard has given away all tunnels that it had when it was told to.
+    GaveAll {
+        life: Life,
+    },
+    /// The new binary's process serves. With the version of the tunnels that it can take over.
+    SuccessorReady {
+        tunnels: u16,
+    },
+    /// So many tunnels are the new process's; or why they are not, and who had them.
+    Delivered {
+        count: usize,
+        failed: Option<(String, Consignment)>,
+    },
+    /// Tunnels of the old binary's process.
+    Inherited {
+        parcels: Vec<Parcel>,
+    },
 }
 
 /// The master's end of a shard's commands.

@@ -15,9 +15,23 @@ pub fn now() -> Duration {
 /// begin when those of [`now`] did then. For what is measured.
 #[expect(clippy::arithmetic_side_effects, reason = "years, of the 10^11 that a Duration holds")]
 pub fn steady() -> Duration {
-    static OFFSET: OnceLock<Duration> = OnceLock::new();
     let passed = timer::now_precise();
-    passed + *OFFSET.get_or_init(|| now().saturating_sub(passed))
+    passed + offset(passed)
+}
+
+/// A moment of [`steady`] by the machine's monotonic clock, which all its processes have in common.
+pub fn monotonic(steady: Duration) -> Duration {
+    steady.saturating_sub(offset(timer::now_precise()))
+}
+
+/// The other way round.
+pub fn of_monotonic(monotonic: Duration) -> Duration {
+    monotonic.saturating_add(offset(timer::now_precise()))
+}
+
+fn offset(passed: Duration) -> Duration {
+    static OFFSET: OnceLock<Duration> = OnceLock::new();
+    *OFFSET.get_or_init(|| now().saturating_sub(passed))
 }
 
 #[cfg(test)]
@@ -30,5 +44,6 @@ mod tests {
         let about = Duration::from_secs(5);
         assert!(before.saturating_sub(about) < steady && steady < after + about);
         assert!(super::steady() >= steady);
+        assert_eq!(of_monotonic(monotonic(steady)), steady);
     }
 }

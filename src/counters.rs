@@ -3,8 +3,8 @@
 //! They live as long as the process, so a reload changes nothing about them.
 
 use std::ops::Deref;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// A number with a single writer.
 ///
@@ -61,6 +61,9 @@ pub struct Counters {
     pub queued: Counter,
     /// Tasks that ended in a panic.
     pub panics: Counter,
+    /// Times that the shard was started again after it had died. The master counts them, while there
+    /// is no thread.
+    pub restarts: Counter,
     pub tunnels: TunnelCounters,
 }
 
@@ -87,40 +90,171 @@ pub struct TunnelCounters {
     pub websocket_frames: Counter,
     /// WebSocket messages completed, either way.
     pub websocket_messages: Counter,
+    /// Tunnels so far that came from another shard or process.
+    pub taken_over: Counter,
 }
 
-/// Counters for as many shards, zeroes all.
-pub fn for_shards(count: usize) -> Arc<[Counters]> {
-    (0..count).map(|_| Counters::default()).collect()
+impl Counters {
+    /// What there is of something now is nothing any more.
+    fn clear_present(&self) {
+        let TunnelCounters { open, pipes_in_use, backlog_bytes, .. } = &self.tunnels;
+        let Counters { connections, reading, writing, queued, .. } = self;
+        for counter in [connections, reading, writing, queued, open, pipes_in_use, backlog_bytes] {
+            counter.set(0);
+        }
+    }
+
+    fn add(&self, other: &Counters) {
+        for (sum, counter) in self.fields().into_iter().zip(other.fields()) {
+            sum.add(counter.get());
+        }
+    }
+
+    fn fields(&self) -> [&Counter; 20] {
+        // Every field is named, so that a new counter cannot be forgotten here.
+        let Counters {
+            requests,
+            connections,
+            reading,
+            writing,
+            accepted,
+            dropped,
+            queued,
+            panics,
+            restarts,
+            tunnels,
+        } = self;
+        let TunnelCounters {
+            open,
+            opened,
+            bytes_copied,
+            bytes_spliced,
+            mode_switches,
+            pipes_in_use,
+            backlog_bytes,
+            closes_sent,
+            websocket_frames,
+            websocket_messages,
+            taken_over,
+        } = tunnels;
+        [
+            requests,
+            connections,
+            reading,
+            writing,
+            accepted,
+            dropped,
+            queued,
+            panics,
+            restarts,
+            open,
+            opened,
+            bytes_copied,
+            bytes_spliced,
+            mode_switches,
+            pipes_in_use,
+            backlog_bytes,
+            closes_sent,
+            websocket_frames,
+            websocket_messages,
+            taken_over,
+        ]
+    }
+}
+
+/// Those of all shards that there are or were, and what is counted for all of them together.
+#[derive(Debug, Default)]
+pub struct AllCounters {
+    /// By the shard's number. A shard that was removed may still have connections when there is
+    /// another one with its number: each thread counts by itself.
+    shards: Mutex<Vec<Vec<Entry>>>,
+    /// Client connections so far: their numbers. Once per connection, so shards may share it.
+    numbers: AtomicU64,
+}
+
+#[derive(Debug)]
+struct Entry {
+    counters: Arc<Counters>,
+    /// By a thread that counts on.
+    is_taken: bool,
+}
+
+impl AllCounters {
+    fn lock(&self) -> MutexGuard<'_, Vec<Vec<Entry>>> {
+        self.shards.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sums, by the shard's number, of all that its threads have counted.
+    pub fn by_shard(&self) -> Vec<Counters> {
+        let sum = |entries: &Vec<Entry>| {
+            let sum = Counters::default();
+            entries.iter().for_each(|entry| sum.add(&entry.counters));
+            sum
+        };
+        self.lock().iter().map(sum).collect()
+    }
+
+    /// For a new thread: those of one that is gone, if there are any, so that they go on.
+    fn take(&self, shard: usize) -> Arc<Counters> {
+        let mut shards = self.lock();
+        while shards.len() <= shard {
+            shards.push(Vec::new());
+        }
+        let Some(entries) = shards.get_mut(shard) else { return Arc::default() };
+        if let Some(entry) = entries.iter_mut().find(|entry| !entry.is_taken) {
+            entry.is_taken = true;
+            return Arc::clone(&entry.counters);
+        }
+        let counters = Arc::default();
+        entries.push(Entry { counters: Arc::clone(&counters), is_taken: true });
+        counters
+    }
+
+    /// The thread that counted is gone, and with it whatever it had.
+    pub fn give_back(&self, counters: &Arc<Counters>) {
+        let mut shards = self.lock();
+        let mut entries = shards.iter_mut().flatten();
+        if let Some(entry) = entries.find(|entry| Arc::ptr_eq(&entry.counters, counters)) {
+            counters.clear_present();
+            entry.is_taken = false;
+        }
+    }
 }
 
 /// A shard's own counters, with a view on all the others.
 #[derive(Debug)]
 pub struct OwnCounters {
-    all: Arc<[Counters]>,
-    shard: usize,
+    all: Arc<AllCounters>,
+    own: Arc<Counters>,
 }
 
 impl OwnCounters {
-    /// # Panics
-    /// When there is no such shard.
-    pub fn new(all: Arc<[Counters]>, shard: usize) -> Self {
-        assert!(shard < all.len(), "no counters for shard {shard}");
-        OwnCounters { all, shard }
+    /// For a thread, until [`AllCounters::give_back`].
+    pub fn new(all: Arc<AllCounters>, shard: usize) -> Self {
+        let own = all.take(shard);
+        OwnCounters { all, own }
     }
 
-    /// Those of every shard, in their order.
-    pub fn all(&self) -> &[Counters] {
-        &self.all
+    pub fn own(&self) -> &Arc<Counters> {
+        &self.own
+    }
+
+    /// Those of every shard, in their order, as they are now.
+    pub fn all(&self) -> Vec<Counters> {
+        self.all.by_shard()
+    }
+
+    /// A number that no other connection of the process has: they begin at one, as nginx's do.
+    pub fn number_connection(&self) -> u64 {
+        self.all.numbers.fetch_add(1, Ordering::Relaxed).saturating_add(1)
     }
 }
 
 impl Deref for OwnCounters {
     type Target = Counters;
 
-    #[expect(clippy::indexing_slicing, reason = "looked at when it was made")]
     fn deref(&self) -> &Counters {
-        &self.all[self.shard]
+        &self.own
     }
 }
 
@@ -130,7 +264,7 @@ mod tests {
 
     #[test]
     fn each_shard_writes_its_own_and_reads_all() {
-        let all = for_shards(2);
+        let all = Arc::<AllCounters>::default();
         let threads: Vec<_> = (0..2)
             .map(|shard| {
                 let own = OwnCounters::new(Arc::clone(&all), shard);
@@ -140,23 +274,50 @@ mod tests {
                     }
                     own.connections.set(5);
                     own.connections.sub(shard as u64);
+                    own.number_connection()
                 })
             })
             .collect();
-        for thread in threads {
-            thread.join().unwrap();
-        }
-        let reader = OwnCounters::new(all, 0);
+        let mut numbers: Vec<_> = threads.into_iter().map(|t| t.join().unwrap()).collect();
+        numbers.sort_unstable();
+        assert_eq!(numbers, [1, 2]);
         let seen: Vec<_> =
-            reader.all().iter().map(|c| (c.requests.get(), c.connections.get())).collect();
+            all.by_shard().iter().map(|c| (c.requests.get(), c.connections.get())).collect();
         assert_eq!(seen, [(1000, 5), (2000, 4)]);
     }
 
     #[test]
+    fn totals_outlive_threads_and_nothing_else_does() {
+        let all = Arc::<AllCounters>::default();
+        let first = OwnCounters::new(Arc::clone(&all), 1);
+        first.requests.add(5);
+        first.connections.add(2);
+        first.tunnels.open.add(1);
+        // Back while the first has not ended yet.
+        let second = OwnCounters::new(Arc::clone(&all), 1);
+        second.requests.add(1);
+        second.connections.add(1);
+        let seen = || {
+            let shards = all.by_shard();
+            assert_eq!(shards.len(), 2);
+            let Counters { requests, connections, tunnels, .. } = &shards[1];
+            (requests.get(), connections.get(), tunnels.open.get())
+        };
+        assert_eq!(seen(), (6, 3, 1));
+        all.give_back(first.own());
+        assert_eq!(seen(), (6, 1, 0));
+        let third = OwnCounters::new(Arc::clone(&all), 1);
+        assert!(Arc::ptr_eq(third.own(), first.own()));
+        assert_eq!(third.requests.get(), 5);
+        all.give_back(second.own());
+        assert_eq!(seen(), (6, 0, 0));
+    }
+
+    #[test]
     fn neighbours_share_no_cache_line() {
-        let all = for_shards(2);
-        let at = |n: usize| &raw const all[n] as usize;
-        assert_eq!(at(0) % 128, 0);
-        assert_eq!((at(1) - at(0)) % 128, 0);
+        let all = Arc::<AllCounters>::default();
+        let [one, other] = [0, 1].map(|shard| OwnCounters::new(Arc::clone(&all), shard));
+        let at = |counters: &OwnCounters| &raw const **counters as usize;
+        assert_eq!((at(&one) % 128, at(&other) % 128), (0, 0));
     }
 }

@@ -14,6 +14,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use serde::{Deserialize, Serialize};
+
 pub use file::{Files, LogFile, OnceAMinute, OpenError, WRITE_FAILURES};
 pub use line::{Errno, Escaped, LINE_LENGTH_MAX, Tail, escape, fuzz_escape};
 
@@ -22,7 +24,7 @@ use crate::syslog::{self, Sender};
 use line::Line;
 
 /// Most severe first, as in the `error_log` directive.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Level {
     Emerg,
     Alert,
@@ -77,13 +79,13 @@ impl fmt::Display for Level {
 }
 
 /// One `error_log` line.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Target {
     pub destination: Destination,
     pub level: Level,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Destination {
     File(PathBuf),
     Stderr,
@@ -138,6 +140,19 @@ impl Log {
     pub fn startup(first: Option<Arc<LogFile>>) -> Self {
         let file = first.map(|file| (Level::Notice, Output::File(file)));
         Self::new([(Level::Warn, Output::Startup)].into_iter().chain(file).collect())
+    }
+
+    /// What it was opened for, by which another thread or process opens the same one.
+    pub fn targets(&self) -> Vec<Target> {
+        let target = |(level, output): &(Level, Output)| {
+            let destination = match output {
+                Output::File(file) => Destination::File(file.path().to_owned()),
+                Output::Stderr | Output::Startup => Destination::Stderr,
+                Output::Syslog(sender) => Destination::Syslog(Arc::clone(sender.server())),
+            };
+            Target { destination, level: *level }
+        };
+        self.outputs.iter().map(target).collect()
     }
 
     fn new(outputs: Rc<[(Level, Output)]>) -> Self {

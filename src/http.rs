@@ -9,6 +9,7 @@ pub mod phase;
 
 pub mod upstream;
 
+pub mod temp_file;
 pub mod tunnel;
 
 pub mod special_response;
@@ -18,6 +19,7 @@ pub mod response;
 pub mod pace;
 
 pub mod body;
+pub mod reading;
 
 pub mod value;
 

@@ -1,9 +1,11 @@
 //! The main thread: reads the configuration, opens what it needs, starts the shards, and then obeys
 //! signals (reload, reopen, quit) until it is over.
 
+mod courier;
 mod demo;
 mod dry_run;
 mod failure;
+mod handover;
 mod listening;
 mod notify;
 mod pid_file;
@@ -12,6 +14,7 @@ mod report;
 mod setup;
 mod shards;
 mod signals;
+mod upgrade;
 
 use std::fmt;
 use std::fs::OpenOptions;
@@ -23,21 +26,29 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use crate::VERSION;
-use crate::channel::{self, Event, Events};
+use crate::channel::{self, Event, Events, Life};
+use crate::counters::AllCounters;
 use crate::error_log::{Destination, Errno, Files, Level, LogFile};
+use crate::http::listener::End;
+use crate::http::tunnel::parcel::Parcel;
 use crate::io::runtime::{self, Ring};
 use crate::modules::{self, Config, LoadOptions};
 use crate::options::{self, Banner, Command, Options};
 use crate::os::{self, BlockedSignals};
+pub use courier::Consignment;
 use failure::Failure;
-use listening::{Listening, Opened};
+pub use handover::fuzz_handover;
+use listening::{Listening, Opened, RETIREMENT};
 use notify::Notifier;
 use pid_file::PidFile;
 pub use pid_file::fuzz_pid;
 use prober::Prober;
 use report::Report;
-use shards::{Common, Shards, addresses};
-use signals::{Order, Received, Signal};
+use shards::{Common, Lost, Now, Shards, addresses};
+use signals::{Answer, Order, Received, Signal};
+use upgrade::inherited::Inherited;
+pub use upgrade::inherited::fuzz_inherited;
+use upgrade::{Relatives, Upgrade};
 
 /// Does what the command line asks for; the process ends with the result.
 pub fn run(options: Options) -> ExitCode {
@@ -50,13 +61,18 @@ pub fn run(options: Options) -> ExitCode {
         Command::Show(banner) => show(banner),
         Command::Signal(signal) => send(&options, signal),
         Command::Demo => demo::run(options),
-        Command::Run => match signals::block() {
-            Ok(signals) => serve(options, signals, Notifier::from_environment(), None),
-            Err(error) => {
-                eprintln!("nginx: [emerg] sigprocmask() failed ({})", Errno::of(&error));
-                ExitCode::FAILURE
+        Command::Run => {
+            // First: a successor finds the manager's variables only if they are given to it.
+            let notifier = Notifier::from_environment();
+            let inherited = Inherited::take();
+            match signals::block() {
+                Ok(signals) => serve(options, signals, notifier, inherited, None),
+                Err(error) => {
+                    eprintln!("nginx: [emerg] sigprocmask() failed ({})", Errno::of(&error));
+                    ExitCode::FAILURE
+                }
             }
-        },
+        }
     }
 }
 
@@ -89,6 +105,18 @@ fn send(options: &Options, signal: options::Signal) -> ExitCode {
         }
     };
     report.notice(format_args!("signal process started"));
+    if signal == options::Signal::Upgrade {
+        return match upgrade::command::upgrade(&loaded.config.process.pid) {
+            Ok(replaced) => {
+                eprintln!("nginx: {replaced}");
+                ExitCode::SUCCESS
+            }
+            Err(error) => {
+                report.say(error.level(), format_args!("{error}"));
+                ExitCode::FAILURE
+            }
+        };
+    }
     match pid_file::signal(&loaded.config.process.pid, signal.number()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -103,11 +131,14 @@ fn serve(
     options: Options,
     signals: BlockedSignals,
     notifier: Notifier,
+    inherited: Inherited,
     greeting: Option<String>,
 ) -> ExitCode {
     let files = Arc::new(Files::default());
     let mut report = Report::first(&options.error_log, &files);
-    let failure = match Master::start(options, signals, notifier, greeting, files, &mut report) {
+    let started =
+        Master::start(options, signals, notifier, inherited, greeting, files, &mut report);
+    let failure = match started {
         Ok(master) => return master.watch(),
         Err(failure) => failure,
     };
@@ -126,17 +157,23 @@ struct Master<'a> {
     /// Every log of `config`, so that shards find them open.
     logs: Vec<Arc<LogFile>>,
     listening: Listening,
+    /// When sockets that the configuration does not need any more are closed.
+    retired_until: Option<Instant>,
     pid_file: PidFile,
+    upgrade: Upgrade,
+    /// In the background, by itself or as the process before was.
+    is_daemon: bool,
     common: Common,
     shards: Shards,
     prober: Prober,
     events: Receiver<Event>,
     phase: Phase,
+    handing_over: Option<HandingOver>,
     /// A reload was asked for while the shards were still taking over the one before.
     reloads_again: bool,
     greeting: Option<String>,
     notifier: Notifier,
-    /// A shard could not start or all have failed: the exit code tells.
+    /// A shard could not start: the exit code tells.
     has_failed: bool,
 }
 
@@ -162,6 +199,19 @@ enum Then {
     Rest,
 }
 
+/// The new binary's process takes over: the shards give their tunnels away before they are told to
+/// end, and go on as they were if they get them back.
+struct HandingOver {
+    then: Then,
+    round: usize,
+    /// The shards that have not given all.
+    giving: Vec<Life>,
+    collected: Consignment,
+}
+
+/// How often tunnels are collected that have begun while the ones before were handed over.
+const ROUNDS_MAX: usize = 3;
+
 /// How shards are made to end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Pressure {
@@ -180,10 +230,15 @@ impl<'a> Master<'a> {
         options: Options,
         signals: BlockedSignals,
         notifier: Notifier,
+        inherited: Inherited,
         greeting: Option<String>,
         files: Arc<Files>,
         report: &'a mut Report,
     ) -> Result<Self, Failure> {
+        let Inherited { origin, predecessor, sockets, handover, remarks } = inherited;
+        for (level, text) in remarks {
+            report.say(level, format_args!("{text}"));
+        }
         let load = setup::load_options(&setup::absolute(options)?);
         let config = Arc::new(setup::load(&load, report)?.config);
         let process = &config.process;
@@ -193,31 +248,47 @@ impl<'a> Master<'a> {
         report.follow(&process.error_log, &files)?;
 
         raise_limits(&config, report);
-        let mut listening = Listening::new(*process.worker_processes);
-        let opened = listening.open(addresses(&config), report)?;
+        let shards = *process.worker_processes;
+        let relatives = Relatives::new(predecessor);
+        let mut listening = Listening::new(shards, Arc::clone(&relatives));
+        listening.inherit(sockets);
+        let opened = listening.open(addresses(&config), shards, report)?;
         listening.adopt(opened, addresses(&config), report);
+        listening.close_leaving(report);
         let ring = choose_ring(report);
         introduce(report, ring);
 
         runtime::note_panics();
         os::set_environment(&process.env);
-        if *process.daemon {
+        let is_detached = *process.daemon && predecessor.is_none();
+        if is_detached {
             os::daemonize().map_err(Failure::call("daemon"))?;
         }
-        let pid_file = PidFile::write(&process.pid)?;
+        // A new binary's says that it serves: the old one can be told to quit.
+        let mut pid_file = PidFile::planned(&process.pid);
+        if predecessor.is_none() {
+            pid_file.write()?;
+        }
         if let Some(directory) = process.working_directory.get() {
             os::change_directory(directory).map_err(Failure::path("chdir", directory))?;
         }
         redirect_stderr(&config, report);
         if let Some(identity) = &identity {
+            if predecessor.is_some() && !os::is_root() && !identity.is_ours() {
+                report.say(
+                    Level::Warn,
+                    format_args!("\"user\" has changed, which takes effect after a restart"),
+                );
+            }
             os::drop_privileges(identity)?;
         }
 
         let (sender, events) = Events::new();
         signals::forward(signals, sender.clone()).map_err(Failure::call("pthread_create"))?;
         let gives_up_capabilities = identity.is_some_and(|identity| !identity.is_root());
+        let counters = Arc::<AllCounters>::default();
         let beats = notifier.beats();
-        let common = Common { ring, files, events: sender, gives_up_capabilities, beats };
+        let common = Common { ring, counters, files, events: sender, gives_up_capabilities, beats };
         let shards = start_shards(&common, &config, &listening, report)?;
         let prober = Prober::start(&common, &config)?;
         report.leave_terminal();
@@ -227,12 +298,16 @@ impl<'a> Master<'a> {
             config,
             logs,
             listening,
+            retired_until: None,
             pid_file,
+            upgrade: Upgrade::new(origin, relatives, handover, is_detached),
+            is_daemon: is_detached || predecessor.is_some(),
             common,
             shards,
             prober,
             events,
             phase: Phase::Serving,
+            handing_over: None,
             reloads_again: false,
             greeting,
             notifier,
@@ -244,62 +319,112 @@ impl<'a> Master<'a> {
     fn watch(mut self) -> ExitCode {
         while self.phase != Phase::Over {
             match self.next_event() {
-                Some(Event::Ready { shard }) => self.welcome(shard),
-                Some(Event::Reloaded { shard }) => {
-                    self.shards.has_reloaded(shard);
+                Some(Event::Ready { life }) => self.welcome(life),
+                Some(Event::Reloaded { life }) => {
+                    self.shards.has_reloaded(life);
                     self.complete_reload();
                 }
-                Some(Event::Ended { shard, failure }) => self.bury(shard, failure.as_deref()),
+                Some(Event::Ended { life, failure }) => self.bury(life, failure.as_deref()),
                 Some(Event::Signal { number, sender }) => self.obey(number, sender),
-                None => self.press(),
+                Some(Event::Tunnels { life, parcels }) => self.route(life, parcels),
+                Some(Event::GaveAll { life }) => self.collect(life),
+                Some(Event::SuccessorReady { tunnels }) => {
+                    if let Some(process) = self.upgrade.welcome(tunnels, self.report) {
+                        self.notifier.main_pid(self.report, process);
+                    }
+                }
+                Some(Event::Delivered { count, failed }) => self.handed_over(count, failed),
+                Some(Event::Inherited { parcels }) => self.inherit(parcels),
+                None => {}
             }
+            self.do_what_is_due(Instant::now());
         }
         self.end()
     }
 
-    /// `None`: it is time to press harder.
-    fn next_event(&mut self) -> Option<Event> {
-        let press_at = match self.phase {
-            Phase::Leaving { until, .. } => until,
-            _ => None,
+    /// `None`: something is due.
+    fn next_event(&self) -> Option<Event> {
+        let received = match self.next_due() {
+            Some(due) => self.events.recv_timeout(due.saturating_duration_since(Instant::now())),
+            None => self.events.recv().map_err(RecvTimeoutError::from),
         };
-        loop {
-            let now = Instant::now();
-            self.notifier.ping(now, self.report, |limit| self.shards.find_silent(limit));
-            let received = match press_at.into_iter().chain(self.notifier.next_ping()).min() {
-                Some(until) => self.events.recv_timeout(until.saturating_duration_since(now)),
-                None => self.events.recv().map_err(RecvTimeoutError::from),
-            };
-            match received {
-                Ok(event) => return Some(event),
-                Err(_) if press_at.is_some_and(|at| at <= Instant::now()) => return None,
-                Err(_) => {}
+        received.ok()
+    }
+
+    fn next_due(&self) -> Option<Instant> {
+        let of_phase = match self.phase {
+            Phase::Leaving { until, .. } => until,
+            Phase::Serving => self.shards.next_start(),
+            Phase::Resting | Phase::Over => None,
+        };
+        of_phase.into_iter().chain(self.retired_until).chain(self.notifier.next_ping()).min()
+    }
+
+    fn do_what_is_due(&mut self, at: Instant) {
+        self.notifier.ping(at, self.report, |limit| self.shards.find_silent(limit));
+        if self.retired_until.is_some_and(|until| until <= at) {
+            self.retired_until = None;
+            self.shards.tell(|| channel::Command::CloseLeaving);
+            self.listening.close_leaving(self.report);
+        }
+        match self.phase {
+            Phase::Leaving { until: Some(until), .. } if until <= at => self.press(),
+            Phase::Serving if self.shards.next_start().is_some_and(|due| due <= at) => {
+                let report = &*self.report;
+                let say = |level, text: fmt::Arguments<'_>| report.say(level, text);
+                let (config, listening) = (&self.config, &self.listening);
+                let now = Now { common: &self.common, config, listening, say: &say };
+                self.shards.start_due(at, &now);
             }
+            _ => {}
         }
     }
 
     fn obey(&mut self, number: i32, sender: Option<u32>) {
         let Some(signal) = Signal::of(number) else { return };
-        // A process in the foreground gets it when its terminal changes size.
-        let is_ignored = signal.order == Order::StopShards && !*self.config.process.daemon;
-        self.report.notice(format_args!("{}", Received { signal, sender, is_ignored }));
+        let answer = match signal.order {
+            // A process in the foreground gets it when its terminal changes size.
+            Order::StopShards if !self.is_daemon => Answer::Unheard,
+            Order::Upgrade if self.upgrade.is_blocked(self.notifier.has_manager()) => {
+                Answer::Ignored
+            }
+            _ => Answer::Obeyed,
+        };
+        self.report.notice(format_args!("{}", Received { signal, sender, answer }));
         match signal.order {
-            _ if is_ignored => {}
+            Order::Upgrade if answer == Answer::Ignored => self.report.say(
+                Level::Crit,
+                format_args!(
+                    "the changing binary signal is ignored: you should shutdown or terminate \
+                     before either old or new binary's process"
+                ),
+            ),
+            _ if answer != Answer::Obeyed => {}
+            Order::Reload if self.upgrade.has_successor() => {
+                self.notifier.reloading(self.report);
+                self.bring_back();
+                self.notifier.loaded(self.report);
+                self.tell_ready(None);
+            }
             Order::Reload => self.reload(),
             Order::ReopenLogs => self.reopen_logs(),
-            Order::Upgrade => self.report.say(
-                Level::Crit,
-                format_args!("the changing binary signal is ignored: it is not supported yet"),
+            Order::Upgrade if self.is_ending() => {}
+            Order::Upgrade => self.upgrade.begin(
+                &self.listening,
+                &mut self.pid_file,
+                &self.common.events,
+                &self.notifier,
+                self.report,
             ),
-            Order::StopShards if self.phase == Phase::Serving => {
-                self.leave(Then::Rest, Pressure::Finish);
+            Order::Reap => {
+                if self.upgrade.reap(&mut self.pid_file, self.report) {
+                    self.notifier.main_pid(self.report, std::process::id());
+                    self.bring_back();
+                }
             }
+            Order::StopShards if self.phase == Phase::Serving => self.finish(Then::Rest),
             Order::StopShards => {}
-            Order::Quit => {
-                // Clients are refused at once, not when the shards are gone.
-                self.listening.close();
-                self.leave(Then::End, Pressure::Finish);
-            }
+            Order::Quit => self.finish(Then::End),
             Order::Exit => self.leave(Then::End, Pressure::Exit),
         }
     }
@@ -307,7 +432,7 @@ impl<'a> Master<'a> {
     // Reload.
 
     fn reload(&mut self) {
-        // One at a time: what the last one closes is closed before the next one may open it again.
+        // One at a time: the shards' queues of commands are not to grow with signals.
         if self.shards.are_reloading() {
             self.reloads_again = true;
             return;
@@ -328,12 +453,10 @@ impl<'a> Master<'a> {
         self.tell_ready(result.err().as_ref());
     }
 
-    /// Closes what is listened on no more once no shard accepts from it.
     fn complete_reload(&mut self) {
         if self.shards.are_reloading() {
             return;
         }
-        self.listening.close_leaving();
         self.tell_ready(None);
         if std::mem::take(&mut self.reloads_again) {
             self.reload();
@@ -345,7 +468,7 @@ impl<'a> Master<'a> {
         if !self.shards.are_settled() {
             return;
         }
-        let (serving, all) = (self.shards.serving(), self.shards.len());
+        let (serving, all) = self.shards.count();
         match failure {
             None => {
                 let status = format_args!("{serving} of {all} shards serve");
@@ -364,19 +487,23 @@ impl<'a> Master<'a> {
         let owner = setup::identity(&config)?;
         setup::make_temporary_directories(&config, owner.as_ref())?;
         let logs = setup::open_logs(&config, &self.common.files)?;
-        let opened = self.listening.open(addresses(&config), self.report)?;
+        let shards = *config.process.worker_processes;
+        let opened = self.listening.open(addresses(&config), shards, self.report)?;
         let pid_file = if *config.process.pid == *self.pid_file.path() {
             None
         } else {
-            Some(PidFile::write(&config.process.pid)?)
+            Some(PidFile::written(&config.process.pid)?)
         };
 
+        let shards_before = self.listening.shards();
         self.listening.adopt(opened, addresses(&config), self.report);
         if let Err(failure) = self.hand_over(&config) {
-            self.listening.adopt(Opened::none(), addresses(&self.config), self.report);
-            self.listening.close_leaving();
+            let before = Opened::none(shards_before);
+            self.listening.adopt(before, addresses(&self.config), self.report);
+            self.listening.close_leaving(self.report);
             return Err(failure);
         }
+        self.retire_what_leaves();
         self.replace_prober(&config);
         // The logs are open, so this finds them.
         self.report.follow(&config.process.error_log, &self.common.files)?;
@@ -397,11 +524,24 @@ impl<'a> Master<'a> {
             http.take_over(old);
         }
         if self.phase != Phase::Resting {
-            return self.shards.reload(config, &self.listening);
+            let report = &*self.report;
+            let say = |level, text: fmt::Arguments<'_>| report.say(level, text);
+            let (common, listening) = (&self.common, &self.listening);
+            return self.shards.reload(&Now { common, config, listening, say: &say });
         }
         self.shards = start_shards(&self.common, config, &self.listening, self.report)?;
         self.phase = Phase::Serving;
         Ok(())
+    }
+
+    /// Shards and addresses that the configuration does not have any more get no new connections; what
+    /// is on its way to them is accepted for some time.
+    fn retire_what_leaves(&mut self) {
+        let of_sockets = self.listening.retire_leaving(self.report);
+        let of_shards = self.shards.are_leaving().then_some(RETIREMENT);
+        if let Some(time) = of_sockets.or(of_shards) {
+            self.retired_until = Instant::now().checked_add(time);
+        }
     }
 
     /// The shards have the new configuration: from here on nothing is to fail any more.
@@ -415,9 +555,7 @@ impl<'a> Master<'a> {
     }
 
     fn say_what_takes_a_restart(&self, next: &Config) {
-        let (wanted, there) = (*next.process.worker_processes, self.shards.len());
         let changed = [
-            ("worker_processes", wanted != there),
             ("user", next.process.user.get() != self.config.process.user.get()),
             ("daemon", *next.process.daemon != *self.config.process.daemon),
         ];
@@ -440,13 +578,134 @@ impl<'a> Master<'a> {
 
     // The shards' beginning and end.
 
-    fn welcome(&mut self, shard: usize) {
-        if self.shards.is_ready(shard)
-            && let Some(greeting) = self.greeting.take()
-        {
+    fn welcome(&mut self, life: Life) {
+        if !self.shards.is_ready(life) {
+            return self.tell_ready(None);
+        }
+        if let Some(greeting) = self.greeting.take() {
             print(&greeting);
         }
+        // Who finds the pid file may tell the old process to quit, which is to know by then.
+        self.upgrade.say_ready(&self.common.events);
+        if let Err(failure) = self.pid_file.write() {
+            self.report.say(Level::Emerg, format_args!("{failure}"));
+            self.has_failed = true;
+            return self.leave(Then::End, Pressure::Exit);
+        }
         self.tell_ready(None);
+    }
+
+    fn is_ending(&self) -> bool {
+        matches!(self.phase, Phase::Leaving { then: Then::End, .. } | Phase::Over)
+    }
+
+    /// Lets the shards accept again that were told to finish (WINCH), under the configuration that
+    /// they had: of an upgrade nothing has come.
+    fn bring_back(&mut self) {
+        self.listening.take_all(self.report);
+        if !matches!(self.phase, Phase::Resting | Phase::Leaving { then: Then::Rest, .. }) {
+            return;
+        }
+        match self.start_again() {
+            Ok(()) => self.replace_prober(&Arc::clone(&self.config)),
+            Err(failure) => self.report.say(Level::Emerg, format_args!("{failure}")),
+        }
+    }
+
+    fn start_again(&mut self) -> Result<(), Failure> {
+        let shards = self.listening.shards();
+        let opened = self.listening.open(addresses(&self.config), shards, self.report)?;
+        self.listening.adopt(opened, addresses(&self.config), self.report);
+        self.report.notice(format_args!("start worker processes"));
+        let report = &*self.report;
+        let say = |level, text: fmt::Arguments<'_>| report.say(level, text);
+        let (common, config, listening) = (&self.common, &self.config, &self.listening);
+        self.shards.start_beside(&Now { common, config, listening, say: &say })?;
+        self.phase = Phase::Serving;
+        Ok(())
+    }
+
+    // Tunnels that change hands.
+
+    /// Makes the shards end when they have finished; the tunnels go to the new binary's process, if
+    /// there is one that takes them.
+    fn finish(&mut self, then: Then) {
+        match &mut self.handing_over {
+            Some(HandingOver { then: decided, .. }) if then == Then::End => *decided = then,
+            Some(_) => {}
+            None if self.phase == Phase::Serving && self.upgrade.courier().is_some() => {
+                self.begin_handing_over(then, 1);
+            }
+            None => self.leave(then, Pressure::Finish),
+        }
+    }
+
+    fn begin_handing_over(&mut self, then: Then, round: usize) {
+        let giving = self.shards.serving();
+        self.shards.tell(|| channel::Command::GiveTunnels);
+        self.handing_over = Some(HandingOver { then, round, giving, collected: Vec::new() });
+    }
+
+    /// A shard gives tunnels away: to the new process, or to another shard.
+    fn route(&mut self, life: Life, parcels: Vec<Parcel>) {
+        match &mut self.handing_over {
+            Some(handing_over) if handing_over.giving.contains(&life) => {
+                handing_over.collected.push((life, parcels));
+            }
+            _ => self.shards.place(Some(life), parcels),
+        }
+    }
+
+    /// A shard has given all that it had, or has ended. When all have, it is sent.
+    fn collect(&mut self, life: Life) {
+        let Some(handing_over) = &mut self.handing_over else { return };
+        let before = handing_over.giving.len();
+        handing_over.giving.retain(|giving| *giving != life);
+        if before == 0 || !handing_over.giving.is_empty() {
+            return;
+        }
+        let collected = std::mem::take(&mut handing_over.collected);
+        match self.upgrade.courier() {
+            _ if collected.is_empty() => self.handed_over(0, None),
+            Some((courier, _)) => courier.send(collected),
+            None => self.handed_over(0, Some(("it is gone".to_owned(), collected))),
+        }
+    }
+
+    fn handed_over(&mut self, count: usize, failed: Option<(String, Consignment)>) {
+        let process = self.upgrade.courier().map_or(0, |(_, process)| process);
+        let handing_over = self.handing_over.take();
+        if let Some((why, consignment)) = failed {
+            // As if nobody had told it to quit: nobody else has what it holds.
+            self.report.say(
+                Level::Alert,
+                format_args!(
+                    "handing tunnels over to new binary process {process} failed: {why}, going on"
+                ),
+            );
+            for (life, parcels) in consignment {
+                self.shards.give_back(life, parcels);
+            }
+            return;
+        }
+        if count > 0 {
+            self.report.notice(format_args!(
+                "{count} tunnels handed over to new binary process {process}"
+            ));
+        }
+        let Some(HandingOver { then, round, .. }) = handing_over else { return };
+        // Others have begun meanwhile.
+        if count > 0 && round < ROUNDS_MAX && self.phase == Phase::Serving {
+            self.begin_handing_over(then, round.saturating_add(1));
+        } else {
+            self.leave(then, Pressure::Finish);
+        }
+    }
+
+    /// Tunnels of the old binary's process.
+    fn inherit(&mut self, parcels: Vec<Parcel>) {
+        self.report.notice(format_args!("took over {} tunnels", parcels.len()));
+        self.shards.place(None, parcels);
     }
 
     /// Makes the shards end. Asked twice, the harder way counts.
@@ -467,7 +726,12 @@ impl<'a> Master<'a> {
         let until = match pressure {
             Pressure::Finish => {
                 self.report.notice(format_args!("gracefully shutting down"));
-                self.shards.tell(|| channel::Command::Quit);
+                let end = if self.listening.is_shared() { End::LetGo } else { End::ShutDown };
+                if then == Then::End {
+                    // Clients are refused at once, not when the shards are gone.
+                    self.listening.close(self.report);
+                }
+                self.shards.tell(|| channel::Command::Quit { end });
                 let timeout = self.config.process.worker_shutdown_timeout.get();
                 timeout.and_then(|timeout| Instant::now().checked_add(*timeout))
             }
@@ -498,15 +762,16 @@ impl<'a> Master<'a> {
         }
     }
 
-    fn bury(&mut self, shard: usize, failure: Option<&str>) {
-        let served = self.shards.has_ended(shard);
-        let is_wanted = matches!(self.phase, Phase::Leaving { .. });
-        if failure.is_some() || !is_wanted {
+    fn bury(&mut self, life: Life, failure: Option<&str>) {
+        let lost = self.shards.has_ended(life, &self.common);
+        self.collect(life);
+        let is_leaving = matches!(self.phase, Phase::Leaving { .. });
+        if failure.is_some() || !(is_leaving || lost == Lost::Leaver) {
             let reason = failure.unwrap_or("it was not told to");
-            self.report.say(Level::Alert, format_args!("shard {shard} exited: {reason}"));
+            self.report.say(Level::Alert, format_args!("shard {} exited: {reason}", life.shard));
         }
-        // Others go on without it; one that could not even start spoils the start.
-        if !is_wanted && (!served || self.shards.are_ended()) {
+        // Others go on until it is started again; one that could not even start spoils the start.
+        if !is_leaving && lost == Lost::AtStart {
             self.has_failed = true;
             self.leave(Then::End, Pressure::Exit);
         }
@@ -521,8 +786,11 @@ impl<'a> Master<'a> {
             self.phase = match then {
                 Then::End => Phase::Over,
                 Then::Rest => {
-                    // A reload opens everything anew.
-                    self.listening.shut_down();
+                    // A reload opens everything anew. What others listen on stays as it is.
+                    if !self.listening.is_shared() {
+                        self.listening.shut_down();
+                        self.retired_until = None;
+                    }
                     Phase::Resting
                 }
             };
@@ -546,7 +814,7 @@ fn start_shards(
 ) -> Result<Shards, Failure> {
     report.notice(format_args!("start worker processes"));
     let say = |level, text: fmt::Arguments<'_>| report.say(level, text);
-    Shards::start(listening.shards(), common, config, listening, say)
+    Shards::start(&Now { common, config, listening, say: &say })
 }
 
 /// The kernel's ring, or epoll where that is denied.

@@ -1,7 +1,7 @@
 //! The command line, as nginx takes it: options may be glued (`-tq`, `-pDIR`, `-squit`), and the
 //! texts are nginx's own, so that scripts which grep go on working.
 //!
-//! ringx adds `--demo` and `--manual`.
+//! ringx adds `--demo`, `--manual` and `-s upgrade`.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -77,6 +77,8 @@ pub enum Signal {
     Quit,
     Reopen,
     Reload,
+    /// Start the new binary, and let the old one quit when that serves.
+    Upgrade,
 }
 
 impl Signal {
@@ -86,6 +88,7 @@ impl Signal {
             "quit" => Self::Quit,
             "reopen" => Self::Reopen,
             "reload" => Self::Reload,
+            "upgrade" => Self::Upgrade,
             _ => return None,
         })
     }
@@ -97,6 +100,7 @@ impl Signal {
             Self::Quit => process::Signal::QUIT,
             Self::Reopen => process::Signal::USR1,
             Self::Reload => process::Signal::HUP,
+            Self::Upgrade => process::Signal::USR2,
         }
     }
 }
@@ -258,6 +262,7 @@ Options:
   -T            : test configuration, dump it and exit
   -q            : suppress non-error messages during configuration testing
   -s signal     : send signal to a master process: stop, quit, reopen, reload
+  -s upgrade    : start the new binary, then quit the process that runs
   -p prefix     : set prefix path (default: {DEFAULT_PREFIX})
   -e filename   : set error log file (default: {DEFAULT_ERROR_LOG})
   -c filename   : set configuration file (default: {DEFAULT_CONFIGURATION})
@@ -320,6 +325,7 @@ mod tests {
         assert_eq!(options.error_log, Destination::Stderr);
         assert_eq!(options.directives, Some("daemon;".into()));
         assert_eq!(parsed("ringx -squit").command, Command::Signal(Signal::Quit));
+        assert_eq!(parsed("ringx -s upgrade").command, Command::Signal(Signal::Upgrade));
         assert_eq!(parsed("ringx -tp /srv").prefix, PathBuf::from("/srv"));
         assert_eq!(parsed("ringx -p=x").prefix, PathBuf::from("=x"));
     }
@@ -387,7 +393,7 @@ mod tests {
         }
 
         #[test]
-        fn any_options(words in vec("-[?hvVtTqpcegs=]{1,3}|--demo|stop", 0..5)) {
+        fn any_options(words in vec("-[?hvVtTqpcegs=]{1,3}|--demo|stop|upgrade", 0..5)) {
             fuzz_options(words.join("\0").as_bytes());
         }
     }

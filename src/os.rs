@@ -1,15 +1,18 @@
 //! What only the operating system can do or tell: identity and capabilities, affinity, limits,
-//! signals, the background, socket options that no crate wraps.
+//! signals, the background, descriptors across exec, socket options that no crate wraps.
 
 use std::ffi::{CString, OsString, c_int};
 use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::mem::{self, MaybeUninit};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
+use std::os::unix::process::CommandExt;
 use std::path::Path;
+use std::process::{Child, Command};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use rustix::process::{Resource, Rlimit};
+use rustix::process::{DumpableBehavior, Resource, Rlimit};
 use rustix::rand::GetRandomFlags;
 use rustix::thread::{CapabilitySet, CapabilitySets, CpuSet};
 use thiserror::Error;
@@ -82,13 +85,74 @@ pub fn set_fastopen(socket: BorrowedFd<'_>, queue: i32) -> io::Result<()> {
     set_tcp_option(socket, libc::TCP_FASTOPEN, queue)
 }
 
+/// Lets new connections of an address go to the first `count` only of the sockets that share it
+/// (`SO_REUSEPORT`), at random, in the order in which they began to listen. What another one has in its
+/// queue, or in a handshake, stays there.
+pub fn choose_among_first(socket: BorrowedFd<'_>, count: u32) -> io::Result<()> {
+    const RANDOM: u32 = (libc::SKF_AD_OFF + libc::SKF_AD_RANDOM) as u32;
+    let step = |code: u32, k: u32| libc::sock_filter { code: code as u16, jt: 0, jf: 0, k };
+    let mut steps = [
+        step(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, RANDOM),
+        step(libc::BPF_ALU | libc::BPF_MOD | libc::BPF_K, count.max(1)),
+        step(libc::BPF_RET | libc::BPF_A, 0),
+    ];
+    let program = libc::sock_fprog { len: steps.len() as u16, filter: steps.as_mut_ptr() };
+    #[allow(unsafe_code)]
+    // SAFETY: the kernel reads a `sock_fprog`, and as many steps as it says there are.
+    check(unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_ATTACH_REUSEPORT_CBPF,
+            (&raw const program).cast(),
+            mem::size_of::<libc::sock_fprog>() as libc::socklen_t,
+        )
+    })
+}
+
+/// Undoes [`choose_among_first`].
+pub fn choose_among_all(socket: BorrowedFd<'_>) -> io::Result<()> {
+    set_option(socket, libc::SOL_SOCKET, libc::SO_DETACH_REUSEPORT_BPF, 0)
+}
+
+/// Lets a listening TCP socket not see that somebody wants to connect; handshakes that have begun go
+/// on. `socket2`'s `detach_filter` undoes it.
+pub fn ignore_new(socket: &socket2::Socket) -> io::Result<()> {
+    /// Where a TCP header has its flags, and two of them (RFC 9293, 3.1).
+    const FLAGS: u32 = 13;
+    const SYN: u32 = 0x02;
+    const ACK: u32 = 0x10;
+    let step = |code: u32, jf: u8, k: u32| socket2::SockFilter::new(code as u16, 0, jf, k);
+    socket.attach_filter(&[
+        step(libc::BPF_LD | libc::BPF_B | libc::BPF_ABS, 0, FLAGS),
+        step(libc::BPF_ALU | libc::BPF_AND | libc::BPF_K, 0, SYN | ACK),
+        step(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 1, SYN),
+        step(libc::BPF_RET | libc::BPF_K, 0, 0),
+        step(libc::BPF_RET | libc::BPF_K, 0, u32::MAX),
+    ])
+}
+
+/// Lets a socket be the same user's as another: only those of one user can share an address.
+pub fn own_like(socket: BorrowedFd<'_>, other: BorrowedFd<'_>) -> io::Result<()> {
+    let [owner, wanted] = [socket, other].map(|fd| rustix::fs::fstat(fd).map(|stat| stat.st_uid));
+    let wanted = wanted?;
+    if owner? != wanted {
+        rustix::fs::fchown(socket, Some(rustix::fs::Uid::from_raw(wanted)), None)?;
+    }
+    Ok(())
+}
+
 fn set_tcp_option(socket: BorrowedFd<'_>, option: c_int, value: c_int) -> io::Result<()> {
+    set_option(socket, libc::IPPROTO_TCP, option, value)
+}
+
+fn set_option(socket: BorrowedFd<'_>, level: c_int, option: c_int, value: c_int) -> io::Result<()> {
     #[allow(unsafe_code)]
     // SAFETY: the kernel reads one `c_int`.
     let result = unsafe {
         libc::setsockopt(
             socket.as_raw_fd(),
-            libc::IPPROTO_TCP,
+            level,
             option,
             (&raw const value).cast(),
             mem::size_of::<c_int>() as libc::socklen_t,
@@ -152,17 +216,97 @@ pub fn set_environment(variables: &[String]) {
 /// To be called before there is a second thread: others may be reading the environment.
 pub fn take_variable(name: &str) -> Option<OsString> {
     let value = std::env::var_os(name)?;
-    #[allow(unsafe_code)]
-    // SAFETY: there is one thread.
-    unsafe {
-        std::env::remove_var(name);
-    }
+    unset_environment(&[name]);
     Some(value)
+}
+
+/// Takes variables out of the process's environment.
+///
+/// To be called before there is a second thread: others may be reading the environment.
+pub fn unset_environment(names: &[&str]) {
+    for name in names {
+        #[allow(unsafe_code)]
+        // SAFETY: there is one thread.
+        unsafe {
+            std::env::remove_var(name);
+        }
+    }
 }
 
 /// `working_directory`
 pub fn change_directory(path: &Path) -> io::Result<()> {
     Ok(rustix::process::chdir(path)?)
+}
+
+// Descriptors across exec.
+
+/// Takes the sockets that the process was started with, by their numbers: each is this process's own
+/// from now on, and no other program's. What is no socket, is standard input or output, or was taken
+/// already, stays what it is.
+///
+/// Does it once, and is to be called before anything else is opened: a number that names nothing yet
+/// could later be somebody else's.
+pub fn take_sockets(numbers: &[RawFd]) -> Vec<io::Result<OwnedFd>> {
+    static TAKEN: AtomicBool = AtomicBool::new(false);
+    let is_first_time = !TAKEN.swap(true, Ordering::Relaxed);
+    let mut taken = Vec::new();
+    let take = |&number: &RawFd| {
+        if !is_first_time || number <= libc::STDERR_FILENO || taken.contains(&number) {
+            return Err(io::Error::from_raw_os_error(libc::EBADF));
+        }
+        #[allow(unsafe_code)]
+        // SAFETY: no memory is touched.
+        check(unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) })?;
+        taken.push(number);
+        #[allow(unsafe_code)]
+        // SAFETY: the descriptor is open, as it has just been changed. It was so when the process
+        // was started, as nothing has been opened since: it has no other owner.
+        let descriptor = unsafe { OwnedFd::from_raw_fd(number) };
+        let kind = rustix::fs::fstat(&descriptor).map(|stat| stat.st_mode & libc::S_IFMT);
+        if kind == Ok(libc::S_IFSOCK) {
+            return Ok(descriptor);
+        }
+        let _stays_open = descriptor.into_raw_fd();
+        Err(io::Error::from_raw_os_error(libc::ENOTSOCK))
+    };
+    numbers.iter().map(take).collect()
+}
+
+/// Starts a program that has these descriptors open, under their numbers here, and the capabilities
+/// that the calling thread has, though it may not be root.
+pub fn spawn_heir(command: &mut Command, descriptors: &[BorrowedFd<'_>]) -> io::Result<Child> {
+    let descriptors: Vec<RawFd> = descriptors.iter().map(AsRawFd::as_raw_fd).collect();
+    let bequeath = move || {
+        for &descriptor in &descriptors {
+            #[allow(unsafe_code)]
+            // SAFETY: no memory is touched.
+            check(unsafe { libc::fcntl(descriptor, libc::F_SETFD, 0) })?;
+        }
+        keep_capabilities_across_exec();
+        Ok(())
+    };
+    #[allow(unsafe_code)]
+    // SAFETY: between fork and exec the child only makes system calls. It takes no lock and allocates
+    // nothing, which another thread could have been in the middle of.
+    unsafe {
+        command.pre_exec(bequeath);
+    }
+    command.spawn()
+}
+
+/// Only what is inheritable and ambient survives the execution of another program by somebody who is
+/// not root. A kernel that does not allow it leaves the program with less: it says what it misses.
+fn keep_capabilities_across_exec() {
+    let Ok(sets) = rustix::thread::capabilities(None) else { return };
+    if sets.permitted.is_empty() || rustix::process::geteuid().is_root() {
+        return;
+    }
+    let sets = CapabilitySets { inheritable: sets.permitted, ..sets };
+    if rustix::thread::set_capabilities(None, sets).is_ok() {
+        for capability in sets.permitted.iter() {
+            let _ = rustix::thread::configure_capability_in_ambient_set(capability, true);
+        }
+    }
 }
 
 // Limits.
@@ -227,8 +371,23 @@ pub fn pin(cores: &[usize]) -> io::Result<()> {
 /// Whether root started the process, whoever it is by now. First asked before
 /// [`drop_privileges`], when the configuration is read.
 pub fn started_by_root() -> bool {
-    static BY_ROOT: OnceLock<bool> = OnceLock::new();
     *BY_ROOT.get_or_init(|| rustix::process::geteuid().is_root())
+}
+
+/// Whether the process still is root.
+pub fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+static BY_ROOT: OnceLock<bool> = OnceLock::new();
+
+/// Tells that the process goes on with what another began. If that had been root and has handed on
+/// what [`drop_privileges`] leaves, root has started this one too.
+pub fn succeed() {
+    let Ok(CapabilitySets { permitted, .. }) = rustix::thread::capabilities(None) else { return };
+    if permitted.contains(FILES_OF_ANYBODY) {
+        let _ = BY_ROOT.set(true);
+    }
 }
 
 /// Whom to serve as: a user and a group, looked up.
@@ -278,14 +437,22 @@ impl Identity {
     pub fn is_root(&self) -> bool {
         self.user == 0
     }
+
+    /// Whether the process is that already.
+    pub fn is_ours(&self) -> bool {
+        rustix::process::geteuid().as_raw() == self.user
+            && rustix::process::getegid().as_raw() == self.group
+    }
 }
 
-/// What the master still needs when it is root no more: ports below 1024, files of any owner
-/// (configuration, logs, pid), temporary directories for another owner, limits and priorities.
-const KEPT: CapabilitySet = CapabilitySet::NET_BIND_SERVICE
-    .union(CapabilitySet::DAC_OVERRIDE)
-    .union(CapabilitySet::CHOWN)
-    .union(CapabilitySet::FOWNER)
+/// Files of any owner (configuration, logs, pid), temporary directories for another owner.
+const FILES_OF_ANYBODY: CapabilitySet =
+    CapabilitySet::DAC_OVERRIDE.union(CapabilitySet::CHOWN).union(CapabilitySet::FOWNER);
+
+/// What the master still needs when it is root no more: ports below 1024, files, limits and
+/// priorities.
+const KEPT: CapabilitySet = FILES_OF_ANYBODY
+    .union(CapabilitySet::NET_BIND_SERVICE)
     .union(CapabilitySet::SYS_RESOURCE)
     .union(CapabilitySet::SYS_NICE);
 
@@ -295,10 +462,19 @@ const KEPT: CapabilitySet = CapabilitySet::NET_BIND_SERVICE
 ///
 /// Core dumps stay off after this (`PR_SET_DUMPABLE`): who may read the memory of one thread could
 /// write to the one with the capabilities.
+///
+/// A process that is not root any more, because it was executed by one that has done this, stays who
+/// it is and keeps the same.
 pub fn drop_privileges(identity: &Identity) -> Result<(), DropError> {
     let Identity { name, user, group } = identity;
     let failed = |call: String| |source: io::Error| DropError { call, source };
 
+    if !rustix::process::geteuid().is_root() {
+        // Who it was started by has done it: what executing a program undoes is left.
+        rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
+            .map_err(|e| failed("prctl(PR_SET_DUMPABLE, 0)".to_owned())(e.into()))?;
+        return reduce_capabilities().map_err(failed("capset()".to_owned()));
+    }
     #[allow(unsafe_code)]
     // SAFETY: no memory is passed; the C library makes every thread follow.
     check(unsafe { libc::setgid(*group) }).map_err(failed(format!("setgid({group})")))?;
@@ -316,13 +492,14 @@ pub fn drop_privileges(identity: &Identity) -> Result<(), DropError> {
     if identity.is_root() {
         return Ok(());
     }
-    let kept = rustix::thread::capabilities(None).and_then(|sets| {
-        let kept = sets.permitted & KEPT;
-        let inheritable = CapabilitySet::empty();
-        let sets = CapabilitySets { effective: kept, permitted: kept, inheritable };
-        rustix::thread::set_capabilities(None, sets)
-    });
-    kept.map_err(|e| failed("capset()".to_owned())(e.into()))
+    reduce_capabilities().map_err(failed("capset()".to_owned()))
+}
+
+fn reduce_capabilities() -> io::Result<()> {
+    let kept = rustix::thread::capabilities(None)?.permitted & KEPT;
+    let inheritable = CapabilitySet::empty();
+    let sets = CapabilitySets { effective: kept, permitted: kept, inheritable };
+    Ok(rustix::thread::set_capabilities(None, sets)?)
 }
 
 /// Gives up, for the calling thread, whatever [`drop_privileges`] kept.

@@ -1,39 +1,39 @@
 //! One thread, one core, and all it owns: the ring, the listeners, the connections, the upstream
 //! pools, the logs. All of it is `Rc`: sharing with another shard does not compile.
 
-use std::cell::{Cell, RefCell};
-use std::rc::Rc;
+use std::cell::{Cell, OnceCell, RefCell};
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::channel;
+use crate::channel::{self, Life};
 use crate::clock;
-use crate::counters::{Counter, Counters, OwnCounters};
+use crate::counters::{Counter, OwnCounters};
 use crate::error_log::{Files, Level, Log};
-use crate::http::listener::Listener;
+use crate::http::fault;
+use crate::http::listener::{End, Listener};
 use crate::http::modules::access_log::{AccessLogs, LogWriters};
 use crate::http::request::{Request, Requests};
 use crate::http::server::{Http, LocationId, ResolverId, ServerId};
 use crate::http::tunnel::engine::Tunnels;
+use crate::http::tunnel::rebalance;
 use crate::http::upstream::Upstreams;
 use crate::http::upstream::outgoing::Relaying;
 use crate::http1::encode::HttpDate;
 use crate::io::runtime::{self, Ring};
-use crate::io::select::Signal;
+use crate::io::select::{Signal, either};
 use crate::io::timer::{self, Wait};
 use crate::modules::Config;
 use crate::resolver::Resolver;
 
 /// What a shard is started with.
 pub struct Start {
-    pub id: usize,
-    pub shards: usize,
+    pub life: Life,
     pub ring: Ring,
     pub config: Arc<Config>,
     pub listening: Vec<channel::Listening>,
     pub files: Arc<Files>,
-    /// Those of every shard.
-    pub counters: Arc<[Counters]>,
+    pub counters: OwnCounters,
     /// Where it is to show that it runs.
     pub heartbeat: Option<Heartbeat>,
     pub inbox: channel::Inbox,
@@ -42,7 +42,7 @@ pub struct Start {
 
 /// A shard's own state. Everything here is touched by its thread alone.
 pub struct Shard {
-    pub id: usize,
+    pub life: Life,
     pub hostname: String,
     pub counters: OwnCounters,
     pub access_logs: LogWriters,
@@ -52,14 +52,26 @@ pub struct Shard {
     pub relaying: Relaying,
     generation: RefCell<Rc<Generation>>,
     listeners: RefCell<Vec<Rc<Listener>>>,
-    files: Arc<Files>,
-    quitting: Cell<bool>,
-    /// Raised when the last connection of a quitting shard is gone.
+    pub files: Arc<Files>,
+    duty: Cell<Duty>,
+    /// Raised when the last connection of a shard that is to end is gone.
     empty: Signal,
     date: RefCell<HttpDate>,
     room: Room,
-    serial: Cell<u64>,
-    serial_step: u64,
+    events: channel::Events,
+    /// Raised when there is a new configuration.
+    pub reloaded: Signal,
+}
+
+/// What a shard is there for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Duty {
+    Serve,
+    /// The configuration has no such shard any more. It finishes what it has; its sockets get no new
+    /// connections, but what is on its way to them is served.
+    Leave,
+    /// The process ends.
+    Quit,
 }
 
 /// A configuration in force on this shard, and what the shard keeps for it. A request holds the
@@ -173,16 +185,25 @@ impl Shard {
         Rc::clone(&self.generation.borrow())
     }
 
+    /// The shard finishes what is under way: a connection ends with its request.
     pub fn is_quitting(&self) -> bool {
-        self.quitting.get()
+        self.duty.get() != Duty::Serve
     }
 
-    /// Connection numbers are unique in the process: shard `n` of `N` counts n+1, n+1+N, …
-    #[expect(clippy::arithmetic_side_effects, reason = "2^64 connections never come")]
-    pub fn next_serial(&self) -> u64 {
-        let serial = self.serial.get();
-        self.serial.set(serial + self.serial_step);
-        serial
+    /// It does so because the process ends.
+    pub fn is_ending(&self) -> bool {
+        self.duty.get() == Duty::Quit
+    }
+
+    /// Tells the master.
+    pub fn tell(&self, event: channel::Event) {
+        self.events.send(event);
+    }
+
+    /// Counts a connection that has been accepted elsewhere.
+    pub fn guest(self: &Rc<Self>) -> ConnectionGuard {
+        self.counters.connections.add(1);
+        ConnectionGuard { shard: Rc::clone(self), stage: Cell::new(Stage::Waiting) }
     }
 
     pub fn with_http_date<T>(&self, use_it: impl FnOnce(&[u8]) -> T) -> T {
@@ -253,10 +274,10 @@ impl Shard {
     }
 
     /// Takes the listening sockets of a configuration: known ones go on under the new settings, new
-    /// ones start, those no longer there stop.
+    /// ones start, those no longer there go on under the old ones, until they are to be closed.
     fn listen(self: &Rc<Self>, generation: &Rc<Generation>, listening: Vec<channel::Listening>) {
         for entry in listening {
-            let known = self.listeners.borrow().iter().find(|l| l.name() == &*entry.name).cloned();
+            let known = self.listeners.borrow().iter().find(|l| l.has(&entry.socket)).cloned();
             match known {
                 Some(listener) => listener.bind(generation, entry.address),
                 None => match Listener::new(&entry.name, entry.socket, generation, entry.address) {
@@ -274,31 +295,72 @@ impl Shard {
                 },
             }
         }
+    }
+
+    /// Closes the sockets that the configuration does not name, or all of a shard that leaves.
+    fn close_leaving(self: &Rc<Self>) {
+        let generation = self.generation();
         self.listeners.borrow_mut().retain(|listener| {
-            let stays = listener.is_bound_to(generation);
+            let stays = !self.is_quitting() && listener.is_bound_to(&generation);
             if !stays {
-                listener.close();
+                listener.close(End::LetGo);
             }
             stays
         });
+        self.end_if_empty();
     }
 
-    fn begin_quit(self: &Rc<Self>) {
-        self.quitting.set(true);
+    /// Other shards, or another process, take them over.
+    fn give_tunnels(self: &Rc<Self>) {
+        self.spawn("hand-over", rebalance::give_all(Rc::clone(self)));
+    }
+
+    /// The configuration has one shard less.
+    fn leave(self: &Rc<Self>) {
+        self.duty.set(Duty::Leave);
+        self.give_tunnels();
+        timer::interrupt(Wait::Idle);
+        self.end_if_empty();
+    }
+
+    fn begin_quit(self: &Rc<Self>, end: End) {
+        self.duty.set(Duty::Quit);
         for listener in self.listeners.borrow_mut().drain(..) {
-            listener.close();
+            listener.close(end);
         }
         timer::interrupt(Wait::Idle);
         self.tunnels.begin_quit();
-        // A task's turn comes after the listeners': they take what is in their queues first.
+        self.end_if_empty();
+    }
+
+    /// A task's turn comes after the listeners': they take what is in their queues first.
+    fn end_if_empty(self: &Rc<Self>) {
         let shard = Rc::clone(self);
         self.spawn("quit", async move { shard.raise_if_empty() });
     }
 
     fn raise_if_empty(&self) {
-        if self.quitting.get() && self.counters.connections.get() == 0 {
+        if self.is_quitting()
+            && self.counters.connections.get() == 0
+            && self.listeners.try_borrow().is_ok_and(|listeners| listeners.is_empty())
+        {
             self.empty.raise();
         }
+    }
+
+    /// The shard has failed: others have its listening sockets, and whoever is connected is told so by
+    /// the end of the connection, with a line in the access log.
+    async fn fail(self: &Rc<Self>) {
+        /// What has not ended then is dropped.
+        const PATIENCE: Duration = Duration::from_secs(1);
+        self.duty.set(Duty::Quit);
+        for listener in self.listeners.borrow_mut().drain(..) {
+            listener.close(End::Abandon);
+        }
+        timer::interrupt(Wait::Busy);
+        self.tunnels.close_all(self);
+        self.end_if_empty();
+        either(self.empty.wait(), runtime::pause(PATIENCE)).await;
     }
 }
 
@@ -390,26 +452,28 @@ impl Drop for ConnectionGuard {
     }
 }
 
-/// A shard's whole life, on its own thread.
-pub fn run(start: Start) {
-    let (id, events) = (start.id, start.events.clone());
-    let ended = match start.ring.run(live(start)) {
+/// A shard's whole life, on its own thread. When this returns, nothing is left of it.
+pub fn run(start: Start) -> Result<(), String> {
+    let kept = OnceCell::new();
+    let ended = match start.ring.run(live(start, &kept)) {
         Ok(ended) => ended,
         Err(e) => Err(format!("the ring could not be set up: {e}")),
     };
-    events.send(channel::Event::Ended { shard: id, failure: ended.err() });
+    debug_assert_eq!(kept.get().map_or(0, Weak::strong_count), 0, "somebody holds the shard");
+    ended
 }
 
-async fn live(start: Start) -> Result<(), String> {
-    let Start { id, shards, config, listening, files, counters, heartbeat, inbox, events, .. } =
-        start;
+async fn live(start: Start, kept: &OnceCell<Weak<Shard>>) -> Result<(), String> {
+    let Start { life, config, listening, files, counters, heartbeat, inbox, events, .. } = start;
     let access_logs = LogWriters::default();
     let generation = Generation::new(config, &files, &access_logs).map_err(|e| e.to_string())?;
     let generation = Rc::new(generation);
     let shard = Rc::new(Shard {
-        id,
         hostname: crate::os::hostname(),
-        counters: OwnCounters::new(counters, id),
+        life,
+        counters,
+        events: events.clone(),
+        reloaded: Signal::default(),
         access_logs,
         tunnels: Tunnels::new().map_err(|e| e.to_string())?,
         relaying: Relaying::default(),
@@ -417,60 +481,83 @@ async fn live(start: Start) -> Result<(), String> {
         generation: RefCell::new(Rc::clone(&generation)),
         listeners: RefCell::default(),
         files,
-        quitting: Cell::new(false),
+        duty: Cell::new(Duty::Serve),
         empty: Signal::default(),
         date: RefCell::default(),
         room: Room::default(),
-        serial: Cell::new((id as u64).saturating_add(1)),
-        serial_step: shards as u64,
     });
-    shard.spawn_service("clock", |_| timer::run_clock());
-    shard.spawn_service("tunnel engine", Tunnels::run);
-    shard.spawn_service("log writer", LogWriters::write_behind);
-    shard.spawn_service("upstream keeper", Upstreams::keep);
-    if let Some(heartbeat) = heartbeat {
-        heartbeat.beat();
-        shard.spawn_service("heartbeat", move |_| heartbeat.clone().go_on());
-    }
-    shard.listen(&generation, listening);
-    events.send(channel::Event::Ready { shard: id });
-
+    let _ = kept.set(Rc::downgrade(&shard));
     let mut inbox = inbox.open().map_err(|e| e.to_string())?;
-    let obey = async {
-        loop {
-            match inbox.next().await {
-                channel::Command::Reload { config, listening } => {
-                    match Generation::new(config, &shard.files, &shard.access_logs) {
-                        Ok(next) => {
-                            let next = Rc::new(next);
-                            let old = shard.generation();
-                            next.upstreams.take_over(
-                                next.config.http.as_ref(),
-                                &old.upstreams,
-                                old.config.http.as_ref(),
-                            );
-                            shard.generation.replace(Rc::clone(&next));
-                            shard.requests.clear();
-                            Upstreams::look_up_due(&shard, &next);
-                            shard.listen(&next, listening);
-                        }
-                        Err(e) => shard.log_main(Level::Emerg, format_args!("{e}")),
-                    }
-                    events.send(channel::Event::Reloaded { shard: id });
-                }
-                channel::Command::FlushLogs => shard.access_logs.flush_all(),
-                channel::Command::Quit => shard.begin_quit(),
-                channel::Command::CloseAll => {
-                    timer::interrupt(Wait::Busy);
-                    shard.tunnels.close_all(&shard);
-                }
-                channel::Command::Exit => return,
-            }
+    let serves = async {
+        shard.spawn_service("clock", |_| timer::run_clock());
+        shard.spawn_service("tunnel engine", Tunnels::run);
+        shard.spawn_service("rebalancer", rebalance::run);
+        shard.spawn_service("log writer", LogWriters::write_behind);
+        shard.spawn_service("upstream keeper", Upstreams::keep);
+        if let Some(heartbeat) = heartbeat {
+            heartbeat.beat();
+            shard.spawn_service("heartbeat", move |_| heartbeat.clone().go_on());
         }
+        shard.listen(&generation, listening);
+        drop(generation);
+        events.send(channel::Event::Ready { life });
+        let obeys = either(obey(&shard, &mut inbox, &events, life), fault::in_shard());
+        either(obeys, shard.empty.wait()).await;
     };
-    crate::io::select::either(obey, shard.empty.wait()).await;
+    let served = runtime::contain(serves).await;
+    if served.is_err() {
+        shard.counters.panics.add(1);
+        // A second panic changes nothing: what is left is dropped.
+        let _ = runtime::contain(shard.fail()).await;
+    }
+    shard.listeners.borrow_mut().clear();
+    shard.tunnels.abandon(&shard);
     shard.access_logs.flush_all();
-    Ok(())
+    served.map_err(|text| format!("panic: {text}"))
+}
+
+/// Does what the master says, until that is to end.
+async fn obey(
+    shard: &Rc<Shard>,
+    inbox: &mut channel::OpenInbox,
+    events: &channel::Events,
+    life: Life,
+) {
+    loop {
+        match inbox.next().await {
+            channel::Command::Reload { config, listening } => {
+                match Generation::new(config, &shard.files, &shard.access_logs) {
+                    Ok(next) => {
+                        let next = Rc::new(next);
+                        let old = shard.generation();
+                        next.upstreams.take_over(
+                            next.config.http.as_ref(),
+                            &old.upstreams,
+                            old.config.http.as_ref(),
+                        );
+                        shard.generation.replace(Rc::clone(&next));
+                        shard.requests.clear();
+                        Upstreams::look_up_due(shard, &next);
+                        shard.listen(&next, listening);
+                        shard.reloaded.raise();
+                    }
+                    Err(e) => shard.log_main(Level::Emerg, format_args!("{e}")),
+                }
+                events.send(channel::Event::Reloaded { life });
+            }
+            channel::Command::Leave => shard.leave(),
+            channel::Command::CloseLeaving => shard.close_leaving(),
+            channel::Command::TakeTunnels(parcels) => shard.tunnels.take(shard, parcels),
+            channel::Command::GiveTunnels => shard.give_tunnels(),
+            channel::Command::FlushLogs => shard.access_logs.flush_all(),
+            channel::Command::Quit { end } => shard.begin_quit(end),
+            channel::Command::CloseAll => {
+                timer::interrupt(Wait::Busy);
+                shard.tunnels.close_all(shard);
+            }
+            channel::Command::Exit => return,
+        }
+    }
 }
 
 /// Shows that a shard's clock goes and that its tasks get their turns. Nothing of it is there without

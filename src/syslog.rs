@@ -8,6 +8,8 @@ use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 use crate::config::address::{Address, Form, Host};
 use crate::error_log::Level;
 use crate::local_time::LocalTime;
@@ -27,7 +29,7 @@ const FACILITIES: [&str; 24] = [
 ];
 
 /// `syslog:server=ADDRESS[,facility=…][,severity=…][,tag=…][,nohostname]`
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Server {
     /// As written.
     pub name: Box<str>,
@@ -40,7 +42,7 @@ pub struct Server {
     pub has_hostname: bool,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ServerAddress {
     Udp(SocketAddr),
     Unix(PathBuf),
@@ -190,7 +192,7 @@ impl Sender {
         Sender { server, hostname: crate::os::hostname().into(), state: RefCell::default() }
     }
 
-    pub fn server(&self) -> &Server {
+    pub fn server(&self) -> &Arc<Server> {
         &self.server
     }
 

@@ -77,6 +77,7 @@ def test_the_response(started):
             "closes_sent",
             "websocket_frames",
             "websocket_messages",
+            "taken_over",
         ],
         0,
     )

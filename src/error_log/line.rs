@@ -3,6 +3,8 @@
 use std::fmt::{self, Write as _};
 use std::io;
 
+use serde::{Deserialize, Serialize};
+
 use super::{Context, Level};
 use crate::local_time::LocalTime;
 
@@ -129,10 +131,15 @@ impl Line {
 
 /// The end of a line, ` while …, client: …`, put into words ahead of the message: for what outlives
 /// the things it tells of.
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tail(Box<[u8]>);
 
 impl Tail {
+    #[cfg(test)]
+    pub fn sample() -> Self {
+        Tail((*b" while x").into())
+    }
+
     /// Cut where a line is.
     pub fn new(context: &Context<'_>) -> Self {
         let mut line = Line::new();

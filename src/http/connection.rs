@@ -2,7 +2,6 @@
 
 use std::cell::{Cell, OnceCell};
 use std::fmt;
-use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::pin;
 use std::rc::Rc;
@@ -16,24 +15,22 @@ use super::listener::Listener;
 use super::modules::Settings;
 use super::modules::core::{self, KeepaliveDisable, LingeringClose};
 use super::phase;
+use super::reading::{NoHead, read_head};
 use super::request::{RefusedPart, Request};
 use super::upstream::exchange::Family;
 use super::user_agent::Browser;
-use super::variable::GaveUp;
 use crate::clock;
 use crate::error_log::{Context, Level};
 use crate::http1::header::Known;
-use crate::http1::host::parse_host;
 use crate::http1::refusal::{Quoted, Refusal};
-use crate::http1::request::{Limits, Method, Rules, Version};
-use crate::http1::{Progress, request, uri};
+use crate::http1::request::{Method, Version};
 use crate::io::runtime::contain;
 use crate::io::select::{in_turn, yield_now};
 use crate::io::stream::Failure;
 use crate::io::timer::{self, Wait};
 use crate::io::{Buffer, Pooled, Stream};
 use crate::proxy_protocol::{self, Broken};
-use crate::shard::{ConnectionGuard, Generation, Shard, Stage};
+use crate::shard::{ConnectionGuard, Shard, Stage};
 
 /// What outlives a request: the socket and who is at its other end.
 pub struct Connection {
@@ -92,7 +89,7 @@ impl Connection {
             shard: Rc::clone(shard),
             listener: Rc::clone(listener),
             stream,
-            serial: shard.next_serial(),
+            serial: shard.counters.number_connection(),
             client,
             accepted: clock::steady(),
             requests: Cell::new(0),
@@ -204,18 +201,6 @@ impl Connection {
             referrer: header(Known::Referer),
             note: None,
         })
-    }
-}
-
-/// How reading a head can end other than with a head.
-enum NoHead {
-    Refused(Refusal),
-    Close(Close),
-}
-
-impl From<Close> for NoHead {
-    fn from(close: Close) -> Self {
-        NoHead::Close(close)
     }
 }
 
@@ -432,247 +417,6 @@ async fn read_proxy_protocol(c: &Connection, r: &mut Request) -> Result<(), Clos
     let (generation, address) = c.listener.binding();
     if !Rc::ptr_eq(&generation, &r.generation) {
         r.reset(generation, address);
-    }
-    Ok(())
-}
-
-/// A head while it is read: what that goes by, and what is known of it.
-struct Reading {
-    rules: Rules,
-    header_timeout: Duration,
-    has_uri: bool,
-    has_server: bool,
-}
-
-impl Reading {
-    /// Before anything is known: by the settings of the address's default server.
-    fn of(c: &Connection, r: &Request) -> Self {
-        Reading {
-            rules: limits(c, r).into(),
-            header_timeout: *c.settings(r).core.client_header_timeout,
-            has_uri: false,
-            has_server: false,
-        }
-    }
-
-    /// The size of the next buffer.
-    fn buffer_size(&self, buffer: &Buffer) -> usize {
-        match &self.rules {
-            Rules { limits, .. } if buffer.capacity() == 0 => limits.first,
-            Rules { behind_host: Some(limits), .. } | Rules { limits, .. } => limits.line_max,
-        }
-    }
-}
-
-fn limits(c: &Connection, r: &Request) -> Limits {
-    let core = &c.settings(r).core;
-    let buffers = *core.large_client_header_buffers;
-    Limits {
-        first: *core.client_header_buffer_size,
-        line_max: buffers.size,
-        total_max: buffers.size.saturating_mul(buffers.number),
-        count_max: *core.max_headers,
-        ignore_invalid_headers: *core.ignore_invalid_headers,
-        underscores_in_headers: *core.underscores_in_headers,
-    }
-}
-
-/// Receives until a whole head is there, and its server and its normalised URI are found. Something
-/// has come: the first bytes, the end, or an error.
-async fn read_head(
-    c: &Connection,
-    guard: &ConnectionGuard,
-    r: &mut Request,
-    is_first: bool,
-) -> Result<(), NoHead> {
-    let mut reading = Reading::of(c, r);
-    let mut deadline = None;
-    if !r.buffer.is_empty() {
-        c.action.set(if r.pipelined {
-            Action::ReadingPipelinedRequestLine
-        } else {
-            Action::ReadingRequestLine
-        });
-        deadline = Some(begin_request(c, guard, r, reading.header_timeout));
-    }
-
-    loop {
-        if !r.buffer.is_empty() {
-            match read_lines(c, r, &mut reading) {
-                Ok(Progress::Complete { len }) => {
-                    r.head_len = len;
-                    break;
-                }
-                Ok(Progress::Partial { in_headers }) => c.action.set(if in_headers {
-                    Action::ReadingRequestHeaders
-                } else {
-                    Action::ReadingRequestLine
-                }),
-                Err(refusal) => {
-                    log_dropped(c, r);
-                    return Err(NoHead::Refused(refusal));
-                }
-            }
-        }
-        let limit = match deadline {
-            Some(deadline) => Duration::from_millis(u64::saturating_sub(deadline, timer::now_ms())),
-            None => reading.header_timeout,
-        };
-        let mut buffer = std::mem::take(&mut r.buffer);
-        if buffer.spare() == 0 {
-            buffer.grow(buffer.len().saturating_add(reading.buffer_size(&buffer)));
-        }
-        let (received, buffer) = match c.stream.try_recv_into(&mut buffer) {
-            // If the time is up before the rest is here, the logs tell of what is.
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-                c.stream.recv_keeping(buffer, limit, Wait::Busy).await
-            }
-            received => (received.map_err(Failure::Io), buffer),
-        };
-        r.buffer = buffer;
-        match received {
-            Ok(0) if deadline.is_none() && !is_first => {
-                let text = format_args!("client {} closed keepalive connection", c.client.address);
-                c.log(r, Level::Info, text);
-                return Err(Close::ClientClosedKeepalive.into());
-            }
-            Ok(0) if deadline.is_none() => {
-                c.log(r, Level::Info, format_args!("client closed connection"));
-                return Err(Close::ClientClosedKeepalive.into());
-            }
-            Ok(0) => return Err(Close::ClientAborted.into()),
-            Ok(_) => {
-                if deadline.is_none() {
-                    c.action.set(Action::ReadingRequestLine);
-                    deadline = Some(begin_request(c, guard, r, reading.header_timeout));
-                }
-            }
-            Err(failure) => return Err(Close::from(failure).into()),
-        }
-    }
-    log_dropped(c, r);
-    r.method = r.head.method_kind;
-    c.action.set(Action::Processing);
-    Ok(())
-}
-
-/// Reads on in what has been received of the head. Behind the request line the URI is known, and the
-/// server as soon as the host is: whatever happens from then on happens in that server.
-fn read_lines(c: &Connection, r: &mut Request, reading: &mut Reading) -> Result<Progress, Refusal> {
-    let mut read = request::parse(r.buffer.as_slice(), &reading.rules, &mut r.head);
-    if !reading.has_uri && r.head.is_line_read() {
-        reading.has_uri = true;
-        // What is wrong with the target comes before the lines that follow it: of those nothing is
-        // known then.
-        if let Err(refusal) = set_uri(r, *c.settings(r).core.merge_slashes) {
-            r.head.headers.clear();
-            r.head.dropped.clear();
-            return Err(refusal);
-        }
-    }
-    if !reading.has_server && (r.head.names_host() || r.head.is_read()) {
-        reading.has_server = true;
-        let generation = Rc::clone(&r.generation);
-        find_server(c, &generation, r);
-        // The first buffer is there already.
-        let chosen = Limits { first: reading.rules.limits.first, ..limits(c, r) };
-        if r.head.names_host() && chosen != reading.rules.limits {
-            reading.rules.behind_host = Some(chosen);
-            r.head.clear();
-            read = request::parse(r.buffer.as_slice(), &reading.rules, &mut r.head);
-        }
-    }
-    read
-}
-
-fn log_dropped(c: &Connection, r: &Request) {
-    if r.head.dropped.is_empty() {
-        return;
-    }
-    c.action.set(Action::ReadingRequestHeaders);
-    for line in &r.head.dropped {
-        let text = Quoted::new(line.of(r.bytes()));
-        c.log(r, Level::Info, format_args!("client sent invalid header line: \"{text}\""));
-    }
-}
-
-/// The first byte of a request is here: it counts, and its head's time runs.
-fn begin_request(
-    c: &Connection,
-    guard: &ConnectionGuard,
-    r: &mut Request,
-    header_timeout: Duration,
-) -> u64 {
-    guard.enter(Stage::Reading);
-    r.started = clock::steady();
-    c.requests.set(c.requests.get().saturating_add(1));
-    c.shard.counters.requests.add(1);
-    timer::now_ms().saturating_add(header_timeout.as_millis() as u64)
-}
-
-/// Takes host and port from the target or the Host header, and chooses the server by name.
-fn find_server(c: &Connection, generation: &Generation, r: &mut Request) {
-    let named =
-        r.head.target_host.or_else(|| r.head.headers.find(Known::Host).map(|field| field.value));
-    if let Some(span) = named
-        && let Some(host) = parse_host(span.of(r.buffer.as_slice()))
-    {
-        let value = span.of(r.buffer.as_slice());
-        r.host.extend_from_slice(host.name.of(value));
-        r.host.make_ascii_lowercase();
-        r.host_port = host.port.map(|port| port.of(value).to_vec());
-    }
-    let address = generation.http().address(r.address);
-    if address.names.is_empty() {
-        return;
-    }
-    let found = address.names.find(&r.host).or_else(|| {
-        if r.host.is_empty() {
-            // No host is no text for a regex, even for one that matches everything.
-            return None;
-        }
-        for (regex, server) in &address.names.regex {
-            match regex.matches(&r.host, r.captures.get_mut()) {
-                Ok(false) => {}
-                Ok(true) => {
-                    r.set_named_captures(regex);
-                    return Some(*server);
-                }
-                Err(GaveUp) => {
-                    // The default server answers, with an error.
-                    r.give_up(c, regex);
-                    return None;
-                }
-            }
-        }
-        None
-    });
-    if let Some(server) = found {
-        r.server = server;
-        r.location = generation.http().server(server).level;
-    }
-}
-
-fn set_uri(r: &mut Request, merge_slashes: bool) -> Result<(), Refusal> {
-    let path = r.head.path.of(r.buffer.as_slice());
-    if path.first() != Some(&b'/') {
-        // An absolute-form target without a path.
-        r.uri.push(b'/');
-        let args = path.strip_prefix(b"?").unwrap_or_default();
-        // Up to a fragment.
-        r.args.extend_from_slice(args.split(|byte| *byte == b'#').next().unwrap_or_default());
-        return Ok(());
-    }
-    let raw = path;
-    let normalised =
-        uri::normalise(raw, merge_slashes, &mut r.uri).inspect_err(|_| r.uri.clear())?;
-    if !normalised.changed {
-        r.uri.clear();
-        r.uri.extend_from_slice(normalised.path.of(raw));
-    }
-    r.escape = normalised.has_escapes;
-    if let Some(args) = normalised.args {
-        r.args.extend_from_slice(args.of(raw));
     }
     Ok(())
 }

@@ -3,7 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,11 +25,25 @@ const PAUSE: Duration = Duration::from_millis(500);
 
 pub struct Listener {
     name: Arc<str>,
-    socket: Stream,
+    /// Tells its socket from others of the address; copies of a socket have the same.
+    inode: u64,
+    /// `None` once it is closed: connections that are open still hold the listener.
+    socket: RefCell<Option<Rc<Stream>>>,
     /// Which configuration, and which of its addresses, new requests are for.
     binding: RefCell<(Rc<Generation>, AddressId)>,
-    closed: Cell<bool>,
+    end: Cell<Option<End>>,
     closing: Signal,
+}
+
+/// How a listener ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// What is in the queue is taken, and the socket shut down, whoever else has copies of it.
+    ShutDown,
+    /// What is in the queue is taken, and this shard's copy closed.
+    LetGo,
+    /// This shard's copy is closed; the queue is left to who has another.
+    Abandon,
 }
 
 impl Listener {
@@ -41,11 +55,17 @@ impl Listener {
     ) -> io::Result<Self> {
         Ok(Listener {
             name: Arc::clone(name),
-            socket: Stream::new(socket)?,
+            inode: rustix::fs::fstat(&socket)?.st_ino,
+            socket: RefCell::new(Some(Rc::new(Stream::listening(socket)?))),
             binding: RefCell::new((Rc::clone(generation), address)),
-            closed: Cell::new(false),
+            end: Cell::new(None),
             closing: Signal::default(),
         })
+    }
+
+    /// Whether this is a copy of the socket that it accepts from. An address may have several.
+    pub fn has(&self, socket: &OwnedFd) -> bool {
+        rustix::fs::fstat(socket).is_ok_and(|stat| stat.st_ino == self.inode)
     }
 
     pub fn name(&self) -> &str {
@@ -67,16 +87,17 @@ impl Listener {
     }
 
     /// Stops accepting. Connections that are open go on under the configuration they know.
-    pub fn close(&self) {
-        self.closed.set(true);
+    pub fn close(&self, end: End) {
+        self.end.set(Some(end));
         self.closing.raise();
     }
 
     /// Accepts until closed. Readiness is polled and connections are then taken with `accept4`: an
     /// accept left to the ring could complete unseen and leak its descriptor.
     pub async fn accept(self: Rc<Self>, shard: Rc<Shard>) {
-        while !self.closed.get() {
-            match either(self.socket.readable_unlimited(), self.closing.wait()).await {
+        let Some(socket) = self.socket.borrow().clone() else { return };
+        while self.end.get().is_none() {
+            match either(socket.readable_unlimited(), self.closing.wait()).await {
                 Either::First(Ok(())) => {}
                 Either::First(Err(e)) => {
                     shard.log_main(
@@ -88,7 +109,7 @@ impl Listener {
                 Either::Second(()) => break,
             }
             for _ in 0..BATCH {
-                match self.accept_one(&shard) {
+                match self.accept_one(&socket, &shard) {
                     Ok(true) => {}
                     Ok(false) => break,
                     Err(e) => {
@@ -102,16 +123,20 @@ impl Listener {
                 }
             }
         }
-        // What is in the queue by now has been accepted by the kernel: it is served.
-        while let Ok(true) = self.accept_one(&shard) {}
-        // Connections that are open still hold this value, and with it the descriptor.
-        let _ = rustix::net::shutdown(self.socket.fd(), Shutdown::Read);
+        if self.end.get() != Some(End::Abandon) {
+            // What is in the queue by now has been accepted by the kernel: it is served.
+            while let Ok(true) = self.accept_one(&socket, &shard) {}
+        }
+        if self.end.get() == Some(End::ShutDown) {
+            let _ = rustix::net::shutdown(socket.fd(), Shutdown::Read);
+        }
+        self.socket.take();
     }
 
     /// Takes one connection; false when there is none.
-    fn accept_one(self: &Rc<Self>, shard: &Rc<Shard>) -> io::Result<bool> {
+    fn accept_one(self: &Rc<Self>, from: &Stream, shard: &Rc<Shard>) -> io::Result<bool> {
         let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-        let (socket, peer) = match rustix::net::acceptfrom_with(self.socket.fd(), flags) {
+        let (socket, peer) = match rustix::net::acceptfrom_with(from.fd(), flags) {
             Ok(accepted) => accepted,
             Err(Errno::AGAIN) => return Ok(false),
             // The client was gone before it was taken.
@@ -162,12 +187,6 @@ fn is_of_connection(error: Errno) -> bool {
             // A firewall's rule.
             | Errno::PERM
     )
-}
-
-impl AsFd for Listener {
-    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
-        self.socket.fd()
-    }
 }
 
 #[cfg(test)]

@@ -10,13 +10,16 @@ pub mod flow;
 pub mod frame;
 pub mod handshake;
 pub mod metrics;
+pub mod parcel;
 pub mod pipe;
+pub mod rebalance;
 pub mod record;
 pub mod wheel;
 
 use std::io::IoSlice;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use carry::{End, Limits, Tunnel};
 use handshake::Asked;
@@ -55,8 +58,17 @@ pub struct Opening {
 /// What is left to do when a tunnel ends.
 pub struct Ending {
     record: Record,
-    /// The upstream server has a connection less.
-    _active: Active,
+    server: Server,
+}
+
+/// The upstream server of a tunnel.
+pub struct Server {
+    /// The name of its upstream, and its own as `$upstream_addr` shows it.
+    pub upstream: Arc<str>,
+    pub name: Arc<str>,
+    /// It has a connection less when this is dropped. Nothing where the configuration does not know
+    /// it any more.
+    pub active: Option<Active>,
 }
 
 /// Sends the 101 on and gives the sockets to the shard's engine: the connection ends with
@@ -66,7 +78,7 @@ pub async fn open(
     r: &mut Request,
     upstream: Stream,
     settings: &Settings,
-    active: Active,
+    server: Server,
 ) -> Close {
     let family = c.exchange.get().unwrap_or(Family::Proxy);
     let generation = Rc::clone(&r.generation);
@@ -130,7 +142,7 @@ pub async fn open(
         behind_head,
         follows: is_websocket && follows(websocket),
         metrics: is_websocket && *websocket.metrics,
-        ending: Ending { record: Record::new(c, r), _active: active },
+        ending: Ending { record: Record::new(c, r), server },
     }))
 }
 

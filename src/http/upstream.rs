@@ -33,7 +33,7 @@ use super::server::{Http, LocationId, UpstreamId};
 use crate::io::timer;
 use crate::shard::Shard;
 use lookup::Lookup;
-use peer::PeerSet;
+use peer::{Active, PeerSet};
 use pool::Pool;
 use queue::Queue;
 use zone::Zone;
@@ -79,6 +79,15 @@ impl Upstreams {
     pub fn new(http: Option<&Http>) -> Self {
         let upstreams = http.map(|http| http.upstreams.as_slice()).unwrap_or_default();
         Upstreams { groups: upstreams.iter().map(Group::new).collect() }
+    }
+
+    /// What counts a request under way at a server that is known by its name; none when the
+    /// configuration knows it no more.
+    pub fn resume(&self, upstream: &str, server: &str, began_ms: u64) -> Option<Active> {
+        let group = self.groups.iter().find(|group| *group.name == *upstream)?;
+        let peers = group.peers();
+        let member = peers.members.iter().find(|member| *member.peer.name == *server)?;
+        Some(Active::resume(member, group.queue(), began_ms))
     }
 
     #[expect(

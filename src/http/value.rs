@@ -197,7 +197,7 @@ pub fn append(variable: &Variable, c: &Connection, r: &Request, out: &mut Vec<u8
             c.proxy_protocol().is_some_and(|header| port(Some(header.destination.port), out))
         }
         Variable::ProxyProtocolTlv(tlv) => proxy_protocol_tlv(tlv, c, r, out),
-        Variable::Connections(which) => number(out, which.count(c.shard.counters.all())),
+        Variable::Connections(which) => number(out, which.count(&c.shard.counters.all())),
         Variable::RemoteUser => remote_user(r, out),
         Variable::Request => put(out, r.text(r.head.line)),
         Variable::RequestBody => {

@@ -5,6 +5,8 @@
 mod names;
 mod regex;
 
+use serde::{Deserialize, Serialize};
+
 use super::modules::stub_status::Connections;
 use super::tunnel::frame::Opcode;
 use crate::proxy_protocol::Tlv;
@@ -169,7 +171,7 @@ pub enum Variable {
 }
 
 /// What is known of the WebSocket frames of a tunnel (RFC 6455 section 5).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum WebSocket {
     /// `$websocket_frames_in`, `$websocket_frames_out`: frames of any kind.
     Frames(Way),
@@ -186,7 +188,7 @@ pub enum WebSocket {
 }
 
 /// Which way frames went.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Way {
     /// From the client.
     In,

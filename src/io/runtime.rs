@@ -1,12 +1,16 @@
 //! The shard's ring: monoio with `io_uring`, or with epoll where that is denied.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::pin::Pin;
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use io_uring::{IoUring, Probe, opcode};
-use monoio::{IoUringDriver, LegacyDriver, RuntimeBuilder};
+use monoio::{IoUringDriver, LegacyDriver, Runtime, RuntimeBuilder};
+use slab::Slab;
 
 /// Submission queue entries of a shard's ring; more in one turn are submitted in several calls.
 const ENTRIES: u32 = 1024;
@@ -35,23 +39,45 @@ impl Ring {
         }
     }
 
-    /// Runs a future to its end on this thread.
+    /// Runs a future to its end on this thread, and then ends the tasks that it has left behind; a
+    /// panic of it is passed on after that.
     pub fn run<F: Future>(self, future: F) -> io::Result<F::Output> {
         match self {
             Ring::IoUring => {
-                let mut runtime = RuntimeBuilder::<IoUringDriver>::new()
+                let runtime = RuntimeBuilder::<IoUringDriver>::new()
                     .uring_builder(builder())
                     .with_entries(ENTRIES)
                     .enable_timer()
                     .build()?;
-                Ok(runtime.block_on(future))
+                Ok(drive(runtime, future))
             }
             Ring::Epoll => {
-                let mut runtime = RuntimeBuilder::<LegacyDriver>::new().enable_timer().build()?;
-                Ok(runtime.block_on(future))
+                let runtime = RuntimeBuilder::<LegacyDriver>::new().enable_timer().build()?;
+                Ok(drive(runtime, future))
             }
         }
     }
+}
+
+/// A runtime that is dropped with tasks in it would leak whatever they hold: they are kept by those
+/// who would wake them, and those by them.
+fn drive<D: monoio::Driver, F: Future>(mut runtime: Runtime<D>, future: F) -> F::Output {
+    let ran = catch_unwind(AssertUnwindSafe(|| runtime.block_on(future)));
+    // Where that panics too, the runtime itself is broken, and what it holds is lost.
+    let _ = catch_unwind(AssertUnwindSafe(|| runtime.block_on(end_tasks())));
+    ran.unwrap_or_else(|panic| resume_unwind(panic))
+}
+
+/// What the ring takes at most to give back the buffers of operations that are cancelled.
+const CANCELLED: Duration = Duration::from_millis(10);
+
+async fn end_tasks() {
+    ENDING.set(true);
+    let wakers =
+        TASKS.with_borrow(|tasks| tasks.iter().map(|(_, w)| w.clone()).collect::<Vec<_>>());
+    wakers.into_iter().for_each(Waker::wake);
+    pause(CANCELLED).await;
+    ENDING.set(false);
 }
 
 /// The ring is only ever used by its own thread, and completions are run when that thread enters
@@ -104,19 +130,77 @@ pub fn features() -> String {
     features.join(" ")
 }
 
+thread_local! {
+    /// The wakers of this thread's tasks.
+    static TASKS: RefCell<Slab<Waker>> = const { RefCell::new(Slab::new()) };
+    /// Tasks end when they are woken.
+    static ENDING: Cell<bool> = const { Cell::new(false) };
+}
+
+/// A task: its future, until the thread ends its tasks.
+struct Task<F> {
+    future: Option<Pin<Box<F>>>,
+    /// Where its waker is kept, since it has first run.
+    key: Option<usize>,
+}
+
+impl<F> Task<F> {
+    /// On the heap before the executor takes it: what an async block takes, and then pins, it has room
+    /// for twice.
+    fn new(future: F) -> Self {
+        Task { future: Some(Box::pin(future)), key: None }
+    }
+}
+
+impl<F: Future<Output = ()>> Future for Task<F> {
+    /// What a panic in it said.
+    type Output = Result<(), String>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        if self.key.is_none() {
+            self.key = Some(TASKS.with_borrow_mut(|tasks| tasks.insert(cx.waker().clone())));
+        }
+        let is_ending = ENDING.get();
+        // What the panicking task shared with others is counters and pools that are consistent
+        // between any two of its steps.
+        let step = AssertUnwindSafe(|| match &mut self.future {
+            Some(future) if !is_ending => future.as_mut().poll(cx),
+            _ => Poll::Ready(()),
+        });
+        let polled = catch_unwind(step);
+        if matches!(polled, Ok(Poll::Pending)) {
+            return Poll::Pending;
+        }
+        let dropped = catch_unwind(AssertUnwindSafe(|| self.future = None));
+        Poll::Ready(polled.and(dropped).map_err(|panic| panic_text(&*panic)))
+    }
+}
+
+impl<F> Drop for Task<F> {
+    fn drop(&mut self) {
+        if let Some(key) = self.key {
+            // They are gone when the thread is ending.
+            let _ = TASKS.try_with(|tasks| tasks.borrow_mut().try_remove(key));
+        }
+    }
+}
+
 /// Starts a task on this shard. A panic in it ends that task alone and is given to `on_panic`.
 pub fn spawn<F>(future: F, on_panic: impl FnOnce(&str) + 'static)
 where
     F: Future<Output = ()> + 'static,
 {
-    // On the heap before the task takes it: what an async block takes, and then pins, it has room for
-    // twice.
-    let future = Box::pin(future);
+    let task = Task::new(future);
     monoio::spawn(async move {
-        if let Err(text) = contain(future).await {
+        if let Err(text) = task.await {
             on_panic(&text);
         }
     });
+}
+
+/// Waits without the shard's clock.
+pub async fn pause(duration: Duration) {
+    monoio::time::sleep(duration).await;
 }
 
 /// Waits for a future that may panic; the error is what the panic said.
@@ -125,10 +209,9 @@ pub async fn contain<F: Future>(future: F) -> Result<F::Output, String> {
     std::future::poll_fn(|cx| {
         // What the panicking task shared with others is counters and pools that are consistent
         // between any two of its steps.
-        let step = std::panic::AssertUnwindSafe(|| future.as_mut().poll(cx));
-        match std::panic::catch_unwind(step) {
+        match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(cx))) {
             Ok(poll) => poll.map(Ok),
-            Err(panic) => std::task::Poll::Ready(Err(panic_text(&*panic))),
+            Err(panic) => Poll::Ready(Err(panic_text(&*panic))),
         }
     })
     .await
@@ -141,13 +224,13 @@ where
 {
     /// What panics each time is not to fill the log, nor to keep the core busy.
     const PAUSE: Duration = Duration::from_millis(100);
-    monoio::spawn(async move {
+    monoio::spawn(Task::new(async move {
         while let Err(text) = contain(Box::pin(make())).await {
             on_panic(&text);
             // Not by the shard's clock: that is one of the services.
-            monoio::time::sleep(PAUSE).await;
+            pause(PAUSE).await;
         }
-    });
+    }));
 }
 
 thread_local! {
@@ -211,6 +294,55 @@ mod tests {
         let told = told.borrow();
         let said: Vec<_> = told.iter().map(|text| text.split(" at ").next().unwrap()).collect();
         assert_eq!(said, ["task", "time 1", "time 2"]);
+    }
+
+    #[test]
+    fn what_tasks_hold_is_given_back_at_the_end() {
+        use crate::io::{Stream, timer};
+        for ring in [Ring::detect().0, Ring::Epoll] {
+            for panics in [false, true] {
+                let held = Rc::new(());
+                let (sender, receiver) = std::os::unix::net::UnixStream::pair().unwrap();
+                let (gives, fails) = (Rc::clone(&held), Rc::clone(&held));
+                let live = async move {
+                    // Each waits for something that has its waker, and that it keeps alive.
+                    spawn(
+                        async move {
+                            let own = Rc::new((crate::io::select::Signal::default(), gives));
+                            own.0.wait().await;
+                        },
+                        |_| {},
+                    );
+                    spawn(
+                        async move {
+                            let _held = fails;
+                            let timer = timer::Timer::new();
+                            let wait = timer::Wait::Service;
+                            let _ = timer
+                                .within(Duration::MAX, wait, std::future::pending::<()>())
+                                .await;
+                        },
+                        |_| {},
+                    );
+                    spawn(
+                        async move {
+                            let socket = Stream::new(receiver.into()).unwrap();
+                            let _ =
+                                socket.recv_unlimited(crate::io::Buffer::with_capacity(64)).await;
+                        },
+                        |_| {},
+                    );
+                    spawn_service(timer::run_clock, |_| {});
+                    pause(Duration::from_millis(20)).await;
+                    assert!(!panics, "main");
+                };
+                let ran = catch_unwind(AssertUnwindSafe(|| ring.run(live)));
+                assert_eq!(ran.is_err(), panics);
+                assert_eq!(Rc::strong_count(&held), 1);
+                use std::io::Read as _;
+                assert_eq!((&sender).read(&mut [0]).unwrap(), 0, "it is closed");
+            }
+        }
     }
 
     #[test]

@@ -184,16 +184,26 @@ pub struct Stream {
     /// Operations that the kernel may still hold. Not counted down when one is dropped under way:
     /// the descriptor is then left for monoio to close when the kernel is done with it.
     in_flight: Cell<u64>,
+    /// Others have copies of the socket, which go on.
+    is_shared: bool,
     timer: Timer,
 }
 
 impl Stream {
+    /// A socket that is listened on: only waited for, and shared with whoever has a copy.
+    pub fn listening(socket: OwnedFd) -> io::Result<Self> {
+        let mut stream = Self::new(socket)?;
+        stream.is_shared = true;
+        Ok(stream)
+    }
+
     /// Takes a socket that is already non-blocking.
     pub fn new(socket: OwnedFd) -> io::Result<Self> {
         let inner = TcpStream::from_std(std::net::TcpStream::from(socket))?;
         Ok(Stream {
             inner: ManuallyDrop::new(UnsafeCell::new(inner)),
             in_flight: Cell::new(0),
+            is_shared: false,
             timer: Timer::new(),
         })
     }
@@ -442,7 +452,7 @@ impl Drop for Stream {
             #[allow(unsafe_code)]
             // SAFETY: `into_raw_fd` gave up the ownership.
             drop(unsafe { OwnedFd::from_raw_fd(fd) });
-        } else {
+        } else if !self.is_shared {
             // A cancelled operation: the peer sees the end now, the descriptor goes when the kernel
             // lets go of it.
             let _ = rustix::net::shutdown(tcp_fd(&tcp), Shutdown::Both);
@@ -470,6 +480,21 @@ mod tests {
     use monoio::{LegacyDriver, RuntimeBuilder};
     use std::os::unix::net::UnixStream;
     use std::task::Poll;
+
+    #[test]
+    fn a_listening_socket_goes_on_for_who_has_a_copy() {
+        let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let copy = listener.try_clone().unwrap();
+        let waited = crate::io::runtime::Ring::detect().0.run(async {
+            let stream = Stream::listening(copy.into()).unwrap();
+            let mut wait = std::pin::pin!(stream.readable_unlimited());
+            std::future::poll_fn(|cx| Poll::Ready(wait.as_mut().poll(cx).is_pending())).await
+        });
+        assert!(waited.unwrap());
+        let _client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        listener.accept().unwrap();
+    }
 
     #[test]
     fn operations_dropped_under_way_are_held_beyond_32_bits_of_them() {

@@ -7,15 +7,18 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use super::notify::Notifier;
+use super::upgrade::inherited::Inherited;
 use super::{serve, signals};
 use crate::demo::{self, Demo};
 use crate::error_log::Destination;
 use crate::options::Options;
 
 pub fn run(options: Options) -> ExitCode {
+    let inherited = Inherited::take();
     match prepare(options) {
         Ok((signals, demo, home, options)) => {
-            let code = serve(options, signals, Notifier::default(), Some(demo::greeting(&demo)));
+            let greeting = Some(demo::greeting(&demo));
+            let code = serve(options, signals, Notifier::default(), inherited, greeting);
             drop(home);
             code
         }

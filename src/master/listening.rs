@@ -4,13 +4,23 @@
 //! Every shard has a socket of its own for an IP address (`SO_REUSEPORT`), so that the kernel deals
 //! out connections without a lock between shards. That option would let a second instance, started
 //! by mistake, take part in silence; so an address is first tried without it.
+//!
+//! A socket that is not needed any more, because its address or its shard is not, *retires*: it gets no
+//! new connections, while shards go on to accept those that are in its queue or in a handshake; some
+//! time later it is closed.
+//!
+//! Sockets may also be inherited, from an old binary or a service manager. Each has a queue of its own
+//! that somebody has to accept from: when there are more sockets than shards, a shard has several of
+//! an address, and when there are fewer and no more can be bound, shards share them. As long as another
+//! process has a socket too, it does not retire: nobody is kept from connecting to that process.
 
 use std::fs::{self, Permissions};
 use std::io;
 use std::net::Shutdown;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
@@ -18,6 +28,8 @@ use socket2::{Domain, SockAddr, Socket, TcpKeepalive, Type};
 
 use super::failure::Failure;
 use super::report::Report;
+use super::upgrade::Relatives;
+use super::upgrade::inherited::InheritedSocket;
 use crate::channel;
 use crate::error_log::{Errno, Level};
 use crate::http::server::{Address, AddressId, Listen, ListenAddress, SoKeepalive};
@@ -27,11 +39,19 @@ use crate::os;
 /// its way out.
 const TRIES: usize = 5;
 const PAUSE: Duration = Duration::from_millis(500);
+/// For how long what is on its way to a socket that retires is accepted: a client whose last step of
+/// the handshake is lost has had one more try, and one who comes too late and tries again after three
+/// seconds is refused.
+pub const RETIREMENT: Duration = Duration::from_secs(2);
+/// The same, where somebody else is to get the connections that the retired socket ignores (`*:80`
+/// for `127.0.0.1:80`).
+const SHORT_RETIREMENT: Duration = Duration::from_millis(300);
 
 /// All listening sockets of the process.
 #[derive(Debug)]
 pub struct Listening {
     shards: usize,
+    relatives: Arc<Relatives>,
     /// What the configuration in force listens on.
     open: Vec<Bound>,
     /// What it listens on no more, while shards may still have copies.
@@ -44,23 +64,99 @@ pub struct Listening {
 #[derive(Debug)]
 struct Bound {
     listen: Listen,
-    /// One for each shard, or one for all of them.
+    /// One for each shard, or fewer that are shared, or more of which shards have several.
     sockets: Vec<Socket>,
+    /// How many of them, the first ones, were there before the process was, and whose they are.
+    inherited: usize,
+    origin: Origin,
+    relatives: Arc<Relatives>,
+    /// Those of shards that are not any more, in the order of their numbers: they come after the
+    /// others'.
+    retired: Vec<Socket>,
     file: Option<SocketFile>,
+    /// Nobody can connect any more.
+    is_ignoring: bool,
 }
 
-/// The file of a unix socket. Removed when dropped.
+/// Who opened a socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Origin {
+    Own,
+    /// An old binary's process.
+    Predecessor,
+    /// A service manager, which keeps it.
+    Manager,
+}
+
+impl Origin {
+    /// Whether another process has it too.
+    fn is_shared(self, relatives: &Relatives) -> bool {
+        match self {
+            Origin::Own => relatives.have_successor(),
+            Origin::Predecessor => relatives.have_successor() || relatives.have_predecessor(),
+            Origin::Manager => true,
+        }
+    }
+}
+
+/// The file of a unix socket. Removed when dropped, unless another process listens on it.
 #[derive(Debug)]
-struct SocketFile(PathBuf);
+struct SocketFile {
+    path: PathBuf,
+    origin: Origin,
+    relatives: Arc<Relatives>,
+}
 
 /// Addresses that are open for a configuration that is not in force yet. Dropping it closes them.
 #[must_use]
 #[derive(Debug)]
-pub struct Opened(Vec<Bound>);
+pub struct Opened {
+    /// New addresses, and more sockets for known ones.
+    bound: Vec<Bound>,
+    /// How many shards they are for.
+    shards: usize,
+}
 
 impl Listening {
-    pub fn new(shards: usize) -> Self {
-        Listening { shards, open: Vec::new(), leaving: Vec::new(), files: Vec::new() }
+    pub fn new(shards: usize, relatives: Arc<Relatives>) -> Self {
+        Listening { shards, relatives, open: Vec::new(), leaving: Vec::new(), files: Vec::new() }
+    }
+
+    /// Has these sockets from the beginning. Those of addresses that the configuration then does not
+    /// name are closed by [`Listening::close_leaving`].
+    pub fn inherit(&mut self, sockets: Vec<InheritedSocket>) {
+        for InheritedSocket { address, socket, is_activated } in sockets {
+            let known = self.leaving.iter_mut().find(|bound| bound.listen.address == address);
+            if let Some(bound) = known {
+                bound.sockets.push(socket);
+                bound.inherited = bound.sockets.len();
+            } else {
+                let origin = if is_activated { Origin::Manager } else { Origin::Predecessor };
+                self.leaving.push(Bound::inherited(address, socket, origin, &self.relatives));
+            }
+        }
+    }
+
+    /// What a new binary gets: every socket that is listened on, and whether a service manager has
+    /// opened it.
+    pub fn inheritance(&self) -> Vec<(BorrowedFd<'_>, bool)> {
+        let mut inheritance = Vec::new();
+        for Bound { sockets, origin, .. } in &self.open {
+            let is_activated = *origin == Origin::Manager;
+            inheritance.extend(sockets.iter().map(|socket| (socket.as_fd(), is_activated)));
+        }
+        inheritance
+    }
+
+    /// Whether other processes have some of the sockets too: then they are let go of, never shut
+    /// down.
+    pub fn is_shared(&self) -> bool {
+        self.all().any(Bound::is_shared)
+    }
+
+    /// Lets new connections go to all sockets: a process that had more of them is gone.
+    pub fn take_all(&self, report: &Report) {
+        self.open.iter().for_each(|bound| bound.choose(report));
     }
 
     /// How many shards the sockets are for.
@@ -68,19 +164,25 @@ impl Listening {
         self.shards
     }
 
-    /// Opens what `addresses` names and the process does not have yet. Changes nothing that is in
-    /// use; [`Listening::adopt`] does.
-    pub fn open(&self, addresses: &[Address], report: &Report) -> Result<Opened, Failure> {
+    /// Opens what `addresses` names, for so many shards, and the process does not have yet. Changes
+    /// nothing that is in use; [`Listening::adopt`] does.
+    pub fn open(
+        &self,
+        addresses: &[Address],
+        shards: usize,
+        report: &Report,
+    ) -> Result<Opened, Failure> {
         let mut waiting: Vec<&Listen> = addresses
             .iter()
             .map(|address| &address.listen)
-            .filter(|listen| self.all().all(|bound| bound.listen.address != listen.address))
+            .filter(|listen| self.all().all(|bound| !bound.is_of(listen)))
             .collect();
-        let mut opened = Vec::new();
+        let mut opened = Opened { bound: Vec::new(), shards };
+        self.open_for_every_shard(addresses, &mut opened, report)?;
         for _ in 0..TRIES {
             waiting = self.open_what_is_free(&waiting, &mut opened, report)?;
             if waiting.is_empty() {
-                return Ok(Opened(opened));
+                return Ok(opened);
             }
             report.notice(format_args!("try again to bind() after {}ms", PAUSE.as_millis()));
             thread::sleep(PAUSE);
@@ -88,26 +190,57 @@ impl Listening {
         Err(Failure::StillBusy)
     }
 
+    /// Binds more sockets to known addresses that have fewer than there are shards. Where that is not
+    /// allowed, shards share: who opened the first need not have set `SO_REUSEPORT`.
+    fn open_for_every_shard(
+        &self,
+        addresses: &[Address],
+        opened: &mut Opened,
+        report: &Report,
+    ) -> Result<(), Failure> {
+        for Address { listen, .. } in addresses {
+            let Some(bound) = self.all().find(|bound| bound.is_of(listen)) else { continue };
+            let there = bound.sockets.len().saturating_add(bound.retired.len());
+            let missing = opened.shards.saturating_sub(there);
+            let first = bound.sockets.first();
+            let may_have_more = first.is_some_and(|first| first.reuse_port().unwrap_or(false));
+            if missing == 0 || !may_have_more || matches!(listen.address, ListenAddress::Unix(_)) {
+                continue;
+            }
+            match Bound::beside(listen, missing, first, &self.relatives, report) {
+                Ok(more) => opened.bound.push(more),
+                Err(failure) if failure.is_busy() => {
+                    report.notice(format_args!("{failure}, shards share sockets"));
+                }
+                Err(failure) => return Err(failure),
+            }
+        }
+        Ok(())
+    }
+
     /// One try; returns the addresses that are busy. All are tried out before any is bound, because
     /// `*:80` and `127.0.0.1:80` are in each other's way only without `SO_REUSEPORT`.
     fn open_what_is_free<'a>(
         &self,
         waiting: &[&'a Listen],
-        opened: &mut Vec<Bound>,
+        opened: &mut Opened,
         report: &Report,
     ) -> Result<Vec<&'a Listen>, Failure> {
         let mut busy = Vec::new();
         let mut free = Vec::new();
         for &listen in waiting {
-            let is_shared = self.all().chain(&*opened).any(|bound| overlap(&bound.listen, listen));
+            let is_shared =
+                self.all().chain(&opened.bound).any(|bound| overlap(&bound.listen, listen));
             match if is_shared { Ok(()) } else { try_out(listen) } {
                 Ok(()) => free.push(listen),
                 Err(failure) => report_busy(failure, report).map(|()| busy.push(listen))?,
             }
         }
         for listen in free {
-            match Bound::new(listen, self.shards, report) {
-                Ok(bound) => opened.push(bound),
+            let known = self.all().find(|bound| overlap(&bound.listen, listen));
+            let beside = known.and_then(|bound| bound.sockets.first());
+            match Bound::beside(listen, opened.shards, beside, &self.relatives, report) {
+                Ok(bound) => opened.bound.push(bound),
                 Err(failure) => report_busy(failure, report).map(|()| busy.push(listen))?,
             }
         }
@@ -117,16 +250,46 @@ impl Listening {
     /// Makes `addresses` what the process listens on, `opened` being the new ones among them. What
     /// is no longer named stays open until [`Listening::close_leaving`], and can be taken back.
     pub fn adopt(&mut self, opened: Opened, addresses: &[Address], report: &Report) {
+        self.shards = opened.shards;
         let mut known: Vec<Bound> = self.open.drain(..).chain(self.leaving.drain(..)).collect();
-        known.extend(opened.0);
+        known.iter_mut().for_each(|bound| bound.take_back(opened.shards));
+        known.extend(opened.bound);
         for mut bound in known {
-            match addresses.iter().find(|address| address.listen.address == bound.listen.address) {
+            let is_same = |other: &&mut Bound| other.is_of(&bound.listen);
+            if let Some(other) = self.open.iter_mut().find(is_same) {
+                other.sockets.append(&mut bound.sockets);
+                continue;
+            }
+            match addresses.iter().find(|address| bound.is_of(&address.listen)) {
                 Some(address) => {
                     bound.change(&address.listen, report);
                     self.open.push(bound);
                 }
                 None => self.leaving.push(bound),
             }
+        }
+        for bound in &mut self.open {
+            bound.retire_down_to(opened.shards, report);
+        }
+    }
+
+    /// Lets nobody connect any more to what is to be closed. Tells for how long shards are to accept
+    /// from it; `None`: nothing is to be closed.
+    pub fn retire_leaving(&mut self, report: &Report) -> Option<Duration> {
+        self.leaving.iter_mut().for_each(|bound| bound.ignore_new(report));
+        let is_in_the_way = |leaving: &Bound| {
+            let is_wide = |open: &Bound| match open.listen.address {
+                ListenAddress::Inet(address) => address.ip().is_unspecified(),
+                ListenAddress::Unix(_) => false,
+            };
+            self.open.iter().any(|open| is_wide(open) && overlap(&open.listen, &leaving.listen))
+        };
+        if self.leaving.iter().any(is_in_the_way) {
+            Some(SHORT_RETIREMENT)
+        } else if self.leaving.is_empty() && self.open.iter().all(|b| b.retired.is_empty()) {
+            None
+        } else {
+            Some(RETIREMENT)
         }
     }
 
@@ -139,29 +302,35 @@ impl Listening {
         let mut listening = Vec::new();
         for (index, address) in addresses.iter().enumerate() {
             let listen = &address.listen;
-            let bound = self.open.iter().find(|bound| bound.listen.address == listen.address);
-            let socket = bound.and_then(|b| b.sockets.get(shard).or(b.sockets.first()));
-            let Some(socket) = socket else { continue };
-            let copy = socket.try_clone().map_err(Failure::socket("dup", &listen.name))?;
-            listening.push(channel::Listening {
-                name: listen.name.clone(),
-                address: AddressId(index as u32),
-                socket: copy.into(),
-            });
+            let bound = self.open.iter().find(|bound| bound.is_of(listen));
+            for socket in bound.iter().flat_map(|bound| bound.sockets_of(shard, self.shards)) {
+                let copy = socket.try_clone().map_err(Failure::socket("dup", &listen.name))?;
+                listening.push(channel::Listening {
+                    name: listen.name.clone(),
+                    address: AddressId(index as u32),
+                    socket: copy.into(),
+                });
+            }
         }
         Ok(listening)
     }
 
-    /// Closes what the configuration in force does not name, and removes its socket files. To be
-    /// called when no shard accepts from it any more.
-    pub fn close_leaving(&mut self) {
-        self.leaving.clear();
+    /// Closes what has retired, and removes socket files that nobody needs. Shards still have copies,
+    /// until they have taken what is in the queues.
+    pub fn close_leaving(&mut self, report: &Report) {
+        for bound in self.leaving.drain(..) {
+            // Those of an old binary's process, which may still listen there, are removed at the end.
+            let file = bound.file.filter(|file| file.origin == Origin::Predecessor);
+            self.files.extend(file);
+        }
+        self.open.iter_mut().for_each(|bound| bound.close_retired(report));
     }
 
     /// Closes every socket at once, so that clients are refused when the shards have let go of
     /// theirs. Socket files stay until the value is dropped.
-    pub fn close(&mut self) {
-        for bound in self.open.drain(..).chain(self.leaving.drain(..)) {
+    pub fn close(&mut self, report: &Report) {
+        for mut bound in self.open.drain(..).chain(self.leaving.drain(..)) {
+            bound.leave_to_predecessor(report);
             self.files.extend(bound.file);
         }
     }
@@ -169,11 +338,11 @@ impl Listening {
     /// Ends listening for every copy of the sockets, those of shards that have ended without closing
     /// theirs included, and removes socket files.
     pub fn shut_down(&mut self) {
-        for socket in self.all().flat_map(|bound| &bound.sockets) {
+        for socket in self.all().flat_map(|bound| bound.sockets.iter().chain(&bound.retired)) {
             // It listened, so there is something to end.
             let _ = socket.shutdown(Shutdown::Read);
         }
-        *self = Listening::new(self.shards);
+        *self = Listening::new(self.shards, Arc::clone(&self.relatives));
     }
 
     fn all(&self) -> impl Iterator<Item = &Bound> {
@@ -187,7 +356,9 @@ pub fn try_out_all(addresses: &[Address], report: &Report) -> Result<(), Failure
     for Address { listen, .. } in addresses {
         let tried = match listen.address {
             ListenAddress::Inet(_) => try_out(listen),
-            ListenAddress::Unix(_) => Bound::new(listen, 1, report).map(drop),
+            ListenAddress::Unix(_) => {
+                Bound::beside(listen, 1, None, &Relatives::new(None), report).map(drop)
+            }
         };
         match tried {
             Err(failure) if !failure.is_busy() => return Err(failure),
@@ -223,27 +394,33 @@ fn overlap(one: &Listen, other: &Listen) -> bool {
 /// never shared, so binding it in earnest is the trial.
 fn try_out(listen: &Listen) -> Result<(), Failure> {
     match &listen.address {
-        ListenAddress::Inet(address) => bind(listen, &(*address).into(), Sharing::No).map(drop),
+        ListenAddress::Inet(address) => bind(listen, &(*address).into(), &Sharing::No).map(drop),
         ListenAddress::Unix(_) => Ok(()),
     }
 }
 
 /// Whether sockets that allow it too may be bound to the same address.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Sharing {
+#[derive(Debug)]
+enum Sharing<'a> {
     No,
-    /// `SO_REUSEPORT`
-    BetweenShards,
+    /// `SO_REUSEPORT`, if need be beside a socket that is there already.
+    BetweenShards {
+        beside: Option<&'a Socket>,
+    },
 }
 
-fn bind(listen: &Listen, address: &SockAddr, sharing: Sharing) -> Result<Socket, Failure> {
+fn bind(listen: &Listen, address: &SockAddr, sharing: &Sharing<'_>) -> Result<Socket, Failure> {
     let failed = |call| Failure::socket(call, &listen.name);
     let kind = Type::STREAM.nonblocking().cloexec();
     let socket = Socket::new(address.domain(), kind, None).map_err(failed("socket"))?;
     if !address.is_unix() {
         socket.set_reuse_address(true).map_err(failed("setsockopt(SO_REUSEADDR)"))?;
     }
-    if sharing == Sharing::BetweenShards {
+    if let Sharing::BetweenShards { beside } = sharing {
+        if let Some(other) = beside {
+            // Without it the address is busy, which is said below.
+            let _ = os::own_like(socket.as_fd(), other.as_fd());
+        }
         socket.set_reuse_port(true).map_err(failed("setsockopt(SO_REUSEPORT)"))?;
     }
     if address.domain() == Domain::IPV6 {
@@ -255,29 +432,173 @@ fn bind(listen: &Listen, address: &SockAddr, sharing: Sharing) -> Result<Socket,
 }
 
 impl Bound {
-    fn new(listen: &Listen, shards: usize, report: &Report) -> Result<Self, Failure> {
+    /// Sockets for so many shards. `beside`: one that has the address, or one that overlaps it.
+    fn beside(
+        listen: &Listen,
+        shards: usize,
+        beside: Option<&Socket>,
+        relatives: &Arc<Relatives>,
+        report: &Report,
+    ) -> Result<Self, Failure> {
+        let (origin, relatives) = (Origin::Own, Arc::clone(relatives));
         let (sockets, file) = match &listen.address {
             ListenAddress::Inet(address) => {
                 let address = SockAddr::from(*address);
-                let sockets = (0..shards).map(|_| bind(listen, &address, Sharing::BetweenShards));
+                let sharing = Sharing::BetweenShards { beside };
+                let sockets = (0..shards).map(|_| bind(listen, &address, &sharing));
                 (sockets.collect::<Result<_, _>>()?, None)
             }
             ListenAddress::Unix(path) => {
                 let address =
                     SockAddr::unix(path).map_err(Failure::socket("bind", &listen.name))?;
-                let socket = bind(listen, &address, Sharing::No)?;
-                let file = SocketFile(path.clone());
-                fs::set_permissions(path, Permissions::from_mode(0o666))
-                    .map_err(Failure::path("chmod", path))?;
+                let socket = bind(listen, &address, &Sharing::No)?;
+                let (path, relatives) = (path.clone(), Arc::clone(&relatives));
+                let file = SocketFile { path, origin, relatives };
+                fs::set_permissions(&file.path, Permissions::from_mode(0o666))
+                    .map_err(Failure::path("chmod", &file.path))?;
                 (vec![socket], Some(file))
             }
         };
         for socket in &sockets {
             set_options(socket, listen, report);
         }
-        let bound = Bound { listen: listen.clone(), sockets, file };
+        let bound = Bound {
+            listen: listen.clone(),
+            sockets,
+            inherited: 0,
+            origin,
+            relatives,
+            retired: Vec::new(),
+            file,
+            is_ignoring: false,
+        };
         bound.listen()?;
         Ok(bound)
+    }
+
+    /// What is to be known of it beside its address is told by a configuration that names it.
+    fn inherited(
+        address: ListenAddress,
+        socket: Socket,
+        origin: Origin,
+        relatives: &Arc<Relatives>,
+    ) -> Self {
+        let path = match &address {
+            ListenAddress::Unix(path) if origin == Origin::Predecessor => Some(path.clone()),
+            _ => None,
+        };
+        let relatives = Arc::clone(relatives);
+        let file = path.map(|path| SocketFile { path, origin, relatives: Arc::clone(&relatives) });
+        let listen = Listen {
+            address,
+            name: "".into(),
+            backlog: 0,
+            ipv6only: true,
+            rcvbuf: None,
+            sndbuf: None,
+            so_keepalive: None,
+            fastopen: None,
+            deferred: false,
+        };
+        let (sockets, retired) = (vec![socket], Vec::new());
+        Bound {
+            listen,
+            sockets,
+            inherited: 1,
+            origin,
+            relatives,
+            retired,
+            file,
+            is_ignoring: false,
+        }
+    }
+
+    fn is_shared(&self) -> bool {
+        self.origin.is_shared(&self.relatives)
+    }
+
+    /// Whether it has this address, or could have it again. A unix socket without its file cannot.
+    fn is_of(&self, listen: &Listen) -> bool {
+        let is_gone = self.is_ignoring && matches!(self.listen.address, ListenAddress::Unix(_));
+        self.listen.address == listen.address && !is_gone
+    }
+
+    /// Every socket is some shard's, and every shard has one. A shard that is not any more has what has
+    /// retired with it.
+    fn sockets_of(&self, shard: usize, shards: usize) -> impl Iterator<Item = &Socket> {
+        let retired = shard.checked_sub(self.sockets.len()).and_then(|at| self.retired.get(at));
+        let count = self.sockets.len();
+        let first = if shard < count { Some(shard) } else { shard.checked_rem(count) };
+        let first = if retired.is_some() { count } else { first.unwrap_or(0) };
+        retired.into_iter().chain(self.sockets.iter().skip(first).step_by(shards.max(1)))
+    }
+
+    /// Has no sockets for more shards than these. The first ones of a group keep their places in it
+    /// whatever comes and goes behind them.
+    fn retire_down_to(&mut self, shards: usize, report: &Report) {
+        if self.is_shared() {
+            return;
+        }
+        if self.sockets.len() > shards.max(1) {
+            let mut retired = self.sockets.split_off(shards.max(1));
+            retired.append(&mut self.retired);
+            self.retired = retired;
+        }
+        self.choose(report);
+    }
+
+    /// Needs sockets again that were about to be closed.
+    fn take_back(&mut self, shards: usize) {
+        let missing = shards.saturating_sub(self.sockets.len()).min(self.retired.len());
+        self.sockets.extend(self.retired.drain(..missing));
+    }
+
+    fn close_retired(&mut self, report: &Report) {
+        if !self.retired.is_empty() {
+            self.retired.clear();
+            self.choose(report);
+        }
+    }
+
+    /// Has the kernel deal out connections among those that have not retired.
+    fn choose(&self, report: &Report) {
+        let Some(first) = self.sockets.first() else { return };
+        if self.retired.is_empty() {
+            // It fails where there is nothing to undo.
+            let _ = os::choose_among_all(first.as_fd());
+        } else if let Err(e) = os::choose_among_first(first.as_fd(), self.sockets.len() as u32) {
+            let option = "SO_ATTACH_REUSEPORT_CBPF";
+            report_refused(option, &self.listen, &e, report);
+        }
+    }
+
+    /// Nobody can connect to it any more.
+    fn ignore_new(&mut self, report: &Report) {
+        if self.is_shared() || std::mem::replace(&mut self.is_ignoring, true) {
+            return;
+        }
+        drop(self.file.take());
+        if let ListenAddress::Inet(_) = self.listen.address {
+            for socket in self.sockets.iter().chain(&self.retired) {
+                if let Err(e) = os::ignore_new(socket) {
+                    report_refused("SO_ATTACH_FILTER", &self.listen, &e, report);
+                }
+            }
+        }
+    }
+
+    /// New connections go to none of its sockets that the old binary's process does not have: that
+    /// goes on, and they are about to be closed.
+    fn leave_to_predecessor(&mut self, report: &Report) {
+        let (inherited, first) = (self.inherited, self.sockets.first());
+        if self.origin == Origin::Predecessor
+            && self.relatives.have_predecessor()
+            && inherited < self.sockets.len()
+            && let Some(first) = first
+            && let Err(e) = os::choose_among_first(first.as_fd(), inherited as u32)
+        {
+            report_refused("SO_ATTACH_REUSEPORT_CBPF", &self.listen, &e, report);
+        }
     }
 
     fn listen(&self) -> Result<(), Failure> {
@@ -290,6 +611,13 @@ impl Bound {
 
     /// Follows what can change while a socket is open: its options and the backlog.
     fn change(&mut self, listen: &Listen, report: &Report) {
+        if std::mem::take(&mut self.is_ignoring) {
+            for socket in self.sockets.iter().chain(&self.retired) {
+                if let Err(e) = socket.detach_filter() {
+                    report_refused("SO_DETACH_FILTER", &self.listen, &e, report);
+                }
+            }
+        }
         if self.listen == *listen {
             return;
         }
@@ -304,16 +632,18 @@ impl Bound {
 }
 
 impl Opened {
-    /// Nothing new.
-    pub fn none() -> Self {
-        Opened(Vec::new())
+    /// Nothing new, for so many shards.
+    pub fn none(shards: usize) -> Self {
+        Opened { bound: Vec::new(), shards }
     }
 }
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        // Removed by somebody already: nobody to tell.
-        let _ = fs::remove_file(&self.0);
+        if !self.origin.is_shared(&self.relatives) {
+            // Removed by somebody already: nobody to tell.
+            let _ = fs::remove_file(&self.path);
+        }
     }
 }
 
@@ -321,14 +651,7 @@ impl Drop for SocketFile {
 fn set_options(socket: &Socket, listen: &Listen, report: &Report) {
     let set = |option: &str, result: io::Result<()>| {
         if let Err(e) = result {
-            report.say(
-                Level::Alert,
-                format_args!(
-                    "setsockopt({option}) {} failed, ignored ({})",
-                    listen.name,
-                    Errno::of(&e)
-                ),
-            );
+            report_refused(option, listen, &e, report);
         }
     };
     if let Some(size) = listen.rcvbuf {
@@ -349,6 +672,11 @@ fn set_options(socket: &Socket, listen: &Listen, report: &Report) {
     if listen.deferred {
         set("TCP_DEFER_ACCEPT", os::set_deferred(socket.as_fd()));
     }
+}
+
+fn report_refused(option: &str, listen: &Listen, error: &io::Error, report: &Report) {
+    let (name, errno) = (&listen.name, Errno::of(error));
+    report.say(Level::Alert, format_args!("setsockopt({option}) {name} failed, ignored ({errno})"));
 }
 
 /// Accepted connections inherit it.
@@ -373,6 +701,7 @@ fn set_keepalive(socket: &Socket, keepalive: SoKeepalive) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use std::net::{SocketAddr, TcpListener, TcpStream};
+    use std::os::fd::OwnedFd;
     use std::os::unix::net::UnixStream;
 
     use super::*;
@@ -424,8 +753,8 @@ mod tests {
     fn each_shard_has_a_socket_of_its_own_and_nobody_else_gets_the_port() {
         let (report, taken) = (report(), free());
         let addresses = [inet(&taken.to_string())];
-        let mut listening = Listening::new(2);
-        let opened = listening.open(&addresses, &report).unwrap();
+        let mut listening = Listening::new(2, Relatives::new(None));
+        let opened = listening.open(&addresses, 2, &report).unwrap();
         listening.adopt(opened, &addresses, &report);
         for shard in [0, 1] {
             let copies = listening.of_shard(shard, &addresses).unwrap();
@@ -436,27 +765,209 @@ mod tests {
         assert!(try_out_all(&addresses, &report).is_ok());
 
         // Loaded again: nothing is opened. Then without it: closed when the shards have let go.
-        let again = listening.open(&addresses, &report).unwrap();
-        assert!(again.0.is_empty());
+        let again = listening.open(&addresses, 2, &report).unwrap();
+        assert!(again.bound.is_empty());
         listening.adopt(again, &[], &report);
         TcpStream::connect(taken).unwrap();
-        listening.close_leaving();
+        listening.close_leaving(&report);
         TcpStream::connect(taken).unwrap_err();
+    }
+
+    #[test]
+    fn every_socket_is_some_shards_and_every_shard_has_one() {
+        let of = |count: u16, shard, shards| -> Vec<u16> {
+            let mut listening = Listening::new(shards, Relatives::new(None));
+            let socket = || OwnedFd::from(TcpListener::bind(("127.0.0.1", 0)).unwrap()).into();
+            let inherit = |_| InheritedSocket {
+                address: ListenAddress::Inet("127.0.0.1:80".parse().unwrap()),
+                socket: socket(),
+                is_activated: true,
+            };
+            listening.inherit((0..count).map(inherit).collect());
+            let Some(bound) = listening.leaving.first() else { return Vec::new() };
+            let at = |socket: &Socket| bound.sockets.iter().position(|s| std::ptr::eq(s, socket));
+            bound.sockets_of(shard, shards).map(|socket| at(socket).unwrap() as u16).collect()
+        };
+        assert_eq!([of(2, 0, 2), of(2, 1, 2)], [[0], [1]]);
+        assert_eq!([of(5, 0, 2), of(5, 1, 2)], [vec![0, 2, 4], vec![1, 3]]);
+        assert_eq!([of(2, 0, 3), of(2, 1, 3), of(2, 2, 3)], [[0], [1], [0]]);
+        assert_eq!([of(1, 0, 2), of(1, 1, 2)], [[0], [0]]);
+        assert!(of(0, 0, 2).is_empty());
+    }
+
+    fn handed_on(listening: &Listening, is_activated: bool) -> Vec<InheritedSocket> {
+        let sockets = listening.open.iter().flat_map(|bound| &bound.sockets);
+        let inherit = |socket: &Socket| {
+            let name = socket.local_addr().unwrap();
+            let path = || ListenAddress::Unix(name.as_pathname().unwrap().to_owned());
+            InheritedSocket {
+                address: name.as_socket().map_or_else(path, ListenAddress::Inet),
+                socket: socket.try_clone().unwrap(),
+                is_activated,
+            }
+        };
+        sockets.map(inherit).collect()
+    }
+
+    #[test]
+    fn inherited_sockets_are_used_and_those_not_named_are_closed() {
+        let (report, kept, unnamed) = (report(), free(), free());
+        let both = [inet(&kept.to_string()), inet(&unnamed.to_string())];
+        let mut old = Listening::new(2, Relatives::new(None));
+        let opened = old.open(&both, 2, &report).unwrap();
+        old.adopt(opened, &both, &report);
+        assert_eq!(old.inheritance().len(), 4);
+
+        for (shards, of_each) in [(1, vec![2]), (2, vec![1, 1]), (3, vec![1, 1, 1])] {
+            let relatives = Relatives::new(rustix::process::getppid());
+            let mut new = Listening::new(shards, relatives);
+            new.inherit(handed_on(&old, false));
+            let opened = new.open(&both[..1], shards, &report).unwrap();
+            assert_eq!(opened.bound.len(), usize::from(shards > 2));
+            new.adopt(opened, &both[..1], &report);
+            assert_eq!(new.leaving.len(), 1);
+            new.close_leaving(&report);
+            let of = |shard| new.of_shard(shard, &both[..1]).unwrap().len();
+            assert_eq!((0..shards).map(of).collect::<Vec<_>>(), of_each);
+            assert_eq!(new.inheritance().len(), shards.max(2));
+        }
+        // The one that has handed on goes on.
+        TcpStream::connect(kept).unwrap();
+        TcpStream::connect(unnamed).unwrap();
+    }
+
+    #[test]
+    fn a_socket_that_nobody_may_share_is_shared_by_the_shards() {
+        let report = report();
+        let alone = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        let addresses = [inet(&alone.local_addr().unwrap().to_string())];
+        let mut listening = Listening::new(2, Relatives::new(None));
+        let address = addresses[0].listen.address.clone();
+        let socket = OwnedFd::from(alone).into();
+        listening.inherit(vec![InheritedSocket { address, socket, is_activated: true }]);
+        let opened = listening.open(&addresses, 2, &report).unwrap();
+        listening.adopt(opened, &addresses, &report);
+        for shard in [0, 1] {
+            assert_eq!(listening.of_shard(shard, &addresses).unwrap().len(), 1);
+        }
+        assert!(listening.is_shared());
+        assert!(listening.inheritance().iter().all(|(_, is_activated)| *is_activated));
+    }
+
+    #[test]
+    fn an_inherited_file_stays_while_others_listen_there() {
+        let report = report();
+        let path = std::env::temp_dir().join(format!("ringx-inherit-{}", std::process::id()));
+        let addresses = [address(ListenAddress::Unix(path.clone()))];
+        let mut old = Listening::new(1, Relatives::new(None));
+        let opened = old.open(&addresses, 1, &report).unwrap();
+        old.adopt(opened, &addresses, &report);
+
+        let start = |predecessor, named: &[Address]| {
+            let mut new = Listening::new(1, Relatives::new(predecessor));
+            new.inherit(handed_on(&old, false));
+            let opened = new.open(named, 1, &report).unwrap();
+            new.adopt(opened, named, &report);
+            new.close_leaving(&report);
+            new
+        };
+        let parent = rustix::process::getppid();
+        let new = start(parent, &addresses);
+        assert!(new.is_shared());
+        drop(new);
+        assert!(path.exists(), "the old process is still there");
+        let new = start(None, &[]);
+        assert!(path.exists(), "it is removed at the end");
+        drop(new);
+        assert!(!path.exists());
     }
 
     #[test]
     fn what_is_leaving_can_be_taken_back() {
         let report = report();
         let addresses = [inet(&free().to_string())];
-        let mut listening = Listening::new(1);
-        let opened = listening.open(&addresses, &report).unwrap();
+        let mut listening = Listening::new(1, Relatives::new(None));
+        let opened = listening.open(&addresses, 1, &report).unwrap();
         listening.adopt(opened, &addresses, &report);
-        listening.adopt(Opened::none(), &[], &report);
-        let opened = listening.open(&addresses, &report).unwrap();
-        assert!(opened.0.is_empty());
+        listening.adopt(Opened::none(1), &[], &report);
+        let opened = listening.open(&addresses, 1, &report).unwrap();
+        assert!(opened.bound.is_empty());
         listening.adopt(opened, &addresses, &report);
-        listening.close_leaving();
+        listening.close_leaving(&report);
         assert_eq!(listening.of_shard(0, &addresses).unwrap().len(), 1);
+    }
+
+    impl Listening {
+        fn retired_count(&self) -> usize {
+            self.open.iter().map(|bound| bound.retired.len()).sum()
+        }
+    }
+
+    fn accepted(listening: &Listening, shard: usize, addresses: &[Address]) -> usize {
+        let copies = listening.of_shard(shard, addresses).unwrap();
+        let sockets = copies.into_iter().map(|copy| TcpListener::from(copy.socket));
+        sockets.map(|socket| std::iter::from_fn(|| socket.accept().ok()).count()).sum()
+    }
+
+    #[test]
+    fn shards_come_and_go_and_no_connection_is_lost() {
+        let (report, taken) = (report(), free());
+        let addresses = [inet(&taken.to_string())];
+        let mut listening = Listening::new(1, Relatives::new(None));
+        let take = |listening: &mut Listening, shards| {
+            let opened = listening.open(&addresses, shards, &report).unwrap();
+            listening.adopt(opened, &addresses, &report);
+            listening.retire_leaving(&report)
+        };
+        let connect =
+            || -> Vec<_> { (0..16).map(|_| TcpStream::connect(taken).unwrap()).collect() };
+        assert_eq!(take(&mut listening, 1), None);
+        assert_eq!(take(&mut listening, 4), None);
+        let first = connect();
+        // Two are not needed any more: what they have is theirs, and they get nothing more.
+        assert_eq!(take(&mut listening, 2), Some(RETIREMENT));
+        let at_first: Vec<_> = (0..4).map(|k| accepted(&listening, k, &addresses)).collect();
+        assert_eq!(at_first.iter().sum::<usize>(), first.len());
+        let second = connect();
+        let retired = (2..4).map(|k| accepted(&listening, k, &addresses)).sum::<usize>();
+        assert_eq!(retired, 0);
+        // One of them is needed again.
+        let opened = listening.open(&addresses, 3, &report).unwrap();
+        assert!(opened.bound.is_empty());
+        listening.adopt(opened, &addresses, &report);
+        assert_eq!(listening.open[0].sockets.len(), 3);
+        assert_eq!(listening.retired_count(), 1);
+        listening.close_leaving(&report);
+        assert_eq!(listening.retired_count(), 0);
+        let third = connect();
+        let all = (0..3).map(|k| accepted(&listening, k, &addresses)).sum::<usize>();
+        assert_eq!(all, second.len() + third.len());
+    }
+
+    #[test]
+    fn an_address_that_retires_keeps_its_queue_and_can_be_taken_back() {
+        let (report, taken) = (report(), free());
+        let addresses = [inet(&taken.to_string())];
+        let mut listening = Listening::new(1, Relatives::new(None));
+        let opened = listening.open(&addresses, 1, &report).unwrap();
+        listening.adopt(opened, &addresses, &report);
+        let _waiting = TcpStream::connect(taken).unwrap();
+        listening.adopt(Opened::none(1), &[], &report);
+        assert_eq!(listening.retire_leaving(&report), Some(RETIREMENT));
+        let short = Duration::from_millis(100);
+        TcpStream::connect_timeout(&taken, short).unwrap_err();
+        listening.adopt(Opened::none(1), &addresses, &report);
+        assert_eq!(listening.retire_leaving(&report), None);
+        let _new = TcpStream::connect(taken).unwrap();
+        assert!(accepted(&listening, 0, &addresses) >= 2);
+
+        // Where another address takes its place, it is soon out of the way.
+        let wide = [inet(&format!("0.0.0.0:{}", taken.port()))];
+        let opened = listening.open(&wide, 1, &report).unwrap();
+        listening.adopt(opened, &wide, &report);
+        assert_eq!(listening.retire_leaving(&report), Some(SHORT_RETIREMENT));
+        listening.close_leaving(&report);
+        let _wide = TcpStream::connect(taken).unwrap();
     }
 
     #[test]
@@ -467,10 +978,10 @@ mod tests {
         assert!(overlap(&wide.listen, &narrow.listen));
         assert!(!overlap(&narrow.listen, &inet(&format!("127.0.0.2:{port}")).listen));
         let addresses = [wide, narrow];
-        let mut listening = Listening::new(1);
-        let opened = listening.open(&addresses[..1], &report).unwrap();
+        let mut listening = Listening::new(1, Relatives::new(None));
+        let opened = listening.open(&addresses[..1], 1, &report).unwrap();
         listening.adopt(opened, &addresses[..1], &report);
-        let opened = listening.open(&addresses, &report).unwrap();
+        let opened = listening.open(&addresses, 1, &report).unwrap();
         listening.adopt(opened, &addresses, &report);
         assert_eq!(listening.of_shard(0, &addresses).unwrap().len(), 2);
     }
@@ -482,13 +993,21 @@ mod tests {
         let addresses = [address(ListenAddress::Unix(path.clone()))];
         try_out_all(&addresses, &report).unwrap();
         assert!(!path.exists());
-        let mut listening = Listening::new(2);
-        let opened = listening.open(&addresses, &report).unwrap();
+        let mut listening = Listening::new(2, Relatives::new(None));
+        let opened = listening.open(&addresses, 2, &report).unwrap();
         listening.adopt(opened, &addresses, &report);
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o666);
         assert_eq!(listening.of_shard(1, &addresses).unwrap().len(), 1);
         UnixStream::connect(&path).unwrap();
-        listening.close();
+        // Not named for a moment: nobody comes in, and then it is opened anew.
+        listening.adopt(Opened::none(2), &[], &report);
+        assert_eq!(listening.retire_leaving(&report), Some(RETIREMENT));
+        UnixStream::connect(&path).unwrap_err();
+        let opened = listening.open(&addresses, 2, &report).unwrap();
+        listening.adopt(opened, &addresses, &report);
+        listening.close_leaving(&report);
+        UnixStream::connect(&path).unwrap();
+        listening.close(&report);
         UnixStream::connect(&path).unwrap_err();
         assert!(path.exists());
         drop(listening);

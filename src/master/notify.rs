@@ -79,8 +79,12 @@ impl Notifier {
         Notifier { manager: Some(manager), watchdog, environment, ..Notifier::default() }
     }
 
+    /// Whether there is one to tell.
+    pub fn has_manager(&self) -> bool {
+        self.manager.is_some()
+    }
+
     /// What a process that is to take the service over must find in its environment.
-    #[allow(dead_code, reason = "for a binary upgrade")]
     pub fn environment(&self) -> impl Iterator<Item = (&'static str, &OsStr)> {
         self.environment.iter().map(|(name, value)| (*name, value.as_os_str()))
     }
@@ -146,11 +150,13 @@ impl Notifier {
     }
 
     /// Which process the service is. While it is another than this one, that one does the telling.
-    #[allow(dead_code, reason = "for a binary upgrade")]
     pub fn main_pid(&mut self, report: &Report, pid: u32) {
         self.is_silent = false;
-        self.tell(report, &format!("MAINPID={pid}"));
-        self.is_silent = pid != std::process::id();
+        let is_own = pid == std::process::id();
+        // The end may have begun while another process was the service.
+        let end = if is_own && self.told == Told::Stopping { "\nSTOPPING=1" } else { "" };
+        self.tell(report, &format!("MAINPID={pid}{end}"));
+        self.is_silent = !is_own;
     }
 
     /// When [`Notifier::ping`] is to be called next.

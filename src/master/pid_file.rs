@@ -13,27 +13,86 @@ use crate::error_log::{Errno, Level, OpenError};
 
 /// This process's pid file. Removed when dropped.
 #[derive(Debug)]
-pub struct PidFile(PathBuf);
+pub struct PidFile {
+    path: PathBuf,
+    stage: Stage,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// Another process's, or not there.
+    Planned,
+    Written,
+    /// Renamed to make way for that of a new binary.
+    Retired,
+}
 
 impl PidFile {
-    /// Writes the process's number and a line feed.
-    pub fn write(path: &Path) -> Result<Self, Failure> {
-        let mut file = open(path, true)?;
-        let number = format!("{}\n", std::process::id());
-        file.write_all(number.as_bytes()).map_err(Failure::path("write", path))?;
-        Ok(PidFile(path.to_owned()))
+    /// One that [`PidFile::write`] writes later.
+    pub fn planned(path: &Path) -> Self {
+        PidFile { path: path.to_owned(), stage: Stage::Planned }
     }
 
+    /// Writes the process's number and a line feed, unless that has been done.
+    pub fn write(&mut self) -> Result<(), Failure> {
+        if self.stage == Stage::Planned {
+            let mut file = open(&self.path, true)?;
+            self.stage = Stage::Written;
+            let number = format!("{}\n", std::process::id());
+            file.write_all(number.as_bytes()).map_err(Failure::path("write", &self.path))?;
+        }
+        Ok(())
+    }
+
+    pub fn written(path: &Path) -> Result<Self, Failure> {
+        let mut file = Self::planned(path);
+        file.write()?;
+        Ok(file)
+    }
+
+    /// What the configuration calls it.
     pub fn path(&self) -> &Path {
-        &self.0
+        &self.path
+    }
+
+    /// Where it is once it has made way.
+    pub fn retired_path(&self) -> PathBuf {
+        retired(&self.path)
+    }
+
+    /// Makes way for another process's file.
+    pub fn retire(&mut self) -> io::Result<()> {
+        fs::rename(&self.path, self.retired_path())?;
+        self.stage = Stage::Retired;
+        Ok(())
+    }
+
+    /// Takes its place again, which may be taken by the file of a process that is gone.
+    pub fn restore(&mut self) -> io::Result<()> {
+        if self.stage == Stage::Retired {
+            fs::rename(self.retired_path(), &self.path)?;
+            self.stage = Stage::Written;
+        }
+        Ok(())
     }
 }
 
 impl Drop for PidFile {
     fn drop(&mut self) {
         // Gone already, or not ours to remove any more: nobody to tell.
-        let _ = fs::remove_file(&self.0);
+        let _ = match self.stage {
+            Stage::Planned => Ok(()),
+            Stage::Written => fs::remove_file(&self.path),
+            Stage::Retired => fs::remove_file(self.retired_path()),
+        };
     }
+}
+
+/// `PIDFILE.oldbin`
+pub fn retired(path: &Path) -> PathBuf {
+    let mut path = path.as_os_str().to_owned();
+    path.push(".oldbin");
+    path.into()
 }
 
 /// Sees whether the file could be written, as `-t` does: one that is not there is made, empty.
@@ -71,13 +130,20 @@ impl SignalError {
 
 /// Sends a signal to the process that the file names.
 pub fn signal(path: &Path, signal: Signal) -> Result<(), SignalError> {
+    kill(read(path)?, signal)
+}
+
+/// The process that the file names.
+pub fn read(path: &Path) -> Result<Pid, SignalError> {
     let mut file =
         File::open(path).map_err(|source| OpenError { path: path.to_owned(), source })?;
     let mut content = Vec::new();
     io::Read::read_to_end(&mut file, &mut content)
         .map_err(|source| SignalError::Read { path: path.to_owned(), source })?;
-    let pid = pid_of(&content)
-        .map_err(|number| SignalError::Invalid { number, path: path.to_owned() })?;
+    pid_of(&content).map_err(|number| SignalError::Invalid { number, path: path.to_owned() })
+}
+
+pub fn kill(pid: Pid, signal: Signal) -> Result<(), SignalError> {
     kill_process(pid, signal).map_err(|source| SignalError::Kill {
         pid: pid.as_raw_nonzero().get(),
         signal: signal.as_raw(),
@@ -157,12 +223,25 @@ mod tests {
         let path = std::env::temp_dir().join(format!("ringx-pid-{}", std::process::id()));
         try_out(&path).unwrap();
         assert_eq!(fs::read_to_string(&path).unwrap(), "");
-        let file = PidFile::write(&path).unwrap();
+        let mut file = PidFile::planned(&path);
+        drop(PidFile::planned(&path));
+        assert!(path.exists(), "it is not its file yet");
+        file.write().unwrap();
         assert_eq!(fs::read_to_string(&path).unwrap(), format!("{}\n", std::process::id()));
         try_out(&path).unwrap();
         assert!(fs::metadata(&path).unwrap().len() > 0, "a test leaves the content");
-        drop(file);
+
+        file.retire().unwrap();
         assert!(!path.exists());
+        drop(PidFile::written(&path).unwrap());
+        fs::write(&path, "left behind").unwrap();
+        file.restore().unwrap();
+        assert_eq!(read(&path).unwrap(), rustix::process::getpid());
+        file.retire().unwrap();
+        let old = file.retired_path();
+        assert!(old.to_str().unwrap().ends_with(".oldbin") && old.exists());
+        drop(file);
+        assert!(!path.exists() && !old.exists());
     }
 
     proptest! {

@@ -1,50 +1,92 @@
-//! The shards' threads as the master sees them: started, pinned, told things, joined.
+//! The shards' threads as the master sees them: started, pinned, told things, joined, and started again
+//! when they have died.
 
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::failure::Failure;
 use super::listening::Listening;
-use crate::channel::{self, Command, Event, Events, Outbox};
-use crate::counters;
+use crate::channel::{self, Command, Event, Events, Life, Outbox};
+use crate::counters::{AllCounters, Counters, OwnCounters};
 use crate::error_log::{Errno, Files, Level, Log};
 use crate::http::server::Address;
+use crate::http::tunnel::parcel::Parcel;
 use crate::io::runtime::{self, Ring};
 use crate::modules::Config;
 use crate::modules::process::{CpuAffinity, Settings};
 use crate::os;
 use crate::shard::{self, Heartbeat, Start};
 
-/// All shards, ended ones included.
+/// All shards.
 #[derive(Default)]
 pub struct Shards {
-    handles: Vec<Handle>,
+    available: Vec<usize>,
+    /// Those of the configuration, by their numbers.
+    members: Vec<Member>,
+    /// The threads of those that it has no more, until they have ended.
+    leaving: Vec<Handle>,
+    /// Threads so far.
+    lives: u64,
+    /// All have served: from now on a shard that dies is started again.
+    have_started: bool,
 }
 
+struct Member {
+    state: State,
+    deaths: Deaths,
+}
+
+enum State {
+    Lives(Handle),
+    /// It has died, or could not be started, and is started again.
+    Down {
+        until: Instant,
+    },
+    Ended,
+}
+
+/// A thread.
 struct Handle {
+    life: Life,
     outbox: Outbox,
-    /// `None` once joined.
-    thread: Option<JoinHandle<()>>,
-    stage: Stage,
+    thread: JoinHandle<()>,
+    counters: Arc<Counters>,
+    /// Since when it serves.
+    serves: Option<Instant>,
     /// Reloads it has not answered yet.
     reloads: usize,
     heartbeat: Option<Heartbeat>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Stage {
-    Starting,
-    Serving,
-    Ended,
+/// How often a shard has died, one time soon after the other.
+#[derive(Debug, Default, Clone, Copy)]
+struct Deaths(u32);
+
+impl Deaths {
+    /// Whoever has served so long starts again as if for the first time.
+    const FORGOTTEN: Duration = Duration::from_secs(60);
+    const PAUSE_MAX: Duration = Duration::from_secs(30);
+
+    /// One more, after so long a life: the pause before the next one.
+    fn pause_after(&mut self, served: Duration) -> Duration {
+        if served >= Self::FORGOTTEN {
+            self.0 = 0;
+        }
+        let doublings = self.0.checked_sub(1);
+        self.0 = self.0.saturating_add(1);
+        let pause = doublings.map(|n| 1_u64.checked_shl(n).unwrap_or(u64::MAX));
+        Duration::from_secs(pause.unwrap_or(0)).min(Self::PAUSE_MAX)
+    }
 }
 
 /// What shards are started with, all alike.
 #[derive(Debug)]
 pub struct Common {
     pub ring: Ring,
+    pub counters: Arc<AllCounters>,
     pub files: Arc<Files>,
     pub events: Events,
     /// The master has capabilities that a shard must not have.
@@ -53,129 +95,332 @@ pub struct Common {
     pub beats: Option<Duration>,
 }
 
+/// What a shard is started with: all alike, and of now.
+pub struct Now<'a> {
+    pub common: &'a Common,
+    pub config: &'a Arc<Config>,
+    pub listening: &'a Listening,
+    pub say: &'a dyn Fn(Level, fmt::Arguments<'_>),
+}
+
+/// Whose thread has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lost {
+    /// It had not come as far as serving, nor had the process.
+    AtStart,
+    /// It can be started again.
+    Member,
+    /// It had left.
+    Leaver,
+}
+
+impl Handle {
+    fn take(&self, parcels: Vec<Parcel>) {
+        self.outbox.send(Command::TakeTunnels(parcels));
+    }
+}
+
 impl Shards {
-    /// Starts `count` threads, each on the cores that the configuration gives it.
-    pub fn start(
-        count: usize,
-        common: &Common,
-        config: &Arc<Config>,
-        listening: &Listening,
-        mut say: impl FnMut(Level, fmt::Arguments<'_>),
-    ) -> Result<Self, Failure> {
-        let available = os::available_cores();
-        let counters = counters::for_shards(count);
-        let mut shards = Shards::default();
-        for id in 0..count {
-            let (outbox, inbox) = channel::pair().map_err(Failure::call("socketpair"))?;
-            let heartbeat = common.beats.map(Heartbeat::new);
-            let start = Start {
-                id,
-                shards: count,
-                ring: common.ring,
-                config: Arc::clone(config),
-                listening: listening.of_shard(id, addresses(config))?,
-                files: Arc::clone(&common.files),
-                counters: Arc::clone(&counters),
-                heartbeat: heartbeat.clone(),
-                inbox,
-                events: common.events.clone(),
-            };
-            let cores = cores_of(id, &config.process, &available);
-            say(Level::Notice, format_args!("start shard {id} on {}", Cores(&cores)));
-            let gives_up_capabilities = common.gives_up_capabilities;
-            let thread = thread::Builder::new()
-                .name(format!("ringx shard {id}"))
-                .spawn(move || live(start, &cores, gives_up_capabilities))
-                .map_err(Failure::call("pthread_create"))?;
-            shards.handles.push(Handle {
-                outbox,
-                thread: Some(thread),
-                stage: Stage::Starting,
-                reloads: 0,
-                heartbeat,
-            });
+    /// Starts as many threads as there are sockets for, each on the cores that the configuration gives
+    /// it.
+    pub fn start(now: &Now<'_>) -> Result<Self, Failure> {
+        let mut shards = Shards { available: os::available_cores(), ..Shards::default() };
+        for shard in 0..now.listening.shards() {
+            let handle = shards.begin(shard, now)?;
+            shards.members.push(Member { state: State::Lives(handle), deaths: Deaths::default() });
         }
         Ok(shards)
     }
 
-    /// Tells every shard that has not ended.
-    pub fn tell(&self, command: impl Fn() -> Command) {
-        for handle in self.handles.iter().filter(|handle| handle.stage != Stage::Ended) {
-            handle.outbox.send(command());
+    /// A new thread for a shard.
+    fn begin(&mut self, shard: usize, now: &Now<'_>) -> Result<Handle, Failure> {
+        let Now { common, config, listening, say } = now;
+        let life = Life { shard, number: self.lives };
+        self.lives = self.lives.saturating_add(1);
+        let (outbox, inbox) = channel::pair().map_err(Failure::call("socketpair"))?;
+        let listening = listening.of_shard(shard, addresses(config))?;
+        let own = OwnCounters::new(Arc::clone(&common.counters), shard);
+        let counters = Arc::clone(own.own());
+        let heartbeat = common.beats.map(Heartbeat::new);
+        let start = Start {
+            life,
+            ring: common.ring,
+            config: Arc::clone(config),
+            listening,
+            files: Arc::clone(&common.files),
+            counters: own,
+            heartbeat: heartbeat.clone(),
+            inbox,
+            events: common.events.clone(),
+        };
+        let cores = cores_of(shard, &config.process, &self.available);
+        say(Level::Notice, format_args!("start shard {shard} on {}", Cores(&cores)));
+        let gives_up_capabilities = common.gives_up_capabilities;
+        let spawned = thread::Builder::new()
+            .name(format!("ringx shard {shard}"))
+            .spawn(move || live(start, &cores, gives_up_capabilities));
+        match spawned {
+            Ok(thread) => {
+                let (serves, reloads) = (None, 0);
+                Ok(Handle { life, outbox, thread, counters, serves, reloads, heartbeat })
+            }
+            Err(e) => {
+                common.counters.give_back(&counters);
+                Err(Failure::call("pthread_create")(e))
+            }
         }
     }
 
-    /// Gives every shard a new configuration, and copies of the sockets it listens on. Nothing is
-    /// sent unless every copy could be made.
-    pub fn reload(&mut self, config: &Arc<Config>, listening: &Listening) -> Result<(), Failure> {
-        let copies: Result<Vec<_>, _> = (0..self.handles.len())
-            .map(|shard| listening.of_shard(shard, addresses(config)))
+    /// Gives tunnels to the shards that hold the fewest. Those of a shard do not go back to it, unless
+    /// there is no other.
+    pub fn place(&self, from: Option<Life>, parcels: Vec<Parcel>) {
+        let members = self.members.iter().filter_map(|member| match &member.state {
+            State::Lives(handle) if handle.serves.is_some() => Some(handle),
+            _ => None,
+        });
+        let mut places: Vec<(u64, &Handle, Vec<Parcel>)> = members
+            .filter(|handle| Some(handle.life) != from)
+            .map(|handle| (handle.counters.tunnels.open.get(), handle, Vec::new()))
             .collect();
-        for (handle, listening) in self.handles.iter_mut().zip(copies?) {
-            if handle.stage != Stage::Ended {
-                handle.outbox.send(Command::Reload { config: Arc::clone(config), listening });
+        if places.is_empty() {
+            // Where nobody serves, the process ends.
+            if let Some(own) = self.living().find(|handle| Some(handle.life) == from) {
+                own.take(parcels);
+            }
+            return;
+        }
+        for parcel in parcels {
+            if let Some((open, _, place)) = places.iter_mut().min_by_key(|(open, ..)| *open) {
+                *open = open.saturating_add(1);
+                place.push(parcel);
+            }
+        }
+        for (_, handle, parcels) in places.into_iter().filter(|(.., place)| !place.is_empty()) {
+            handle.take(parcels);
+        }
+    }
+
+    /// Gives a shard its tunnels back, or to others when it has died.
+    pub fn give_back(&self, life: Life, parcels: Vec<Parcel>) {
+        match self.living().find(|handle| handle.life == life) {
+            Some(handle) => handle.take(parcels),
+            None => self.place(None, parcels),
+        }
+    }
+
+    /// Those that serve, or have served.
+    pub fn serving(&self) -> Vec<Life> {
+        let serving = self.living().filter(|handle| handle.serves.is_some());
+        serving.map(|handle| handle.life).collect()
+    }
+
+    /// Gives every shard a new configuration, and copies of the sockets it listens on; starts and
+    /// releases shards, so that there are as many as there are sockets for. Nothing has changed unless
+    /// every copy could be made.
+    pub fn reload(&mut self, now: &Now<'_>) -> Result<(), Failure> {
+        let count = now.listening.shards();
+        let copies: Result<Vec<_>, _> = (0..count.min(self.members.len()))
+            .map(|shard| now.listening.of_shard(shard, addresses(now.config)))
+            .collect();
+        for (member, listening) in self.members.iter_mut().zip(copies?) {
+            if let State::Lives(handle) = &mut member.state {
+                let config = Arc::clone(now.config);
+                handle.outbox.send(Command::Reload { config, listening });
                 handle.reloads = handle.reloads.saturating_add(1);
+            }
+        }
+        for shard in count..self.members.len() {
+            self.release(shard, now);
+        }
+        self.members.truncate(count);
+        let at = Instant::now();
+        while self.members.len() < count {
+            let (state, deaths) = (State::Down { until: at }, Deaths::default());
+            self.members.push(Member { state, deaths });
+        }
+        self.start_due(at, now);
+        Ok(())
+    }
+
+    /// Starts a thread for every shard, though those before still finish what they have: they were told
+    /// to end.
+    pub fn start_beside(&mut self, now: &Now<'_>) -> Result<(), Failure> {
+        let mut beside = Vec::new();
+        for shard in 0..self.members.len() {
+            beside.push(self.begin(shard, now)?);
+        }
+        for (member, handle) in self.members.iter_mut().zip(beside) {
+            if let State::Lives(before) = std::mem::replace(&mut member.state, State::Lives(handle))
+            {
+                self.leaving.push(before);
             }
         }
         Ok(())
     }
 
-    /// [`Event::Ready`]: whether that was the last one.
-    pub fn is_ready(&mut self, shard: usize) -> bool {
-        if let Some(handle) = self.handles.get_mut(shard) {
-            handle.stage = Stage::Serving;
+    /// The configuration does not have it any more. One that is down comes back for those who wait in
+    /// the queues of its sockets.
+    fn release(&mut self, shard: usize, now: &Now<'_>) {
+        let Some(member) = self.members.get_mut(shard) else { return };
+        let handle = match std::mem::replace(&mut member.state, State::Ended) {
+            State::Lives(handle) => handle,
+            State::Down { .. } => match self.begin(shard, now) {
+                Ok(handle) => handle,
+                Err(failure) => return (now.say)(Level::Alert, format_args!("{failure}")),
+            },
+            State::Ended => return,
+        };
+        handle.outbox.send(Command::Leave);
+        self.leaving.push(handle);
+    }
+
+    /// When the next shard is to be started again.
+    pub fn next_start(&self) -> Option<Instant> {
+        let until = |member: &Member| match member.state {
+            State::Down { until } => Some(until),
+            State::Lives(_) | State::Ended => None,
+        };
+        self.members.iter().filter_map(until).min()
+    }
+
+    /// Starts those whose time has come. One that cannot be started now is tried again later.
+    pub fn start_due(&mut self, at: Instant, now: &Now<'_>) {
+        for shard in 0..self.members.len() {
+            let is_due =
+                |member: &&mut Member| matches!(member.state, State::Down { until } if until <= at);
+            if self.members.get_mut(shard).filter(is_due).is_none() {
+                continue;
+            }
+            let begun = self.begin(shard, now);
+            let Some(Member { state, deaths }) = self.members.get_mut(shard) else { return };
+            *state = match begun {
+                Ok(handle) => {
+                    if deaths.0 > 0 {
+                        handle.counters.restarts.add(1);
+                    }
+                    State::Lives(handle)
+                }
+                Err(failure) => {
+                    (now.say)(Level::Alert, format_args!("shard {shard}: {failure}"));
+                    State::down(at, deaths.pause_after(Duration::ZERO))
+                }
+            };
         }
-        self.handles.iter().all(|handle| handle.stage == Stage::Serving)
+    }
+
+    fn living(&self) -> impl Iterator<Item = &Handle> {
+        let lives = |member| match member {
+            &Member { state: State::Lives(ref handle), .. } => Some(handle),
+            _ => None,
+        };
+        self.members.iter().filter_map(lives).chain(&self.leaving)
+    }
+
+    fn find(&mut self, life: Life) -> Option<&mut Handle> {
+        let lives = |member| match member {
+            &mut Member { state: State::Lives(ref mut handle), .. } => Some(handle),
+            _ => None,
+        };
+        let mut living = self.members.iter_mut().filter_map(lives).chain(&mut self.leaving);
+        living.find(|handle| handle.life == life)
+    }
+
+    /// Tells every shard that has not ended.
+    pub fn tell(&self, command: impl Fn() -> Command) {
+        self.living().for_each(|handle| handle.outbox.send(command()));
+    }
+
+    /// [`Event::Ready`]: whether all serve now.
+    pub fn is_ready(&mut self, life: Life) -> bool {
+        if let Some(handle) = self.find(life) {
+            handle.serves = Some(Instant::now());
+        }
+        let serves = |member: &Member| match &member.state {
+            State::Lives(handle) => handle.serves.is_some(),
+            State::Down { .. } | State::Ended => false,
+        };
+        let all_serve = self.members.iter().all(serves);
+        self.have_started |= all_serve;
+        all_serve
     }
 
     /// [`Event::Reloaded`].
-    pub fn has_reloaded(&mut self, shard: usize) {
-        if let Some(handle) = self.handles.get_mut(shard) {
+    pub fn has_reloaded(&mut self, life: Life) {
+        if let Some(handle) = self.find(life) {
             handle.reloads = handle.reloads.saturating_sub(1);
         }
     }
 
-    /// [`Event::Ended`]: whether it had come as far as serving.
-    pub fn has_ended(&mut self, shard: usize) -> bool {
-        let Some(handle) = self.handles.get_mut(shard) else { return false };
-        let served = handle.stage == Stage::Serving;
-        handle.stage = Stage::Ended;
-        handle.reloads = 0;
-        if let Some(thread) = handle.thread.take() {
+    /// [`Event::Ended`]. Nothing of it is there any more after this.
+    pub fn has_ended(&mut self, life: Life, common: &Common) -> Lost {
+        let bury = |handle: Handle| {
             // A panic has been told by the event.
-            let _ = thread.join();
+            let _ = handle.thread.join();
+            common.counters.give_back(&handle.counters);
+        };
+        if let Some(at) = self.leaving.iter().position(|handle| handle.life == life) {
+            bury(self.leaving.swap_remove(at));
+            return Lost::Leaver;
         }
-        served
+        let have_started = self.have_started;
+        let is_it = |member: &&mut Member| matches!(&member.state, State::Lives(handle) if handle.life == life);
+        let Some(member) = self.members.iter_mut().find(is_it) else { return Lost::Leaver };
+        let state = std::mem::replace(&mut member.state, State::Ended);
+        let State::Lives(handle) = state else { return Lost::Leaver };
+        let (at, serves) = (Instant::now(), handle.serves);
+        bury(handle);
+        if serves.is_none() && !have_started {
+            return Lost::AtStart;
+        }
+        let served = serves.map(|since| at.saturating_duration_since(since)).unwrap_or_default();
+        member.state = State::down(at, member.deaths.pause_after(served));
+        Lost::Member
     }
 
     /// Whether some shard may still accept under a configuration before the last.
     pub fn are_reloading(&self) -> bool {
-        self.handles.iter().any(|handle| handle.reloads > 0)
+        self.living().any(|handle| handle.reloads > 0)
     }
 
-    /// Whether all that are there serve under the last configuration.
+    /// Whether some go on though the configuration does not have them.
+    pub fn are_leaving(&self) -> bool {
+        !self.leaving.is_empty()
+    }
+
+    /// Whether all have served, and all that are there serve under the last configuration. One that
+    /// is down is not waited for.
     pub fn are_settled(&self) -> bool {
-        !self.are_reloading() && self.handles.iter().all(|handle| handle.stage != Stage::Starting)
+        let is_starting = |member: &Member| match &member.state {
+            State::Lives(handle) => handle.serves.is_none(),
+            State::Down { .. } | State::Ended => false,
+        };
+        self.have_started && !self.are_reloading() && !self.members.iter().any(is_starting)
     }
 
-    pub fn serving(&self) -> usize {
-        self.handles.iter().filter(|handle| handle.stage == Stage::Serving).count()
+    /// How many of the configuration's shards serve, and how many it has.
+    pub fn count(&self) -> (usize, usize) {
+        let serves = |member: &&Member| matches!(&member.state, State::Lives(handle) if handle.serves.is_some());
+        (self.members.iter().filter(serves).count(), self.members.len())
     }
 
-    /// One that serves and has not shown for so long that it runs.
+    /// One that serves, or finishes what it has, and has not shown for so long that it runs. One that
+    /// is down is not expected to.
     pub fn find_silent(&self, limit: Duration) -> Option<usize> {
-        self.handles.iter().position(|handle| {
-            handle.stage == Stage::Serving
+        let is_silent = |handle: &&Handle| {
+            handle.serves.is_some()
                 && handle.heartbeat.as_ref().is_some_and(|heart| heart.is_silent_for(limit))
-        })
+        };
+        self.living().find(is_silent).map(|handle| handle.life.shard)
     }
 
     pub fn are_ended(&self) -> bool {
-        self.handles.iter().all(|handle| handle.stage == Stage::Ended)
+        self.living().next().is_none()
     }
+}
 
-    pub fn len(&self) -> usize {
-        self.handles.len()
+impl State {
+    fn down(at: Instant, pause: Duration) -> Self {
+        State::Down { until: at.checked_add(pause).unwrap_or(at) }
     }
 }
 
@@ -186,18 +431,19 @@ pub fn addresses(config: &Config) -> &[Address] {
 
 /// A shard's thread.
 fn live(start: Start, cores: &[usize], gives_up_capabilities: bool) {
-    let (shard, events) = (start.id, start.events.clone());
+    let (life, events) = (start.life, start.events.clone());
     settle(&start, cores);
-    // Last: a better priority takes a capability.
-    if gives_up_capabilities && let Err(e) = os::clear_capabilities() {
-        let failure = Some(format!("capset() failed ({})", Errno::of(&e)));
-        return events.send(Event::Ended { shard, failure });
-    }
-    // The shard says itself that it has ended, unless it panics.
-    if let Err(panic) = catch_unwind(AssertUnwindSafe(|| shard::run(start))) {
-        let text = runtime::panic_text(&*panic);
-        events.send(Event::Ended { shard, failure: Some(format!("panic: {text}")) });
-    }
+    let lived = || {
+        // Last: a better priority takes a capability.
+        if gives_up_capabilities {
+            let failed = |e| format!("capset() failed ({})", Errno::of(&e));
+            os::clear_capabilities().map_err(failed)?;
+        }
+        shard::run(start)
+    };
+    let ended = catch_unwind(AssertUnwindSafe(lived))
+        .unwrap_or_else(|panic| Err(format!("panic: {}", runtime::panic_text(&*panic))));
+    events.send(Event::Ended { life, failure: ended.err() });
 }
 
 /// Priority and cores; one that is refused is logged, and the shard goes on without.
@@ -244,6 +490,18 @@ impl fmt::Display for Cores<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_pause_before_the_next_life_grows_and_is_forgotten() {
+        let mut deaths = Deaths::default();
+        let mut pause = |served| deaths.pause_after(Duration::from_secs(served)).as_secs();
+        assert_eq!([5, 0, 59, 1, 0, 7, 0, 3].map(&mut pause), [0, 1, 2, 4, 8, 16, 30, 30]);
+        assert_eq!([60, 0, 1000].map(&mut pause), [0, 1, 0]);
+        let mut deaths = Deaths(u32::MAX - 1);
+        for _ in 0..3 {
+            assert_eq!(deaths.pause_after(Duration::ZERO), Deaths::PAUSE_MAX);
+        }
+    }
 
     #[test]
     fn cores_as_configured_or_one_each() {

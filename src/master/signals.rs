@@ -23,6 +23,8 @@ pub enum Order {
     Quit,
     /// TERM and INT: end now.
     Exit,
+    /// CHLD: see what has become of the new binary.
+    Reap,
 }
 
 /// A signal as the log calls it.
@@ -31,8 +33,18 @@ pub struct Signal {
     pub number: c_int,
     name: &'static str,
     pub order: Order,
-    /// What is done about it.
+    /// What is done about it; empty: nothing is said of that.
     text: &'static str,
+}
+
+/// Whether a signal is obeyed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Answer {
+    Obeyed,
+    /// It means nothing to this process.
+    Unheard,
+    /// It comes at the wrong time.
+    Ignored,
 }
 
 const fn signal(number: c_int, name: &'static str, order: Order, text: &'static str) -> Signal {
@@ -40,14 +52,15 @@ const fn signal(number: c_int, name: &'static str, order: Order, text: &'static 
 }
 
 /// PIPE is not here: the standard library has it ignored, so that a write fails instead.
-static SIGNALS: [Signal; 7] = [
+static SIGNALS: [Signal; 8] = [
     signal(libc::SIGHUP, "SIGHUP", Order::Reload, "reconfiguring"),
     signal(libc::SIGUSR1, "SIGUSR1", Order::ReopenLogs, "reopening logs"),
-    signal(libc::SIGUSR2, "SIGUSR2", Order::Upgrade, "ignoring"),
+    signal(libc::SIGUSR2, "SIGUSR2", Order::Upgrade, "changing binary"),
     signal(libc::SIGWINCH, "SIGWINCH", Order::StopShards, "stop accepting connections"),
     signal(libc::SIGQUIT, "SIGQUIT", Order::Quit, "shutting down"),
     signal(libc::SIGTERM, "SIGTERM", Order::Exit, "exiting"),
     signal(libc::SIGINT, "SIGINT", Order::Exit, "exiting"),
+    signal(libc::SIGCHLD, "SIGCHLD", Order::Reap, ""),
 ];
 
 impl Signal {
@@ -60,8 +73,7 @@ impl Signal {
 pub struct Received<'a> {
     pub signal: &'a Signal,
     pub sender: Option<u32>,
-    /// Nothing is done about it, so nothing is said of that.
-    pub is_ignored: bool,
+    pub answer: Answer,
 }
 
 impl fmt::Display for Received<'_> {
@@ -71,7 +83,12 @@ impl fmt::Display for Received<'_> {
         if let Some(sender) = self.sender {
             write!(f, " from {sender}")?;
         }
-        if self.is_ignored { Ok(()) } else { write!(f, ", {text}") }
+        match self.answer {
+            Answer::Unheard => Ok(()),
+            Answer::Ignored => f.write_str(", ignoring"),
+            Answer::Obeyed if text.is_empty() => Ok(()),
+            Answer::Obeyed => write!(f, ", {text}"),
+        }
     }
 }
 
@@ -97,15 +114,21 @@ pub fn forward(signals: BlockedSignals, events: Events) -> io::Result<()> {
 mod tests {
     use super::*;
 
-    fn said(number: c_int, sender: Option<u32>, is_ignored: bool) -> String {
-        Received { signal: Signal::of(number).unwrap(), sender, is_ignored }.to_string()
+    fn said(number: c_int, sender: Option<u32>, answer: Answer) -> String {
+        Received { signal: Signal::of(number).unwrap(), sender, answer }.to_string()
     }
 
     #[test]
     fn the_texts_are_nginxs() {
-        assert_eq!(said(1, Some(77), false), "signal 1 (SIGHUP) received from 77, reconfiguring");
-        assert_eq!(said(2, None, false), "signal 2 (SIGINT) received, exiting");
-        assert_eq!(said(28, Some(7), true), "signal 28 (SIGWINCH) received from 7");
+        let obeyed = |number, sender| said(number, sender, Answer::Obeyed);
+        assert_eq!(obeyed(1, Some(77)), "signal 1 (SIGHUP) received from 77, reconfiguring");
+        assert_eq!(obeyed(2, None), "signal 2 (SIGINT) received, exiting");
+        assert_eq!(obeyed(12, Some(7)), "signal 12 (SIGUSR2) received from 7, changing binary");
+        assert_eq!(obeyed(17, Some(7)), "signal 17 (SIGCHLD) received from 7");
+        let unheard = said(28, Some(7), Answer::Unheard);
+        assert_eq!(unheard, "signal 28 (SIGWINCH) received from 7");
+        let ignored = said(12, Some(7), Answer::Ignored);
+        assert_eq!(ignored, "signal 12 (SIGUSR2) received from 7, ignoring");
         assert!(Signal::of(libc::SIGPIPE).is_none());
     }
 }

@@ -28,6 +28,8 @@ pub struct Settings {
     /// Bytes.
     pub worker_rlimit_core: Own<u64>,
     pub worker_shutdown_timeout: Own<Duration>,
+    /// How often shards compare their tunnels; `None`: never.
+    pub tunnel_rebalance: Setting<Option<Duration>>,
     pub working_directory: Own<PathBuf>,
     /// `NAME` or `NAME=value`, in the order written.
     pub env: List<String>,
@@ -76,8 +78,8 @@ impl CpuAffinity {
 
 impl Settings {
     pub fn inherit(&mut self, outer: &Self) {
-        inherit!(self, outer: daemon, master_process, worker_processes, worker_priority, pid, env,
-            error_log);
+        inherit!(self, outer: daemon, master_process, worker_processes, worker_priority,
+            tunnel_rebalance, pid, env, error_log);
     }
 
     /// `TZ` is kept without being named, as times are written in it.
@@ -89,6 +91,10 @@ impl Settings {
 }
 
 const MAIN: Contexts = Contexts::MAIN;
+
+/// `tunnel_rebalance on`, and the shortest time that can be asked for.
+const TUNNEL_REBALANCE: Duration = Duration::from_secs(1);
+const TUNNEL_REBALANCE_MIN: Duration = Duration::from_millis(100);
 
 pub const DIRECTIVES: &[Directive<Build>] = &[
     Directive::new("daemon", MAIN, Count::Exactly(1))
@@ -208,6 +214,24 @@ pub const DIRECTIVES: &[Directive<Build>] = &[
             b.process.worker_shutdown_timeout.expect_unset(args)?;
             b.process.worker_shutdown_timeout.set(args.time()?);
             Ok(())
+        }),
+    Directive::new("tunnel_rebalance", MAIN, Count::Exactly(1))
+        .syntax("on | off | time")
+        .default("on")
+        .doc(
+            "How often shards compare the numbers of their tunnels (`on`: every second). One that \
+             holds clearly more than its share gives tunnels away, those first that have been quiet \
+             longest; who is at their ends does not notice.",
+        )
+        .differs("nginx does not have it.")
+        .set(|b, args| {
+            args.fill(&mut b.process.tunnel_rebalance, |args| {
+                Ok(match args.at(0) {
+                    "on" => Some(TUNNEL_REBALANCE),
+                    "off" => None,
+                    _ => Some(args.time()?.max(TUNNEL_REBALANCE_MIN)),
+                })
+            })
         }),
     Directive::new("working_directory", MAIN, Count::Exactly(1))
         .syntax("directory")

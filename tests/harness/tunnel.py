@@ -4,7 +4,9 @@ A flood is a row of pieces that follows from a seed, so that whoever reads can m
 compare: nothing that is lost, doubled, swapped or changed goes unseen.
 """
 
+import itertools
 import random
+import selectors
 import socket
 import struct
 import threading
@@ -252,3 +254,62 @@ class Watch:
     def __exit__(self, *_) -> None:
         self.done.set()
         self.thread.join()
+
+
+# Tunnels that never rest.
+
+
+class Talk:
+    """Every tunnel says numbers, one after the other, and hears each again."""
+
+    def __init__(self, proxy: Proxy, count: int):
+        self.clients = []
+        for _ in range(count):
+            client = proxy.connect()
+            client.send(handshake(RAW))
+            assert client.read_head().start.startswith("HTTP/1.1 101 ")
+            self.clients.append(client)
+        # Answers so far.
+        self.count = 0
+        self.said = [0] * count
+        self.heard = [b""] * count
+        self.errors: list[str] = []
+        self.stopping = threading.Event()
+        self.thread = threading.Thread(target=self._run)
+
+    def __enter__(self) -> "Talk":
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.stopping.set()
+        self.thread.join()
+
+    def _run(self) -> None:
+        selector = selectors.DefaultSelector()
+        numbers = itertools.count(1)
+        for at, client in enumerate(self.clients):
+            client.sock.setblocking(False)
+            selector.register(client.sock, selectors.EVENT_READ, at)
+            self._say(at, next(numbers))
+        while any(self.said) and not self.errors:
+            for key, _ in selector.select(1):
+                at = key.data
+                data = self.clients[at].sock.recv(4096)
+                if not data:
+                    self.errors.append(f"tunnel {at} was closed")
+                    return
+                self.heard[at] += data
+                if len(self.heard[at]) < 16:
+                    continue
+                if self.heard[at] != b"%016d" % self.said[at]:
+                    self.errors.append(f"tunnel {at} heard {self.heard[at]} and had said {self.said[at]}")
+                    return
+                self.heard[at], self.said[at] = b"", 0
+                if not self.stopping.is_set():
+                    self._say(at, next(numbers))
+                self.count += 1
+
+    def _say(self, at: int, number: int) -> None:
+        self.said[at] = number
+        self.clients[at].sock.sendall(b"%016d" % number)

@@ -8,6 +8,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use crate::config::diagnostic::{Fault, Outcome, fault};
 use crate::config::directive::{Contexts, Count, Directive};
 use crate::config::setting::{List, Setting, inherit};
@@ -16,7 +18,7 @@ use crate::http::variable::{Names, Template};
 use crate::modules::Build;
 use crate::syslog::Server;
 pub use frozen::{Frozen, Late, LateValues};
-pub use write::{AccessLogs, LogWriters, Lost, Sink, write};
+pub use write::{AccessLogs, LogWriters, Lost, PackedSink, Sink, write};
 
 #[derive(Debug, Clone, Default)]
 pub struct Settings {
@@ -55,7 +57,7 @@ pub struct AccessFile {
 }
 
 /// `open_log_file_cache max=N [inactive=…] [min_uses=…] [valid=…];`
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FileCache {
     /// Most files that are kept open in each shard; at least one.
     pub max: usize,
@@ -68,7 +70,7 @@ pub struct FileCache {
 }
 
 /// How long lines are held back before they are written.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hold {
     /// `buffer=`: bytes; zero: a line is written when the shard has no other work, and always before
     /// its connection is closed.
@@ -88,7 +90,7 @@ pub struct LogFormat {
 }
 
 /// How the values of variables are written; literal text never is escaped.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Escape {
     /// `\xHH` for bytes below 0x20, `"`, `\` and from 0x7f on; a missing value is `-`.
     Default,

@@ -23,7 +23,7 @@ pub const DIRECTIVES: &[Directive<Build>] =
 pub async fn serve(c: &Connection, r: &mut Request) -> Result<Outcome, Close> {
     // What it was a moment ago is of no use to anyone.
     let no_store: (&[u8], &[u8]) = (b"Cache-Control", b"no-store");
-    let make = || json(c.shard.counters.all());
+    let make = || json(&c.shard.counters.all());
     phase::send_made(c, r, "application/json", Some(no_store), make).await
 }
 
@@ -52,6 +52,7 @@ fn put_shard(shard: usize, counters: &Counters, out: &mut String) {
         dropped,
         queued,
         panics,
+        restarts,
         tunnels,
     } = counters;
     let TunnelCounters {
@@ -65,6 +66,7 @@ fn put_shard(shard: usize, counters: &Counters, out: &mut String) {
         closes_sent,
         websocket_frames,
         websocket_messages,
+        taken_over,
     } = tunnels;
     let of_shard = [
         ("connections", connections),
@@ -75,6 +77,7 @@ fn put_shard(shard: usize, counters: &Counters, out: &mut String) {
         ("requests", requests),
         ("queued", queued),
         ("panics", panics),
+        ("restarts", restarts),
     ];
     let of_tunnels = [
         ("open", open),
@@ -87,6 +90,7 @@ fn put_shard(shard: usize, counters: &Counters, out: &mut String) {
         ("closes_sent", closes_sent),
         ("websocket_frames", websocket_frames),
         ("websocket_messages", websocket_messages),
+        ("taken_over", taken_over),
     ];
     // Writing to a string cannot fail.
     let _ = write!(out, "{{\"shard\":{shard}");
@@ -104,15 +108,15 @@ fn put_shard(shard: usize, counters: &Counters, out: &mut String) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::counters::for_shards;
 
     #[test]
     fn two_shards() {
-        let shards = for_shards(2);
+        let shards = [(); 2].map(|()| Counters::default());
         shards[0].requests.set(7);
         shards[0].accepted.set(3);
         shards[0].connections.set(2);
         shards[0].panics.set(1);
+        shards[0].restarts.set(9);
         shards[0].reading.set(4);
         shards[0].writing.set(5);
         shards[0].dropped.set(6);
@@ -129,6 +133,7 @@ mod tests {
             &tunnels.closes_sent,
             &tunnels.websocket_frames,
             &tunnels.websocket_messages,
+            &tunnels.taken_over,
         ];
         for (n, counter) in (1..).zip(counters) {
             counter.set(n);
@@ -137,15 +142,15 @@ mod tests {
             json(&shards),
             concat!(
                 r#"{"shards":[{"shard":0,"connections":2,"reading":4,"writing":5,"accepted":3,"#,
-                r#""dropped":6,"requests":7,"queued":8,"panics":1,"#,
+                r#""dropped":6,"requests":7,"queued":8,"panics":1,"restarts":9,"#,
                 r#""tunnels":{"open":0,"opened":0,"bytes_copied":0,"bytes_spliced":0,"#,
                 r#""mode_switches":0,"pipes_in_use":0,"backlog_bytes":0,"closes_sent":0,"#,
-                r#""websocket_frames":0,"websocket_messages":0}},"#,
+                r#""websocket_frames":0,"websocket_messages":0,"taken_over":0}},"#,
                 r#"{"shard":1,"connections":0,"reading":0,"writing":0,"accepted":0,"#,
-                r#""dropped":0,"requests":0,"queued":0,"panics":0,"#,
+                r#""dropped":0,"requests":0,"queued":0,"panics":0,"restarts":0,"#,
                 r#""tunnels":{"open":1,"opened":2,"bytes_copied":3,"bytes_spliced":4,"#,
                 r#""mode_switches":5,"pipes_in_use":6,"backlog_bytes":7,"closes_sent":8,"#,
-                r#""websocket_frames":9,"websocket_messages":10}}]}"#,
+                r#""websocket_frames":9,"websocket_messages":10,"taken_over":11}}]}"#,
                 "\n"
             )
         );

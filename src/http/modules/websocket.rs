@@ -3,6 +3,8 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use crate::config::diagnostic::{Outcome, fault};
 use crate::config::directive::{Contexts, Count, Directive};
 use crate::config::setting::{List, Setting, inherit};
@@ -29,7 +31,7 @@ pub struct Settings {
 }
 
 /// `websocket_idle_timeout time [data | any];`
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IdleTimeout {
     /// Never zero.
     pub time: Duration,
@@ -37,7 +39,7 @@ pub struct IdleTimeout {
 }
 
 /// Which frames show that a tunnel is in use.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum IdleCounts {
     /// Text, binary and their continuations: pings and pongs alone do not keep a tunnel open.
     Data,

@@ -5,6 +5,8 @@
 //! from the shard. Only bytes that the receiver does not take are kept, and then nothing more is
 //! received until they are gone.
 
+mod packed;
+
 use std::cell::Cell;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -12,6 +14,9 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, Shutdown};
+use serde::{Deserialize, Serialize};
+
+pub use packed::{Packed, PipeLost};
 
 use super::flow::{BUDGET, Mode, Pace, SCRATCH, SPLICE_MIN};
 use super::frame::{self, Event, Follower, Masking, Opcode};
@@ -34,7 +39,7 @@ pub struct Means<'a> {
 }
 
 /// How long a tunnel waits, milliseconds, and what it does then.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limits {
     /// `*_read_timeout`: silence both ways.
     pub silence_ms: u64,
@@ -92,7 +97,7 @@ pub struct Ran {
 }
 
 /// How far a direction has come.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 enum Stage {
     Open,
     /// Its source has ended; what is pending still has to go out.
@@ -152,7 +157,7 @@ struct Way {
 }
 
 /// Close frames are being sent and answers awaited.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 struct Closing {
     code: u16,
     until_ms: u64,
@@ -268,6 +273,11 @@ impl Tunnel {
 
     pub fn socket(&self, side: Side) -> BorrowedFd<'_> {
         side.of(&self.sockets).as_fd()
+    }
+
+    /// When bytes moved last.
+    pub fn active_ms(&self) -> u64 {
+        self.active_ms
     }
 
     /// Bytes that the tunnel has carried from this side to the other.

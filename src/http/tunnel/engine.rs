@@ -14,7 +14,9 @@ use super::carry::{End, Means, Ran, Tunnel, Waits};
 use super::flow::SCRATCH;
 use super::frame;
 use super::metrics::Side;
+use super::parcel::{self, Parcel};
 use super::pipe::Pipes;
+use super::record::Logs;
 use super::wheel::Wheel;
 use super::{Ending, Opening};
 use crate::error_log::Level;
@@ -111,6 +113,42 @@ impl Tunnels {
         self.stirred.raise();
     }
 
+    /// Gives away so many tunnels, those first that have been quiet longest. One that cannot be packed
+    /// is ended.
+    pub fn give(&self, shard: &Shard, most: usize) -> Vec<Parcel> {
+        let engine = &mut *self.engine.borrow_mut();
+        let parcels = engine.give(shard, most);
+        engine.bury(shard);
+        parcels
+    }
+
+    /// Takes tunnels that another shard, or another process, has given away.
+    pub fn take(&self, shard: &Rc<Shard>, parcels: Vec<Parcel>) {
+        let generation = shard.generation();
+        let mut logs = Logs {
+            files: &shard.files,
+            writers: &shard.access_logs,
+            access_logs: &generation.access_logs,
+            main_log: generation.main_log(),
+            known: Vec::new(),
+        };
+        let engine = &mut *self.engine.borrow_mut();
+        for parcel in parcels {
+            match parcel::unpack(parcel, &generation.upstreams, &mut logs) {
+                Ok((tunnel, ending)) => {
+                    shard.counters.tunnels.taken_over.add(1);
+                    engine.begin(shard, tunnel, ending, shard.guest());
+                }
+                Err(damaged) => shard.log_main(Level::Alert, format_args!("{damaged}")),
+            }
+        }
+        if self.closed.get() {
+            engine.close_all(shard);
+        }
+        engine.bury(shard);
+        self.stirred.raise();
+    }
+
     /// A graceful quit: spreads the Close frames over the time that each tunnel's configuration
     /// gives. Other tunnels are left alone.
     pub fn begin_quit(&self) {
@@ -133,6 +171,18 @@ impl Tunnels {
         let engine = &mut *self.engine.borrow_mut();
         engine.close_all(shard);
         engine.bury(shard);
+    }
+
+    /// The end of the shard: closes every socket as it is. Tunnels hold the shard that holds them.
+    pub fn abandon(&self, shard: &Shard) {
+        self.closed.set(true);
+        let (slots, ended) = {
+            let engine = &mut *self.engine.borrow_mut();
+            (std::mem::take(&mut engine.slots), std::mem::take(&mut engine.ended))
+        };
+        shard.counters.tunnels.open.sub(slots.len().saturating_add(ended.len()) as u64);
+        // They raise what may end the shard.
+        drop((slots, ended));
     }
 
     /// The shard's task that runs its tunnels, for ever.
@@ -195,8 +245,19 @@ impl Engine {
         };
         tunnel.has_passed(Side::Upstream, behind_head.as_slice(), &mut means);
         tunnel.begin_with(Side::Client, first.as_slice(), &mut means);
-        if shard.is_quitting() && tunnel.limits.close_spread_ms.is_some() {
-            tunnel.close_at(now_ms);
+        shard.counters.tunnels.opened.add(1);
+        self.begin(shard, tunnel, ending, connection);
+    }
+
+    fn begin(
+        &mut self,
+        shard: &Shard,
+        mut tunnel: Tunnel,
+        ending: Ending,
+        connection: ConnectionGuard,
+    ) {
+        if shard.is_ending() && tunnel.limits.close_spread_ms.is_some() {
+            tunnel.close_at(timer::now_ms());
         }
         self.sequence = self.sequence.wrapping_add(1) & SEQUENCE_MAX;
         let deadline_ms = tunnel.deadline_ms();
@@ -207,12 +268,44 @@ impl Engine {
             _connection: connection,
         });
         shard.counters.tunnels.open.add(1);
-        shard.counters.tunnels.opened.add(1);
         self.wheel.set(key, deadline_ms);
         for side in Side::BOTH {
             self.watch(key, side);
         }
-        self.step(shard, key, |tunnel, means| tunnel.run(Side::Client, means));
+        // The second finds no tunnel where the first has ended it.
+        for side in Side::BOTH {
+            self.step(shard, key, |tunnel, means| tunnel.nudge(side, means));
+        }
+    }
+
+    fn give(&mut self, shard: &Shard, most: usize) -> Vec<Parcel> {
+        let mut keys: Vec<(u64, usize)> =
+            self.slots.iter().map(|(key, slot)| (slot.tunnel.active_ms(), key)).collect();
+        if most < keys.len() {
+            keys.select_nth_unstable(most);
+            keys.truncate(most);
+        }
+        let counters = &shard.counters.tunnels;
+        let mut parcels = Vec::with_capacity(keys.len());
+        for (_, key) in keys {
+            self.wheel.remove(key);
+            let Some(slot) = self.slots.try_remove(key) else { continue };
+            for side in Side::BOTH {
+                self.poller.forget(slot.tunnel.socket(side));
+            }
+            let mut means = Means {
+                scratch: &mut self.scratch,
+                pipes: &mut self.pipes,
+                counters,
+                now_ms: timer::now_ms(),
+            };
+            counters.open.sub(1);
+            match parcel::pack(slot.tunnel, &slot.ending, &mut means) {
+                Ok(parcel) => parcels.push(parcel),
+                Err(damaged) => shard.log_main(Level::Alert, format_args!("{damaged}")),
+            }
+        }
+        parcels
     }
 
     /// Serves what there is to do, within bounds.

@@ -5,6 +5,7 @@
 //! also pass unseen: see [`Follower::skip`]. RSV1 is let through (RFC 7692 section 6); a length in
 //! more bytes than it needs is, too.
 
+use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
 
 /// Two bytes, eight of length, four of masking key.
@@ -27,7 +28,7 @@ const HASH_START: u64 = 0xcbf2_9ce4_8422_2325;
 const HASH_PRIME: u64 = 0x0100_0000_01b3;
 
 /// Whether frames are masked (RFC 6455 section 5.1).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Masking {
     /// From a client: every frame must be.
     Masked,
@@ -36,7 +37,7 @@ pub enum Masking {
 }
 
 /// What a frame is (RFC 6455 section 11.8), in the order of the numbers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Opcode {
     Continuation,
     Text,
@@ -70,7 +71,7 @@ pub struct Taken {
 }
 
 /// Where in its frames a direction is.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Follower {
     /// Payload bytes of the frame that are still to come. More than 0 in [`Place::Data`] and
     /// [`Place::Control`], else 0.
@@ -95,7 +96,7 @@ pub struct Follower {
 // Two of them belong to every tunnel that is followed.
 const _: () = assert!(size_of::<Follower>() <= 64);
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 enum Place {
     /// Between two frames, or in a header when part of it is collected.
     Header,
@@ -107,7 +108,7 @@ enum Place {
 }
 
 /// Which data frame may come next.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 enum Message {
     /// One that starts a message.
     Whole,

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use super::frame::{Event, Opcode};
 
 /// The code of a Close frame that has none (RFC 6455 section 7.1.5).
@@ -46,7 +48,7 @@ impl Side {
 }
 
 /// What one side has sent.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Direction {
     /// Frames by [`Opcode`], in its order.
     pub frames: [u64; 6],
@@ -59,14 +61,14 @@ pub struct Direction {
     ping: Option<Ping>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Ping {
     hash: u64,
     at: Duration,
 }
 
 /// Both directions of a tunnel.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Metrics {
     pub from_client: Direction,
     pub from_upstream: Direction,

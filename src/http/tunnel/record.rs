@@ -5,13 +5,15 @@ use std::fmt;
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use super::metrics::Metrics;
 use crate::clock;
-use crate::error_log::{Level, Log, Tail};
+use crate::error_log::{Files, Level, Log, OpenError, Tail, Target};
 use crate::http::action::Action;
 use crate::http::connection::Connection;
 use crate::http::modules::access_log::{
-    AccessLog, Escape, Frozen, LateValues, LogWriters, Lost, Sink,
+    AccessLog, AccessLogs, Escape, Frozen, LateValues, LogWriters, Lost, PackedSink, Sink,
 };
 use crate::http::request::Request;
 use crate::http::value;
@@ -44,6 +46,68 @@ struct Line {
     text: Frozen,
     /// `if=`, when it depends on what is not known yet.
     condition: Option<Box<Frozen>>,
+}
+
+/// A [`Record`] as bytes: logs by their places.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Packed {
+    serial: u64,
+    error_log: Vec<Target>,
+    tail: Tail,
+    lines: Vec<PackedLine>,
+    // Of the machine's monotonic clock.
+    accepted: Duration,
+    started: Duration,
+    upstream_started: Duration,
+    bytes_sent: u64,
+    body_bytes_sent: u64,
+    upstream_bytes_sent: u64,
+    upstream_bytes_received: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct PackedLine {
+    sink: PackedSink,
+    text: Frozen,
+    condition: Option<Box<Frozen>>,
+}
+
+#[cfg(test)]
+impl Packed {
+    pub fn sample() -> Self {
+        use crate::error_log::Destination;
+
+        let log = |path: &str| Destination::File(path.into());
+        Packed {
+            serial: 9,
+            error_log: vec![Target { destination: log("/l/error.log"), level: Level::Warn }],
+            tail: Tail::sample(),
+            lines: vec![PackedLine {
+                sink: PackedSink::File { path: "/l/access.log".into(), hold: Default::default() },
+                text: Frozen::sample(),
+                condition: None,
+            }],
+            accepted: Duration::from_millis(1),
+            started: Duration::from_millis(2),
+            upstream_started: Duration::from_millis(3),
+            bytes_sent: 4,
+            body_bytes_sent: 5,
+            upstream_bytes_sent: 6,
+            upstream_bytes_received: 7,
+        }
+    }
+}
+
+/// Where a record that comes from elsewhere finds its logs.
+pub struct Logs<'a> {
+    pub files: &'a Files,
+    pub writers: &'a LogWriters,
+    /// Of the configuration in force.
+    pub access_logs: &'a AccessLogs,
+    /// Where an error log goes that cannot be opened.
+    pub main_log: &'a Log,
+    /// Error logs found so far: tunnels come many at a time.
+    pub known: Vec<(Vec<Target>, Log)>,
 }
 
 /// What a tunnel knows at its end.
@@ -88,6 +152,52 @@ impl Record {
         }
     }
 
+    pub fn pack(&self) -> Packed {
+        let line = |line: &Line| PackedLine {
+            sink: line.sink.pack(),
+            text: line.text.clone(),
+            condition: line.condition.clone(),
+        };
+        Packed {
+            serial: self.serial,
+            error_log: self.error_log.targets(),
+            tail: self.tail.clone(),
+            lines: self.lines.iter().map(line).collect(),
+            accepted: clock::monotonic(self.accepted),
+            started: clock::monotonic(self.started),
+            upstream_started: clock::monotonic(self.upstream_started),
+            bytes_sent: self.bytes_sent,
+            body_bytes_sent: self.body_bytes_sent,
+            upstream_bytes_sent: self.upstream_bytes_sent,
+            upstream_bytes_received: self.upstream_bytes_received,
+        }
+    }
+
+    /// Lines whose log cannot be opened are lost, which is said once in the error log.
+    pub fn unpack(packed: Packed, logs: &mut Logs<'_>) -> Self {
+        let error_log = logs.error_log(packed.error_log);
+        let mut lines = Vec::with_capacity(packed.lines.len());
+        for PackedLine { sink, text, condition } in packed.lines {
+            match Sink::unpack(sink, logs.writers, logs.access_logs, logs.files) {
+                Ok(sink) => lines.push(Line { sink, text, condition }),
+                Err(error) => error_log.say(Level::Emerg, format_args!("{error}")),
+            }
+        }
+        Record {
+            serial: packed.serial,
+            error_log,
+            tail: packed.tail,
+            lines: lines.into(),
+            accepted: clock::of_monotonic(packed.accepted),
+            started: clock::of_monotonic(packed.started),
+            upstream_started: clock::of_monotonic(packed.upstream_started),
+            bytes_sent: packed.bytes_sent,
+            body_bytes_sent: packed.body_bytes_sent,
+            upstream_bytes_sent: packed.upstream_bytes_sent,
+            upstream_bytes_received: packed.upstream_bytes_received,
+        }
+    }
+
     /// A line in the error log, with everything nginx says about the connection and the request.
     pub fn log(&self, level: Level, text: fmt::Arguments<'_>, errno: Option<i32>) {
         self.error_log.write_with_tail(level, Some(self.serial), text, errno, &self.tail);
@@ -128,6 +238,20 @@ impl Record {
                 }
             }
         }
+    }
+}
+
+impl Logs<'_> {
+    fn error_log(&mut self, targets: Vec<Target>) -> Log {
+        if let Some((_, log)) = self.known.iter().find(|(known, _)| *known == targets) {
+            return log.clone();
+        }
+        let log = Log::open(&targets, self.files).unwrap_or_else(|error: OpenError| {
+            self.main_log.say(Level::Emerg, format_args!("{error}"));
+            self.main_log.clone()
+        });
+        self.known.push((targets, log.clone()));
+        log
     }
 }
 

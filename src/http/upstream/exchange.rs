@@ -554,7 +554,12 @@ impl Exchange<'_> {
             }
             self.learn(r, member, true);
             set_response_time(r, started);
-            return Err(tunnel::open(self.c, r, connection.stream, self.settings, active).await);
+            let server = tunnel::Server {
+                upstream: Arc::clone(&self.upstream.name),
+                name: Arc::clone(&member.peer.name),
+                active: Some(active),
+            };
+            return Err(tunnel::open(self.c, r, connection.stream, self.settings, server).await);
         }
         if let Some(outcome) = self.accel_redirect(r) {
             self.learn(r, member, true);

@@ -295,6 +295,21 @@ impl Active {
         Some(Active { state: Rc::clone(state), began_ms: now_ms, queue: queue.cloned() })
     }
 
+    /// The same for one that was under way elsewhere: it has its place already.
+    pub fn resume(member: &Member, queue: Option<&Rc<Queue>>, began_ms: u64) -> Self {
+        let state = &member.state;
+        if state.shares_active {
+            state.shared.begin(0);
+        }
+        state.active.set(state.active.get().saturating_add(1));
+        state.began_ms.set(state.began_ms.get().wrapping_add(began_ms));
+        Active { state: Rc::clone(state), began_ms, queue: queue.cloned() }
+    }
+
+    pub fn began_ms(&self) -> u64 {
+        self.began_ms
+    }
+
     /// Gives the place back without calling anybody: the server was full all the same.
     pub fn withdraw(mut self) {
         self.queue = None;

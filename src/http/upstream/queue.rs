@@ -296,7 +296,6 @@ pub mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::counters::for_shards;
 
     /// One that needs no ring: only its own shard calls.
     pub fn without_door(most: usize) -> Queue {
@@ -324,7 +323,7 @@ pub mod tests {
 
     #[test]
     fn waiting_is_counted_and_bounded() {
-        let counters = OwnCounters::new(for_shards(1), 0);
+        let counters = OwnCounters::new(Arc::default(), 0);
         let queue = without_door(2);
         assert!(queue.is_idle());
         let first = queue.join(&counters).unwrap();

@@ -191,14 +191,15 @@ async fn wait(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::counters::{OwnCounters, for_shards};
+    use crate::counters::OwnCounters;
     use crate::http::modules::upstream::{Balance, Peer};
     use crate::http::upstream::queue::tests::without_door;
     use crate::http::upstream::zone::Zone;
 
     #[test]
     fn nobody_is_overtaken_and_nobody_waits_in_vain() {
-        let (queue, counters) = (Rc::new(without_door(5)), OwnCounters::new(for_shards(1), 0));
+        let (queue, counters) =
+            (Rc::new(without_door(5)), OwnCounters::new(std::sync::Arc::default(), 0));
         let peer = |down| Peer { max_conns: 1, down, ..Peer::default() };
         let [set, down] = [false, true].map(|down| {
             PeerSet::new(vec![peer(down)], &Balance::RoundRobin, &Zone::default(), None)

@@ -4,6 +4,8 @@
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use super::Escape;
 use crate::http::connection::Connection;
 use crate::http::request::Request;
@@ -15,7 +17,7 @@ use crate::local_time::LocalTime;
 
 /// A template with the values of a request in it, but for those that are late: about as many bytes
 /// as the line has.
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Frozen {
     text: Box<[u8]>,
     /// What is missing, and before which byte of the text; in order.
@@ -24,7 +26,7 @@ pub struct Frozen {
 }
 
 /// A variable whose value changes until the tunnel ends.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Late {
     BytesSent,
     BodyBytesSent,
@@ -116,6 +118,12 @@ impl Frozen {
             }
         }
         out.extend_from_slice(&self.text[from..]);
+    }
+
+    #[cfg(test)]
+    pub fn sample() -> Self {
+        let gaps = [(2, Late::BytesSent), (3, Late::WebSocket(WebSocket::Frames(Way::In)))];
+        Frozen { text: (*b"a  b").into(), gaps: gaps.into(), escape: Escape::Json }
     }
 
     /// The text, when nothing is missing in it.

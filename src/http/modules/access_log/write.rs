@@ -4,13 +4,14 @@
 
 use std::cell::{Cell, RefCell};
 use std::io::{self, Write as _};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::Duration;
 
 use flate2::Compression;
 use flate2::write::GzEncoder;
+use serde::{Deserialize, Serialize};
 
 use super::path::{PathError, PathFiles};
 use super::{AccessFile, AccessLog, Escape, FileCache, Frozen, Hold, LateValues, To};
@@ -23,7 +24,7 @@ use crate::io::select::{Either, Signal, either, yield_now};
 use crate::io::timer;
 use crate::local_time::LocalTime;
 use crate::shard::Shard;
-use crate::syslog::{SendError, Sender};
+use crate::syslog::{SendError, Sender, Server};
 
 /// Bytes of lines without `buffer=` that are written at the latest.
 const PENDING_MAX: usize = 32 << 10;
@@ -72,6 +73,14 @@ pub enum Sink {
     Syslog(Rc<Sender>),
 }
 
+/// A [`Sink`] by its place.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PackedSink {
+    File { path: PathBuf, hold: Hold },
+    Path { path: Frozen, cache: Option<FileCache> },
+    Syslog(Server),
+}
+
 /// Why a line is lost.
 #[derive(Debug)]
 pub enum Lost<'a> {
@@ -93,17 +102,19 @@ impl LogWriters {
                 known.hold.set(*hold);
                 return Ok(known);
             }
-            let file = files.open(path)?;
-            let lines = RefCell::default();
-            let hold = Cell::new(*hold);
-            let writer = Rc::new(LogWriter { path: path.clone(), file, hold, lines });
-            open.push(Rc::downgrade(&writer));
-            Ok(writer)
+            open_new(&mut open, path, *hold, files)
         });
         let files = writers.collect::<Result<_, _>>()?;
         let servers = http.map(|http| http.log_servers.as_slice()).unwrap_or_default();
         let servers = servers.iter().map(|server| Rc::new(Sender::new(server.clone()))).collect();
         Ok(AccessLogs { files, servers })
+    }
+
+    /// The writer of a file that the configuration need not name any more.
+    fn open_one(&self, path: &Path, hold: Hold, files: &Files) -> Result<Rc<LogWriter>, OpenError> {
+        let mut open = self.open.borrow_mut();
+        let known = open.iter().filter_map(Weak::upgrade).find(|writer| writer.path == *path);
+        known.map_or_else(|| open_new(&mut open, path, hold, files), Ok)
     }
 
     /// Adds the line of a tunnel that has ended.
@@ -228,6 +239,19 @@ impl LogWriters {
     }
 }
 
+fn open_new(
+    open: &mut Vec<Weak<LogWriter>>,
+    path: &Path,
+    hold: Hold,
+    files: &Files,
+) -> Result<Rc<LogWriter>, OpenError> {
+    let file = files.open(path)?;
+    let (path, hold, lines) = (path.to_owned(), Cell::new(hold), RefCell::default());
+    let writer = Rc::new(LogWriter { path, file, hold, lines });
+    open.push(Rc::downgrade(&writer));
+    Ok(writer)
+}
+
 impl Drop for LogWriter {
     fn drop(&mut self) {
         self.flush();
@@ -332,6 +356,33 @@ impl Sink {
                 }
             }
             To::Syslog(server) => Sink::Syslog(Rc::clone(logs.servers.get(*server)?)),
+        })
+    }
+
+    pub fn pack(&self) -> PackedSink {
+        match self {
+            Sink::File(writer) => {
+                PackedSink::File { path: writer.path.clone(), hold: writer.hold.get() }
+            }
+            Sink::Path { path, cache } => PackedSink::Path { path: path.clone(), cache: *cache },
+            Sink::Syslog(sender) => PackedSink::Syslog(Server::clone(sender.server())),
+        }
+    }
+
+    pub fn unpack(
+        packed: PackedSink,
+        writers: &LogWriters,
+        logs: &AccessLogs,
+        files: &Files,
+    ) -> Result<Self, OpenError> {
+        Ok(match packed {
+            PackedSink::File { path, hold } => Sink::File(writers.open_one(&path, hold, files)?),
+            PackedSink::Path { path, cache } => Sink::Path { path, cache },
+            PackedSink::Syslog(server) => {
+                let known = logs.servers.iter().find(|sender| **sender.server() == server);
+                let new = || Rc::new(Sender::new(Arc::new(server.clone())));
+                Sink::Syslog(known.map_or_else(new, Rc::clone))
+            }
         })
     }
 }
