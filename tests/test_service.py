@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from harness import servers
+from harness.daemon import adopt_orphans
 from harness.frozen import Frozen
 from harness.machine import Machine
 from harness.proxy import eventually
@@ -180,6 +181,59 @@ def test_a_configuration_test_tells_nothing(proxy, manager, binary):
     assert binary.run(*started.arguments(), "-t").returncode == 0
     started.signal(signal.SIGQUIT)
     assert "STOPPING" in manager.hears_any()
+
+
+# The binary upgrade.
+
+
+def test_the_manager_follows_to_the_new_binary_and_back(proxy, manager, monkeypatch):
+    adopt_orphans()
+    monkeypatch.setenv("WATCHDOG_USEC", "2000000")
+    monkeypatch.delenv("WATCHDOG_PID", raising=False)
+    started = proxy(conf(main="worker_processes 2;"))
+    old = started.pid
+    assert manager.hears()["MAINPID"] == str(old)
+
+    # One that cannot start has never been the service.
+    started.expected_alerts += ["unknown directive"]
+    good = conf(main="worker_processes 2;")
+    started.write(conf("nonsense;"))
+    started.signal(signal.SIGUSR2)
+    assert manager.hears() == {"MAINPID": str(old)}
+    started.write(good)
+
+    def upgrade() -> int:
+        """Both tell of the new process, once that serves."""
+        started.signal(signal.SIGUSR2)
+        told = [manager.hears(), manager.hears()]
+        new = int(told[0]["MAINPID"])
+        assert new != old and {message["MAINPID"] for message in told} == {str(new)}
+        ready = {"READY": "1", "MAINPID": str(new), "STATUS": "2 of 2 shards serve"}
+        assert ready in told and {"MAINPID": str(new)} in told
+        return new
+
+    new = upgrade()
+    os.kill(new, signal.SIGQUIT)
+    assert manager.hears()["STOPPING"] == "1"
+    assert manager.hears() == {"MAINPID": str(old)}
+    assert started.get("/").body == b"x"
+
+    new = upgrade()
+    try:
+        # That the old one ends is no end of the service.
+        started.signal(signal.SIGQUIT)
+        assert started.wait() == 0
+        manager.is_pinged()
+        os.kill(new, signal.SIGHUP)
+        assert manager.hears()["RELOADING"] == "1"
+        while "READY" not in (told := manager.hears()):
+            assert list(told) == ["WATCHDOG_USEC"]
+        assert told["MAINPID"] == str(new)
+        os.kill(new, signal.SIGQUIT)
+        assert manager.hears()["STOPPING"] == "1"
+    finally:
+        os.kill(new, signal.SIGKILL if sys.exc_info()[0] else signal.SIGQUIT)
+        assert os.waitpid(new, 0)[0] == new
 
 
 # The watchdog.
