@@ -7,6 +7,7 @@ mod dry_run;
 mod failure;
 mod handover;
 mod listening;
+mod notify;
 mod pid_file;
 mod prober;
 mod report;
@@ -38,6 +39,7 @@ pub use courier::Consignment;
 use failure::Failure;
 pub use handover::fuzz_handover;
 use listening::{Listening, Opened, RETIREMENT};
+use notify::Notifier;
 use pid_file::PidFile;
 pub use pid_file::fuzz_pid;
 use prober::Prober;
@@ -60,9 +62,11 @@ pub fn run(options: Options) -> ExitCode {
         Command::Signal(signal) => send(&options, signal),
         Command::Demo => demo::run(options),
         Command::Run => {
+            // First: a successor finds the manager's variables only if they are given to it.
+            let notifier = Notifier::from_environment();
             let inherited = Inherited::take();
             match signals::block() {
-                Ok(signals) => serve(options, signals, inherited, None),
+                Ok(signals) => serve(options, signals, notifier, inherited, None),
                 Err(error) => {
                     eprintln!("nginx: [emerg] sigprocmask() failed ({})", Errno::of(&error));
                     ExitCode::FAILURE
@@ -126,12 +130,15 @@ fn send(options: &Options, signal: options::Signal) -> ExitCode {
 fn serve(
     options: Options,
     signals: BlockedSignals,
+    notifier: Notifier,
     inherited: Inherited,
     greeting: Option<String>,
 ) -> ExitCode {
     let files = Arc::new(Files::default());
     let mut report = Report::first(&options.error_log, &files);
-    let failure = match Master::start(options, signals, inherited, greeting, files, &mut report) {
+    let started =
+        Master::start(options, signals, notifier, inherited, greeting, files, &mut report);
+    let failure = match started {
         Ok(master) => return master.watch(),
         Err(failure) => failure,
     };
@@ -165,6 +172,7 @@ struct Master<'a> {
     /// A reload was asked for while the shards were still taking over the one before.
     reloads_again: bool,
     greeting: Option<String>,
+    notifier: Notifier,
     /// A shard could not start: the exit code tells.
     has_failed: bool,
 }
@@ -223,6 +231,7 @@ impl<'a> Master<'a> {
     fn start(
         options: Options,
         signals: BlockedSignals,
+        notifier: Notifier,
         inherited: Inherited,
         greeting: Option<String>,
         files: Arc<Files>,
@@ -280,7 +289,8 @@ impl<'a> Master<'a> {
         signals::forward(signals, sender.clone()).map_err(Failure::call("pthread_create"))?;
         let gives_up_capabilities = identity.is_some_and(|identity| !identity.is_root());
         let counters = Arc::<AllCounters>::default();
-        let common = Common { ring, counters, files, events: sender, gives_up_capabilities };
+        let beats = notifier.beats();
+        let common = Common { ring, counters, files, events: sender, gives_up_capabilities, beats };
         let shards = start_shards(&common, &config, &listening, report)?;
         let prober = Prober::start(&common, &config)?;
         report.leave_terminal();
@@ -302,6 +312,7 @@ impl<'a> Master<'a> {
             handing_over: None,
             reloads_again: false,
             greeting,
+            notifier,
             has_failed: false,
         })
     }
@@ -320,7 +331,9 @@ impl<'a> Master<'a> {
                 Some(Event::Tunnels { life, parcels }) => self.route(life, parcels),
                 Some(Event::GaveAll { life }) => self.collect(life),
                 Some(Event::SuccessorReady { tunnels }) => {
-                    self.upgrade.welcome(tunnels, self.report);
+                    if let Some(process) = self.upgrade.welcome(tunnels, self.report) {
+                        self.notifier.main_pid(self.report, process);
+                    }
                 }
                 Some(Event::Delivered { count, failed }) => self.handed_over(count, failed),
                 Some(Event::Inherited { parcels }) => self.inherit(parcels),
@@ -346,10 +359,11 @@ impl<'a> Master<'a> {
             Phase::Serving => self.shards.next_start(),
             Phase::Resting | Phase::Over => None,
         };
-        of_phase.into_iter().chain(self.retired_until).min()
+        of_phase.into_iter().chain(self.retired_until).chain(self.notifier.next_ping()).min()
     }
 
     fn do_what_is_due(&mut self, at: Instant) {
+        self.notifier.ping(at, self.report, |limit| self.shards.find_silent(limit));
         if self.retired_until.is_some_and(|until| until <= at) {
             self.retired_until = None;
             self.shards.close_leaving();
@@ -373,7 +387,9 @@ impl<'a> Master<'a> {
         let answer = match signal.order {
             // A process in the foreground gets it when its terminal changes size.
             Order::StopShards if !self.is_daemon => Answer::Unheard,
-            Order::Upgrade if self.upgrade.is_blocked() => Answer::Ignored,
+            Order::Upgrade if self.upgrade.is_blocked(self.notifier.has_manager()) => {
+                Answer::Ignored
+            }
             _ => Answer::Obeyed,
         };
         self.report.notice(format_args!("{}", Received { signal, sender, answer }));
@@ -386,7 +402,12 @@ impl<'a> Master<'a> {
                 ),
             ),
             _ if answer != Answer::Obeyed => {}
-            Order::Reload if self.upgrade.has_successor() => self.bring_back(),
+            Order::Reload if self.upgrade.has_successor() => {
+                self.notifier.reloading(self.report);
+                self.bring_back();
+                self.notifier.loaded(self.report);
+                self.tell_ready(None);
+            }
             Order::Reload => self.reload(),
             Order::ReopenLogs => self.reopen_logs(),
             Order::Upgrade if self.is_ending() => {}
@@ -394,10 +415,12 @@ impl<'a> Master<'a> {
                 &self.listening,
                 &mut self.pid_file,
                 &self.common.events,
+                &self.notifier,
                 self.report,
             ),
             Order::Reap => {
                 if self.upgrade.reap(&mut self.pid_file, self.report) {
+                    self.notifier.main_pid(self.report, std::process::id());
                     self.bring_back();
                 }
             }
@@ -417,6 +440,7 @@ impl<'a> Master<'a> {
             return;
         }
         self.report.notice(format_args!("reconfiguring"));
+        self.notifier.reloading(self.report);
         let result = match self.phase {
             Phase::Serving | Phase::Resting => self.try_reload(),
             Phase::Leaving { .. } | Phase::Over => {
@@ -424,9 +448,11 @@ impl<'a> Master<'a> {
                 Ok(())
             }
         };
-        if let Err(failure) = result {
+        if let Err(failure) = &result {
             self.report.say(Level::Emerg, format_args!("{failure}"));
         }
+        self.notifier.loaded(self.report);
+        self.tell_ready(result.err().as_ref());
     }
 
     fn complete_reload(&mut self) {
@@ -435,8 +461,27 @@ impl<'a> Master<'a> {
         }
         // The old configuration is gone, but for requests under way.
         os::release_memory();
+        self.tell_ready(None);
         if std::mem::take(&mut self.reloads_again) {
             self.reload();
+        }
+    }
+
+    /// Tells the service manager, unless some shard is still to come.
+    fn tell_ready(&mut self, failure: Option<&Failure>) {
+        if !self.shards.are_settled() {
+            return;
+        }
+        let (serving, all) = self.shards.count();
+        match failure {
+            None => {
+                let status = format_args!("{serving} of {all} shards serve");
+                self.notifier.ready(self.report, status);
+            }
+            Some(failure) => {
+                let status = format_args!("{serving} of {all} shards serve as before: {failure}");
+                self.notifier.ready(self.report, status);
+            }
         }
     }
 
@@ -539,7 +584,7 @@ impl<'a> Master<'a> {
 
     fn welcome(&mut self, life: Life) {
         if !self.shards.is_ready(life) {
-            return;
+            return self.tell_ready(None);
         }
         if let Some(greeting) = self.greeting.take() {
             print(&greeting);
@@ -549,8 +594,9 @@ impl<'a> Master<'a> {
         if let Err(failure) = self.pid_file.write() {
             self.report.say(Level::Emerg, format_args!("{failure}"));
             self.has_failed = true;
-            self.leave(Then::End, Pressure::Exit);
+            return self.leave(Then::End, Pressure::Exit);
         }
+        self.tell_ready(None);
     }
 
     fn is_ending(&self) -> bool {
@@ -694,6 +740,14 @@ impl<'a> Master<'a> {
             && pressure == Pressure::Finish
         {
             return;
+        }
+        let status = match pressure {
+            Pressure::Finish => "finishing what is under way",
+            Pressure::Close | Pressure::Exit => "ending what is under way",
+        };
+        match then {
+            Then::End => self.notifier.stopping(self.report, status),
+            Then::Rest => self.notifier.status(self.report, status),
         }
         let until = match pressure {
             Pressure::Finish => {

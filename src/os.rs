@@ -1,7 +1,7 @@
 //! What only the operating system can do or tell: identity and capabilities, affinity, limits,
 //! signals, the background, descriptors across exec, socket options that no crate wraps.
 
-use std::ffi::{CString, c_int};
+use std::ffi::{CString, OsString, c_int};
 use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::mem::{self, MaybeUninit};
@@ -220,6 +220,15 @@ pub fn set_environment(variables: &[String]) {
             std::env::set_var(name, value);
         }
     }
+}
+
+/// Removes a variable from the process's environment; answers its value.
+///
+/// To be called before there is a second thread: others may be reading the environment.
+pub fn take_variable(name: &str) -> Option<OsString> {
+    let value = std::env::var_os(name)?;
+    unset_environment(&[name]);
+    Some(value)
 }
 
 /// Takes variables out of the process's environment.

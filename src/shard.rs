@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::channel::{self, Life};
 use crate::clock;
-use crate::counters::OwnCounters;
+use crate::counters::{Counter, OwnCounters};
 use crate::error_log::{Files, Level, Log};
 use crate::http::fault;
 use crate::http::listener::{End, Listener};
@@ -37,6 +37,8 @@ pub struct Start {
     pub listening: Vec<channel::Listening>,
     pub files: Arc<Files>,
     pub counters: OwnCounters,
+    /// Where it is to show that it runs.
+    pub heartbeat: Option<Heartbeat>,
     pub inbox: channel::Inbox,
     pub events: channel::Events,
 }
@@ -477,7 +479,7 @@ pub fn run(start: Start) -> Result<(), String> {
 }
 
 async fn live(start: Start, kept: &OnceCell<Weak<Shard>>) -> Result<(), String> {
-    let Start { life, config, listening, files, counters, inbox, events, .. } = start;
+    let Start { life, config, listening, files, counters, heartbeat, inbox, events, .. } = start;
     let access_logs = LogWriters::default();
     let generation = Generation::new(config, &files, &access_logs).map_err(|e| e.to_string())?;
     let generation = Rc::new(generation);
@@ -508,6 +510,10 @@ async fn live(start: Start, kept: &OnceCell<Weak<Shard>>) -> Result<(), String> 
         shard.spawn_service("log writer", LogWriters::write_behind);
         shard.spawn_service("upstream keeper", Upstreams::keep);
         shard.spawn_service("memory keeper", keep_memory);
+        if let Some(heartbeat) = heartbeat {
+            heartbeat.beat();
+            shard.spawn_service("heartbeat", move |_| heartbeat.clone().go_on());
+        }
         shard.listen(&generation, listening);
         drop(generation);
         events.send(channel::Event::Ready { life });
@@ -586,6 +592,37 @@ async fn keep_memory(shard: Rc<Shard>) {
             os::release_memory();
         }
         timer::sleep(PERIOD).await;
+    }
+}
+
+/// Shows that a shard's clock goes and that its tasks get their turns. Nothing of it is there without
+/// a watchdog.
+#[derive(Debug, Clone)]
+pub struct Heartbeat {
+    every: Duration,
+    /// When it was last, in milliseconds of [`timer::now_ms`].
+    last: Arc<Counter>,
+}
+
+impl Heartbeat {
+    pub fn new(every: Duration) -> Self {
+        Heartbeat { every, last: Arc::default() }
+    }
+
+    fn beat(&self) {
+        self.last.set(timer::now_ms());
+    }
+
+    async fn go_on(self) {
+        loop {
+            self.beat();
+            timer::sleep_through(self.every).await;
+        }
+    }
+
+    /// Whether it has stopped: as seen by the master.
+    pub fn is_silent_for(&self, limit: Duration) -> bool {
+        u128::from(timer::now_ms().saturating_sub(self.last.get())) > limit.as_millis()
     }
 }
 

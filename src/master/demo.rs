@@ -6,6 +6,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use super::notify::Notifier;
 use super::upgrade::inherited::Inherited;
 use super::{serve, signals};
 use crate::demo::{self, Demo};
@@ -16,7 +17,8 @@ pub fn run(options: Options) -> ExitCode {
     let inherited = Inherited::take();
     match prepare(options) {
         Ok((signals, demo, home, options)) => {
-            let code = serve(options, signals, inherited, Some(demo::greeting(&demo)));
+            let greeting = Some(demo::greeting(&demo));
+            let code = serve(options, signals, Notifier::default(), inherited, greeting);
             drop(home);
             code
         }

@@ -18,7 +18,7 @@ use crate::io::runtime::{self, Ring};
 use crate::modules::Config;
 use crate::modules::process::{CpuAffinity, Settings};
 use crate::os;
-use crate::shard::{self, Start};
+use crate::shard::{self, Heartbeat, Start};
 
 /// All shards.
 #[derive(Default)]
@@ -60,6 +60,7 @@ struct Handle {
     serves: Option<Instant>,
     /// Reloads it has not answered yet.
     reloads: usize,
+    heartbeat: Option<Heartbeat>,
 }
 
 /// How often a shard has died, one time soon after the other.
@@ -92,6 +93,8 @@ pub struct Common {
     pub events: Events,
     /// The master has capabilities that a shard must not have.
     pub gives_up_capabilities: bool,
+    /// How often a shard is to show that it runs.
+    pub beats: Option<Duration>,
 }
 
 /// What a shard is started with: all alike, and of now.
@@ -140,6 +143,7 @@ impl Shards {
         let listening = listening.of_shard(shard, addresses(config))?;
         let own = OwnCounters::new(Arc::clone(&common.counters), shard);
         let counters = Arc::clone(own.own());
+        let heartbeat = common.beats.map(Heartbeat::new);
         let start = Start {
             life,
             ring: common.ring,
@@ -147,6 +151,7 @@ impl Shards {
             listening,
             files: Arc::clone(&common.files),
             counters: own,
+            heartbeat: heartbeat.clone(),
             inbox,
             events: common.events.clone(),
         };
@@ -157,7 +162,10 @@ impl Shards {
             .name(format!("ringx shard {shard}"))
             .spawn(move || live(start, &cores, gives_up_capabilities));
         match spawned {
-            Ok(thread) => Ok(Handle { life, outbox, thread, counters, serves: None, reloads: 0 }),
+            Ok(thread) => {
+                let (serves, reloads) = (None, 0);
+                Ok(Handle { life, outbox, thread, counters, serves, reloads, heartbeat })
+            }
             Err(e) => {
                 common.counters.give_back(&counters);
                 Err(Failure::call("pthread_create")(e))
@@ -407,6 +415,32 @@ impl Shards {
     /// Whether some go on though the configuration does not have them.
     pub fn are_leaving(&self) -> bool {
         !self.leaving.is_empty()
+    }
+
+    /// Whether all have served, and all that are there serve under the last configuration. One that
+    /// is down is not waited for.
+    pub fn are_settled(&self) -> bool {
+        let is_starting = |member: &Member| match &member.state {
+            State::Lives(handle) => handle.serves.is_none(),
+            State::Down { .. } | State::Ended => false,
+        };
+        self.have_started && !self.are_reloading() && !self.members.iter().any(is_starting)
+    }
+
+    /// How many of the configuration's shards serve, and how many it has.
+    pub fn count(&self) -> (usize, usize) {
+        let serves = |member: &&Member| matches!(&member.state, State::Lives(handle) if handle.serves.is_some());
+        (self.members.iter().filter(serves).count(), self.members.len())
+    }
+
+    /// One that serves, or finishes what it has, and has not shown for so long that it runs. One that
+    /// is down is not expected to.
+    pub fn find_silent(&self, limit: Duration) -> Option<usize> {
+        let is_silent = |handle: &&Handle| {
+            handle.serves.is_some()
+                && handle.heartbeat.as_ref().is_some_and(|heart| heart.is_silent_for(limit))
+        };
+        self.living().find(is_silent).map(|handle| handle.life.shard)
     }
 
     pub fn are_ended(&self) -> bool {

@@ -19,6 +19,7 @@ use rustix::process::{Pid, getppid};
 use super::courier::{self, Courier};
 use super::handover::{self, Handover, Message};
 use super::listening::Listening;
+use super::notify::Notifier;
 use super::pid_file::PidFile;
 use super::report::Report;
 use crate::channel::Events;
@@ -88,9 +89,11 @@ impl Upgrade {
     }
 
     /// Whether there is to be no successor now: there is one, or the predecessor is still there. A
-    /// process in the foreground has none either, as whoever started it would miss it.
-    pub fn is_blocked(&self) -> bool {
-        self.has_successor() || (self.parent.is_some() && getppid() == self.parent)
+    /// process in the foreground has none either, as whoever started it would miss it; unless that is
+    /// a service manager, which is told who takes over.
+    pub fn is_blocked(&self, has_manager: bool) -> bool {
+        let is_missed = !has_manager && self.parent.is_some() && getppid() == self.parent;
+        self.has_successor() || self.relatives.have_predecessor() || is_missed
     }
 
     /// Starts a new binary. When that fails, everything is as it was, and the log says why.
@@ -99,6 +102,7 @@ impl Upgrade {
         listening: &Listening,
         pid_file: &mut PidFile,
         events: &Events,
+        notifier: &Notifier,
         report: &Report,
     ) {
         report.notice(format_args!("changing binary"));
@@ -113,7 +117,7 @@ impl Upgrade {
                 ),
             );
         }
-        match self.start(listening, events) {
+        match self.start(listening, events, notifier) {
             Ok(successor) => {
                 report.notice(format_args!("start new binary process {}", successor.process.id()));
                 self.relatives.has_successor.store(true, Ordering::Relaxed);
@@ -133,7 +137,12 @@ impl Upgrade {
         }
     }
 
-    fn start(&self, listening: &Listening, events: &Events) -> io::Result<Successor> {
+    fn start(
+        &self,
+        listening: &Listening,
+        events: &Events,
+        notifier: &Notifier,
+    ) -> io::Result<Successor> {
         let (ours, theirs) = Handover::pair()?;
         let sockets = listening.inheritance();
         let mut command = Command::new(self.origin.program()?);
@@ -142,6 +151,7 @@ impl Upgrade {
             .args(self.origin.arguments.iter().skip(1))
             .env_clear()
             .envs(self.origin.environment.iter().map(|(name, value)| (name, value)))
+            .envs(notifier.environment())
             .env(SOCKETS, list(sockets.iter()))
             .env(handover::VARIABLE, theirs.number().to_string());
         let mut activated = sockets.iter().filter(|(_, is_activated)| *is_activated).peekable();
@@ -172,9 +182,9 @@ impl Upgrade {
         true
     }
 
-    /// The successor serves, and takes over tunnels of this version.
-    pub fn welcome(&mut self, tunnels: u16, report: &Report) {
-        let Some(successor) = &mut self.successor else { return };
+    /// The successor serves, and takes over tunnels of this version. Answers its process.
+    pub fn welcome(&mut self, tunnels: u16, report: &Report) -> Option<u32> {
+        let successor = self.successor.as_mut()?;
         successor.takes_tunnels = tunnels == parcel::VERSION;
         let id = successor.process.id();
         if successor.takes_tunnels {
@@ -189,6 +199,7 @@ impl Upgrade {
                 ),
             );
         }
+        Some(id)
     }
 
     /// Who takes tunnels to the successor, and its process; `None` when it does not take them.
@@ -333,7 +344,14 @@ mod tests {
     fn in_the_foreground_there_is_no_successor() {
         let upgrade =
             |is_detached| Upgrade::new(origin("ringx"), Relatives::new(None), None, is_detached);
-        assert!(upgrade(false).is_blocked());
-        assert!(!upgrade(true).is_blocked());
+        assert!(upgrade(false).is_blocked(false));
+        assert!(!upgrade(true).is_blocked(false));
+    }
+
+    #[test]
+    fn a_service_manager_follows_but_not_beside_a_predecessor() {
+        let upgrade = |parent| Upgrade::new(origin("ringx"), Relatives::new(parent), None, false);
+        assert!(!upgrade(None).is_blocked(true));
+        assert!(upgrade(getppid()).is_blocked(true));
     }
 }
