@@ -746,7 +746,13 @@ impl<'a> Master<'a> {
             Pressure::Close | Pressure::Exit => "ending what is under way",
         };
         match then {
-            Then::End => self.notifier.stopping(self.report, status),
+            Then::End => {
+                // A new binary's process is the service from now on, even if it does not serve yet.
+                if let Some(process) = self.upgrade.successor() {
+                    self.notifier.main_pid(self.report, process);
+                }
+                self.notifier.stopping(self.report, status);
+            }
             Then::Rest => self.notifier.status(self.report, status),
         }
         let until = match pressure {

@@ -236,6 +236,28 @@ def test_the_manager_follows_to_the_new_binary_and_back(proxy, manager, monkeypa
         assert os.waitpid(new, 0)[0] == new
 
 
+def test_the_end_before_the_new_binary_serves_is_no_end_of_the_service(proxy, manager):
+    adopt_orphans()
+    started = proxy(conf())
+    manager.hears()
+    started.signal(signal.SIGUSR2)
+    new = int(started.logged("start new binary process ").split()[-1])
+    os.kill(new, signal.SIGSTOP)
+    try:
+        started.signal(signal.SIGQUIT)
+        assert started.wait() == 0
+        os.kill(new, signal.SIGCONT)
+        # Both tell of it; it may have served before it was held.
+        told = [manager.hears()]
+        while told.count({"MAINPID": str(new)}) < 1 or not any("READY" in message for message in told):
+            told.append(manager.hears())
+        assert {message["MAINPID"] for message in told} == {str(new)}
+        assert not any("STOPPING" in message for message in told)
+    finally:
+        os.kill(new, signal.SIGKILL if sys.exc_info()[0] else signal.SIGQUIT)
+        assert os.waitpid(new, 0)[0] == new
+
+
 # The watchdog.
 
 
@@ -457,6 +479,16 @@ def test_the_package_on_a_machine(machine, binary):
     state, next_pid = machine.show("ringx", "ActiveState", "MainPID")
     assert state == "active" and next_pid != pid
     assert machine.shell("tail -n 1 /etc/ringx/ringx.conf") == "# mine\n"
+
+    # So it does without a stop.
+    pid = next_pid
+    options = "-p /var/lib/ringx/ -c /etc/ringx/ringx.conf -e /var/log/ringx/error.log -g 'daemon off;'"
+    machine.shell(f"/usr/sbin/ringx {options} -s upgrade")
+    eventually(lambda: machine.run("test", "-e", f"/proc/{pid}", check=False).returncode, "the old process ends", 20)
+    state, next_pid, status = machine.show("ringx", "ActiveState", "MainPID", "StatusText")
+    assert (state, next_pid) == ("active", machine.shell("cat /run/ringx.pid").strip()) and next_pid != pid
+    assert re.fullmatch(r"(\d+) of \1 shards serve", status)
+    assert "ringx serves" in answers(machine, "/")
 
     # The end: of the service, of the package, of all traces.
     machine.run("systemctl", "stop", "ringx")

@@ -88,6 +88,11 @@ impl Upgrade {
         self.successor.is_some()
     }
 
+    /// The new binary's process, from its start on.
+    pub fn successor(&self) -> Option<u32> {
+        self.successor.as_ref().map(|successor| successor.process.id())
+    }
+
     /// Whether there is to be no successor now: there is one, or the predecessor is still there. A
     /// process in the foreground has none either, as whoever started it would miss it; unless that is
     /// a service manager, which is told who takes over.
