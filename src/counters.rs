@@ -59,6 +59,10 @@ pub struct Counters {
     pub dropped: Counter,
     /// Requests waiting for a place at an upstream server (`queue`).
     pub queued: Counter,
+    /// Idle upstream connections so far that this shard has let others have.
+    pub lent: Counter,
+    /// Those so far that it has had of others, instead of connecting.
+    pub borrowed: Counter,
     /// Tasks that ended in a panic.
     pub panics: Counter,
     /// Times that the shard was started again after it had died. The master counts them, while there
@@ -110,7 +114,7 @@ impl Counters {
         }
     }
 
-    fn fields(&self) -> [&Counter; 20] {
+    fn fields(&self) -> [&Counter; 22] {
         // Every field is named, so that a new counter cannot be forgotten here.
         let Counters {
             requests,
@@ -120,6 +124,8 @@ impl Counters {
             accepted,
             dropped,
             queued,
+            lent,
+            borrowed,
             panics,
             restarts,
             tunnels,
@@ -145,6 +151,8 @@ impl Counters {
             accepted,
             dropped,
             queued,
+            lent,
+            borrowed,
             panics,
             restarts,
             open,

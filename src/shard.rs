@@ -330,10 +330,19 @@ impl Shard {
         self.spawn("hand-over", rebalance::give_all(Rc::clone(self)));
     }
 
+    /// Lets the other shards have the upstream connections that have been idle for so long.
+    pub fn lend(&self, idle: Duration) {
+        let generation = self.generation();
+        if let Some(http) = &generation.config.http {
+            generation.upstreams.lend(http, self, idle);
+        }
+    }
+
     /// The configuration has one shard less.
     fn leave(self: &Rc<Self>) {
         self.duty.set(Duty::Leave);
         self.give_tunnels();
+        self.lend(Duration::ZERO);
         timer::interrupt(Wait::Idle);
         self.end_if_empty();
     }

@@ -62,6 +62,8 @@ def test_the_response(started):
         "dropped": 0,
         "requests": seen + 1,
         "queued": 0,
+        "lent": 0,
+        "borrowed": 0,
         "panics": 0,
         "restarts": 0,
     }

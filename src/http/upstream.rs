@@ -7,6 +7,7 @@ pub mod dynamic;
 pub mod exchange;
 pub mod head;
 pub mod health;
+pub mod lent;
 pub mod local;
 pub mod lookup;
 pub mod outgoing;
@@ -32,6 +33,7 @@ use super::modules::upstream::{Balance, Peer, Upstream};
 use super::server::{Http, LocationId, UpstreamId};
 use crate::io::timer;
 use crate::shard::Shard;
+use lent::Lent;
 use lookup::Lookup;
 use peer::{Active, PeerSet};
 use pool::Pool;
@@ -70,6 +72,7 @@ pub struct Group {
     zone: Arc<Zone>,
     peers: RefCell<Rc<PeerSet>>,
     pub pool: RefCell<Pool>,
+    pub lent: Arc<Lent>,
     queue: Option<Rc<Queue>>,
     /// Of the servers whose names are looked up, in their order.
     lookups: Vec<Lookup>,
@@ -116,6 +119,23 @@ impl Upstreams {
         lookup::take_over((self, http), (old, before));
     }
 
+    /// Lends what has been idle for so long to the other shards of the same configuration, or a later
+    /// one.
+    pub fn lend(&self, http: &Http, shard: &Shard, idle: Duration) {
+        let name_of = |id: LocationId| {
+            http.locations.get(id.0 as usize).map(|location| Arc::clone(&location.name))
+        };
+        let (idle_ms, now_ms, lender) =
+            (idle.as_millis() as u64, timer::now_ms(), shard.life.shard);
+        for group in &self.groups {
+            let mut pool = group.pool.borrow_mut();
+            let lent = pool.lend(idle_ms, now_ms, &group.lent, lender, name_of);
+            if lent > 0 {
+                shard.counters.lent.add(lent);
+            }
+        }
+    }
+
     /// The shard's task that looks up the names whose addresses are out of date, and closes idle
     /// upstream connections whose time is up or whose server has closed them.
     pub async fn keep(shard: Rc<Shard>) {
@@ -126,6 +146,7 @@ impl Upstreams {
             let now = timer::now_ms();
             for group in &generation.upstreams.groups {
                 group.pool.borrow_mut().sweep(now);
+                group.lent.sweep(now);
             }
             Upstreams::look_up_due(&shard, &generation);
             drop(generation);
@@ -147,6 +168,7 @@ impl Group {
             zone: Arc::clone(&upstream.zone),
             peers: RefCell::new(Rc::new(peers)),
             pool: RefCell::new(Pool::new(upstream)),
+            lent: upstream.zone.lent(),
             queue: upstream.queue.map(|limits| Rc::new(Queue::new(limits, upstream.zone.line()))),
             lookups: upstream.names.iter().map(|_| Lookup::default()).collect(),
         }

@@ -189,6 +189,13 @@ pub struct Stream {
     timer: Timer,
 }
 
+/// Whether the peer has sent nothing and is still there: what an idle connection must be before it is
+/// used again.
+pub fn is_quiet(socket: BorrowedFd<'_>) -> bool {
+    let peeked = rustix::net::recv(socket, &mut [0u8; 1], RecvFlags::DONTWAIT | RecvFlags::PEEK);
+    matches!(peeked, Err(rustix::io::Errno::AGAIN))
+}
+
 impl Stream {
     /// A socket that is listened on: only waited for, and shared with whoever has a copy.
     pub fn listening(socket: OwnedFd) -> io::Result<Self> {
@@ -291,12 +298,9 @@ impl Stream {
         Ok(n)
     }
 
-    /// Whether the peer has sent nothing and is still there: what an idle connection must be before
-    /// it is used again.
+    /// [`is_quiet`]
     pub fn is_quiet(&self) -> bool {
-        let peeked =
-            rustix::net::recv(self.fd(), &mut [0u8; 1], RecvFlags::DONTWAIT | RecvFlags::PEEK);
-        matches!(peeked, Err(rustix::io::Errno::AGAIN))
+        is_quiet(self.fd())
     }
 
     /// Whether there are bytes to receive (not an end, not an error).

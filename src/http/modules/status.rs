@@ -51,6 +51,8 @@ fn put_shard(shard: usize, counters: &Counters, out: &mut String) {
         accepted,
         dropped,
         queued,
+        lent,
+        borrowed,
         panics,
         restarts,
         tunnels,
@@ -76,6 +78,8 @@ fn put_shard(shard: usize, counters: &Counters, out: &mut String) {
         ("dropped", dropped),
         ("requests", requests),
         ("queued", queued),
+        ("lent", lent),
+        ("borrowed", borrowed),
         ("panics", panics),
         ("restarts", restarts),
     ];
@@ -121,6 +125,8 @@ mod tests {
         shards[0].writing.set(5);
         shards[0].dropped.set(6);
         shards[0].queued.set(8);
+        shards[0].lent.set(10);
+        shards[0].borrowed.set(11);
         let tunnels = &shards[1].tunnels;
         let counters = [
             &tunnels.open,
@@ -142,12 +148,14 @@ mod tests {
             json(&shards),
             concat!(
                 r#"{"shards":[{"shard":0,"connections":2,"reading":4,"writing":5,"accepted":3,"#,
-                r#""dropped":6,"requests":7,"queued":8,"panics":1,"restarts":9,"#,
+                r#""dropped":6,"requests":7,"queued":8,"lent":10,"borrowed":11,"#,
+                r#""panics":1,"restarts":9,"#,
                 r#""tunnels":{"open":0,"opened":0,"bytes_copied":0,"bytes_spliced":0,"#,
                 r#""mode_switches":0,"pipes_in_use":0,"backlog_bytes":0,"closes_sent":0,"#,
                 r#""websocket_frames":0,"websocket_messages":0,"taken_over":0}},"#,
                 r#"{"shard":1,"connections":0,"reading":0,"writing":0,"accepted":0,"#,
-                r#""dropped":0,"requests":0,"queued":0,"panics":0,"restarts":0,"#,
+                r#""dropped":0,"requests":0,"queued":0,"lent":0,"borrowed":0,"#,
+                r#""panics":0,"restarts":0,"#,
                 r#""tunnels":{"open":1,"opened":2,"bytes_copied":3,"bytes_spliced":4,"#,
                 r#""mode_switches":5,"pipes_in_use":6,"backlog_bytes":7,"closes_sent":8,"#,
                 r#""websocket_frames":9,"websocket_messages":10,"taken_over":11}}]}"#,

@@ -78,6 +78,9 @@ pub async fn run(shard: Rc<Shard>) {
         let mut all = shard.counters.all();
         // Others may have been there before.
         all.truncate(*shard.generation().config.process.worker_processes);
+        if let (Some(every), [_, _, ..]) = (every, all.as_slice()) {
+            shard.lend(every);
+        }
         give(&shard, surplus(open(&shard.counters), all.iter().map(open))).await;
     }
 }

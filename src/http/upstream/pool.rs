@@ -1,9 +1,11 @@
 //! Idle connections of one upstream on one shard (proxy, section 12): the most recently used of a
 //! server is taken first, the one idle longest makes room.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::exchange::Family;
+use super::lent::{Lent, LentConnection, Local};
 use super::trial::Trial;
 use crate::http::modules::upstream::{Keepalive, PeerAddress, Upstream};
 use crate::http::server::LocationId;
@@ -46,6 +48,7 @@ struct Idle {
     /// The location that opened it.
     location: LocationId,
     connection: UpstreamConnection,
+    since_ms: u64,
     /// When it is no longer good.
     until_ms: u64,
 }
@@ -56,6 +59,7 @@ pub struct Use<'a> {
     pub address: &'a PeerAddress,
     pub family: Family,
     pub location: LocationId,
+    pub location_name: &'a Arc<str>,
 }
 
 #[derive(Debug)]
@@ -75,6 +79,28 @@ impl Idle {
     }
 }
 
+/// A connection that is to carry another request.
+#[derive(Debug)]
+pub struct Taken {
+    pub connection: UpstreamConnection,
+    /// The shard that had lent it.
+    pub lender: Option<usize>,
+}
+
+/// One that is lent.
+fn borrow(
+    lent: &Lent,
+    wanted: Use<'_>,
+    is_local: bool,
+    now_ms: u64,
+) -> Option<(UpstreamConnection, Option<usize>)> {
+    let lent = lent.take(wanted, is_local, now_ms)?;
+    let LentConnection { socket, requests, opened_ms, lender, .. } = lent;
+    let stream = Stream::new(socket).ok()?;
+    let connection = UpstreamConnection { requests, opened_ms, ..UpstreamConnection::new(stream) };
+    Some((connection, Some(lender)))
+}
+
 impl Pool {
     pub fn new(upstream: &Upstream) -> Self {
         let keepalive = (upstream.explicit && upstream.keepalive.idle.connections > 0)
@@ -88,18 +114,17 @@ impl Pool {
     }
 
     /// Takes an idle connection to this address whose server has neither closed it nor sent anything
-    /// unasked for.
-    pub fn take(&mut self, wanted: Use<'_>, now_ms: u64) -> Option<UpstreamConnection> {
+    /// unasked for: one of its own, or one that is lent, by whichever shard.
+    pub fn take(&mut self, wanted: Use<'_>, now_ms: u64, lent: &Lent) -> Option<Taken> {
         let is_local = self.keepalive?.idle.is_local;
         loop {
-            let at = self.idle.iter().rposition(|idle| idle.serves(wanted, is_local))?;
-            let Idle { mut connection, until_ms, .. } = self.idle.remove(at);
-            if now_ms >= until_ms {
-                continue;
-            }
+            let (mut connection, lender) = match self.take_own(wanted, is_local, now_ms) {
+                Some(connection) => (connection, None),
+                None => borrow(lent, wanted, is_local, now_ms)?,
+            };
             if connection.stream.is_quiet() {
                 connection.reused = true;
-                return Some(connection);
+                return Some(Taken { connection, lender });
             }
             if wanted.family == Family::Uwsgi && connection.requests == 1 {
                 self.trial.was_closed();
@@ -107,8 +132,68 @@ impl Pool {
         }
     }
 
+    fn take_own(
+        &mut self,
+        wanted: Use<'_>,
+        is_local: bool,
+        now_ms: u64,
+    ) -> Option<UpstreamConnection> {
+        loop {
+            let at = self.idle.iter().rposition(|idle| idle.serves(wanted, is_local))?;
+            let Idle { connection, until_ms, .. } = self.idle.remove(at);
+            if now_ms < until_ms {
+                return Some(connection);
+            }
+        }
+    }
+
+    /// Lends what has been idle for so long; how many those are.
+    pub fn lend(
+        &mut self,
+        idle_ms: u64,
+        now_ms: u64,
+        lent: &Lent,
+        lender: usize,
+        name_of: impl Fn(LocationId) -> Option<Arc<str>>,
+    ) -> u64 {
+        let is_local = self.keepalive.is_some_and(|keepalive| keepalive.idle.is_local);
+        let is_needed = |idle: &Idle| now_ms.saturating_sub(idle.since_ms) < idle_ms;
+        let count = self.idle.iter().position(is_needed).unwrap_or(self.idle.len());
+        let mut put = 0_u64;
+        for idle in self.idle.drain(..count) {
+            let Idle { address, family, location, connection, until_ms, .. } = idle;
+            let own = || Some(Local { id: location, name: name_of(location)? });
+            let local = is_local.then(own).flatten();
+            let UpstreamConnection { stream, requests, opened_ms, .. } = connection;
+            if now_ms < until_ms
+                && local.is_some() == is_local
+                && let Ok(socket) = stream.into_fd()
+            {
+                put = put.saturating_add(1);
+                lent.put(LentConnection {
+                    socket,
+                    address,
+                    family,
+                    local,
+                    requests,
+                    opened_ms,
+                    until_ms,
+                    lender,
+                });
+            }
+        }
+        put
+    }
+
     /// Keeps a connection whose response was complete, unless a limit says otherwise.
-    pub fn give(&mut self, of: Use<'_>, connection: UpstreamConnection, now_ms: u64) {
+    pub fn give(
+        &mut self,
+        of: Use<'_>,
+        connection: UpstreamConnection,
+        now_ms: u64,
+        lent: &Lent,
+        lender: usize,
+    ) {
         let Some(keepalive) = self.keepalive else { return };
         let age_ms = now_ms.saturating_sub(connection.opened_ms);
         if connection.requests >= keepalive.requests
@@ -119,13 +204,16 @@ impl Pool {
         if self.idle.len() >= keepalive.idle.connections {
             self.idle.remove(0);
         }
+        let room = keepalive.idle.connections.saturating_sub(self.idle.len());
+        lent.keep_most(lender, room.saturating_sub(1));
         let idle = match of.family {
             Family::Uwsgi if !keepalive.has_timeout => UWSGI_IDLE.min(keepalive.timeout),
             _ => keepalive.timeout,
         };
         let until_ms = now_ms.saturating_add(idle.as_millis() as u64);
-        let Use { address, family, location } = of;
-        self.idle.push(Idle { address: address.clone(), family, location, connection, until_ms });
+        let Use { address, family, location, .. } = of;
+        let (address, since_ms) = (address.clone(), now_ms);
+        self.idle.push(Idle { address, family, location, connection, since_ms, until_ms });
     }
 
     /// Closes what has been idle too long or was closed by its server.

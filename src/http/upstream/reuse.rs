@@ -3,7 +3,7 @@
 use std::rc::Rc;
 
 use super::exchange::{Exchange, Family};
-use super::pool::{UpstreamConnection, Use};
+use super::pool::{Taken, UpstreamConnection, Use};
 use super::protocol::BodyForm;
 use super::trial::Reuse;
 use crate::error_log::Level;
@@ -14,8 +14,13 @@ use crate::io::timer;
 
 impl Exchange<'_> {
     /// What a connection is kept and taken as.
-    fn connection_for<'p>(&self, r: &Request, peer: &'p Peer) -> Use<'p> {
-        Use { address: &peer.address, family: self.family, location: r.location }
+    fn connection_for<'p>(&'p self, r: &Request, peer: &'p Peer) -> Use<'p> {
+        Use {
+            address: &peer.address,
+            family: self.family,
+            location: r.location,
+            location_name: &self.location.name,
+        }
     }
 
     /// A connection that has been kept, unless a fresh one is wanted.
@@ -32,7 +37,14 @@ impl Exchange<'_> {
         if !is_kept_at_all || is_fresh {
             return None;
         }
-        self.group.pool.borrow_mut().take(self.connection_for(r, peer), timer::now_ms())
+        let (wanted, lent) = (self.connection_for(r, peer), &self.group.lent);
+        let Taken { connection, lender } =
+            self.group.pool.borrow_mut().take(wanted, timer::now_ms(), lent)?;
+        let shard = &self.c.shard;
+        if lender.is_some_and(|lender| lender != shard.life.shard) {
+            shard.counters.borrowed.add(1);
+        }
+        Some(connection)
     }
 
     /// What becomes of a connection after its response: of a `clean` one, all has come and nothing
@@ -46,7 +58,9 @@ impl Exchange<'_> {
     ) {
         if self.allows_another(r, &connection) && is_clean && self.is_kept(r, &connection) {
             let of = self.connection_for(r, peer);
-            self.group.pool.borrow_mut().give(of, connection, timer::now_ms());
+            let (now_ms, shard) = (timer::now_ms(), self.c.shard.life.shard);
+            let lent = &self.group.lent;
+            self.group.pool.borrow_mut().give(of, connection, now_ms, lent, shard);
         } else if is_clean && self.is_over(peer, &connection) {
             connection.stream.reset();
         }

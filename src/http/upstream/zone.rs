@@ -4,6 +4,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use super::lent::Lent;
 use super::peer::Failures;
 use super::queue::Line;
 use crate::http::modules::upstream::Peer;
@@ -19,6 +20,8 @@ pub struct Zone {
     peers: Mutex<Vec<Known>>,
     /// Of the requests that wait, where there is a `queue`.
     line: Mutex<Option<Arc<Line>>>,
+    /// Idle connections that no shard holds.
+    lent: Mutex<Arc<Lent>>,
 }
 
 #[derive(Debug, Clone)]
@@ -60,6 +63,16 @@ impl Zone {
 
     fn lock_line(&self) -> MutexGuard<'_, Option<Arc<Line>>> {
         self.line.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What the shards lend each other, under whichever configuration: who finds a server no more does
+    /// not ask for it.
+    pub fn lent(&self) -> Arc<Lent> {
+        Arc::clone(&self.lock_lent())
+    }
+
+    fn lock_lent(&self) -> MutexGuard<'_, Arc<Lent>> {
+        self.lent.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What is known of these servers, in their order. The ones that neither this set nor any other
@@ -113,6 +126,7 @@ impl Zone {
         if let Some(line) = &*old.lock_line() {
             *self.lock_line() = Some(Arc::clone(line));
         }
+        *self.lock_lent() = old.lent();
         if self.name != old.name {
             return;
         }
