@@ -20,7 +20,7 @@ use std::fmt;
 use std::fs::OpenOptions;
 use std::io::{self, Write};
 use std::path::Path;
-use std::process::ExitCode;
+use std::process::{ExitCode, ExitStatus};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
@@ -169,6 +169,7 @@ struct Master<'a> {
     events: Receiver<Event>,
     phase: Phase,
     handing_over: Option<HandingOver>,
+    awaiting: Option<Awaiting>,
     /// A reload was asked for while the shards were still taking over the one before.
     reloads_again: bool,
     greeting: Option<String>,
@@ -210,6 +211,18 @@ struct HandingOver {
     /// The shards are to end behind it: nobody has called them back.
     is_wanted: bool,
 }
+
+/// The shards are told to end as soon as the new binary's process serves, which it does not yet: its
+/// tunnels have nowhere to go, and clients would be refused meanwhile.
+#[derive(Debug, Clone, Copy)]
+struct Awaiting {
+    then: Then,
+    /// When they are told without.
+    until: Option<Instant>,
+}
+
+/// How long a new process may take to serve, before a quit does not wait for it any more.
+const SUCCESSOR_PATIENCE: Duration = Duration::from_secs(30);
 
 /// How often tunnels are collected that have begun while the ones before were handed over.
 const ROUNDS_MAX: usize = 3;
@@ -310,6 +323,7 @@ impl<'a> Master<'a> {
             events,
             phase: Phase::Serving,
             handing_over: None,
+            awaiting: None,
             reloads_again: false,
             greeting,
             notifier,
@@ -333,6 +347,9 @@ impl<'a> Master<'a> {
                 Some(Event::SuccessorReady { tunnels }) => {
                     if let Some(process) = self.upgrade.welcome(tunnels, self.report) {
                         self.notifier.main_pid(self.report, process);
+                    }
+                    if let Some(Awaiting { then, .. }) = self.awaiting.take() {
+                        self.finish(then);
                     }
                 }
                 Some(Event::Delivered { count, failed }) => self.handed_over(count, failed),
@@ -359,7 +376,9 @@ impl<'a> Master<'a> {
             Phase::Serving => self.shards.next_start(),
             Phase::Resting | Phase::Over => None,
         };
-        of_phase.into_iter().chain(self.retired_until).chain(self.notifier.next_ping()).min()
+        let awaiting = self.awaiting.and_then(|awaiting| awaiting.until);
+        let others = [awaiting, self.retired_until, self.notifier.next_ping()];
+        of_phase.into_iter().chain(others.into_iter().flatten()).min()
     }
 
     fn do_what_is_due(&mut self, at: Instant) {
@@ -368,6 +387,11 @@ impl<'a> Master<'a> {
             self.retired_until = None;
             self.shards.close_leaving();
             self.listening.close_leaving();
+        }
+        if let Some(Awaiting { then, until: Some(until) }) = self.awaiting
+            && until <= at
+        {
+            self.leave(then, Pressure::Finish);
         }
         match self.phase {
             Phase::Leaving { until: Some(until), .. } if until <= at => self.press(),
@@ -419,9 +443,8 @@ impl<'a> Master<'a> {
                 self.report,
             ),
             Order::Reap => {
-                if self.upgrade.reap(&mut self.pid_file, self.report) {
-                    self.notifier.main_pid(self.report, std::process::id());
-                    self.bring_back();
+                if let Some(status) = self.upgrade.reap(&mut self.pid_file, self.report) {
+                    self.miss_successor(status);
                 }
             }
             Order::StopShards if self.phase == Phase::Serving => self.finish(Then::Rest),
@@ -429,6 +452,18 @@ impl<'a> Master<'a> {
             Order::Quit => self.finish(Then::End),
             Order::Exit => self.leave(Then::End, Pressure::Exit),
         }
+    }
+
+    /// The new binary's process is gone: this one goes on, unless it is ending already.
+    fn miss_successor(&mut self, status: ExitStatus) {
+        if self.awaiting.take().is_some() {
+            let text = format_args!("the new binary process has not come to serve, going on");
+            self.report.say(Level::Alert, text);
+        }
+        self.notifier.main_pid(self.report, std::process::id());
+        // Then nobody serves, and whoever started this process is to know.
+        self.has_failed |= self.is_ending() && !status.success();
+        self.bring_back();
     }
 
     // Reload.
@@ -612,6 +647,7 @@ impl<'a> Master<'a> {
         {
             handing_over.is_wanted = false;
         }
+        self.awaiting = self.awaiting.filter(|awaiting| awaiting.then != Then::Rest);
         if !matches!(self.phase, Phase::Resting | Phase::Leaving { then: Then::Rest, .. }) {
             return;
         }
@@ -639,14 +675,29 @@ impl<'a> Master<'a> {
     /// Makes the shards end when they have finished; the tunnels go to the new binary's process, if
     /// there is one that takes them.
     fn finish(&mut self, then: Then) {
+        let is_to_await = self.is_to_await();
         match &mut self.handing_over {
             Some(HandingOver { then: decided, .. }) if then == Then::End => *decided = then,
             Some(_) => {}
+            None if is_to_await => {
+                let process = self.upgrade.successor().unwrap_or_default();
+                let text = format_args!("waiting for new binary process {process} to serve");
+                self.report.notice(text);
+                let until = Instant::now().checked_add(SUCCESSOR_PATIENCE);
+                self.awaiting = Some(Awaiting { then, until });
+            }
             None if self.phase == Phase::Serving && self.upgrade.courier().is_some() => {
                 self.begin_handing_over(then, 1);
             }
             None => self.leave(then, Pressure::Finish),
         }
+    }
+
+    /// Who asks again does not want to wait.
+    fn is_to_await(&self) -> bool {
+        self.phase == Phase::Serving
+            && self.awaiting.is_none()
+            && self.upgrade.is_successor_starting()
     }
 
     fn begin_handing_over(&mut self, then: Then, round: usize) {
@@ -734,6 +785,18 @@ impl<'a> Master<'a> {
         self.shards.place(None, parcels);
     }
 
+    /// Tells the service manager: the service goes on if another process has it.
+    fn tell_end(&mut self, status: &str) {
+        if let Some(predecessor) = self.upgrade.predecessor() {
+            // Nothing has come of the upgrade.
+            self.notifier.hand_back(self.report, predecessor);
+        } else if let Some(process) = self.upgrade.successor() {
+            // Even if it does not serve yet.
+            self.notifier.main_pid(self.report, process);
+        }
+        self.notifier.stopping(self.report, status);
+    }
+
     /// Makes the shards end. Asked twice, the harder way counts.
     fn leave(&mut self, then: Then, pressure: Pressure) {
         if let Phase::Leaving { pressure: Pressure::Close | Pressure::Exit, .. } = self.phase
@@ -741,18 +804,13 @@ impl<'a> Master<'a> {
         {
             return;
         }
+        self.awaiting = None;
         let status = match pressure {
             Pressure::Finish => "finishing what is under way",
             Pressure::Close | Pressure::Exit => "ending what is under way",
         };
         match then {
-            Then::End => {
-                // A new binary's process is the service from now on, even if it does not serve yet.
-                if let Some(process) = self.upgrade.successor() {
-                    self.notifier.main_pid(self.report, process);
-                }
-                self.notifier.stopping(self.report, status);
-            }
+            Then::End => self.tell_end(status),
             Then::Rest => self.notifier.status(self.report, status),
         }
         let until = match pressure {

@@ -353,6 +353,7 @@ impl Shard {
             listener.close(end);
         }
         timer::interrupt(Wait::Idle);
+        self.generation().upstreams.close_idle();
         self.tunnels.begin_quit();
         self.end_if_empty();
     }

@@ -136,6 +136,14 @@ impl Upstreams {
         }
     }
 
+    /// Closes every idle connection, those that are lent, too: the process ends, or rests.
+    pub fn close_idle(&self) {
+        for group in &self.groups {
+            group.pool.borrow_mut().clear();
+            group.lent.clear();
+        }
+    }
+
     /// The shard's task that looks up the names whose addresses are out of date, and closes idle
     /// upstream connections whose time is up or whose server has closed them.
     pub async fn keep(shard: Rc<Shard>) {
@@ -145,8 +153,11 @@ impl Upstreams {
             let generation = shard.generation();
             let now = timer::now_ms();
             for group in &generation.upstreams.groups {
-                group.pool.borrow_mut().sweep(now);
-                group.lent.sweep(now);
+                let mut pool = group.pool.borrow_mut();
+                pool.sweep(now);
+                for _ in 0..group.lent.sweep(now) {
+                    pool.trial.was_closed();
+                }
             }
             Upstreams::look_up_due(&shard, &generation);
             drop(generation);

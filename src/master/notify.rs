@@ -159,6 +159,15 @@ impl Notifier {
         self.is_silent = !is_own;
     }
 
+    /// The service is the process's again that had it before; it tells what follows. Whoever has not
+    /// served has never been the service.
+    pub fn hand_back(&mut self, report: &Report, pid: u32) {
+        if self.told != Told::Nothing {
+            self.main_pid(report, pid);
+        }
+        self.is_silent = true;
+    }
+
     /// When [`Notifier::ping`] is to be called next.
     pub fn next_ping(&self) -> Option<Instant> {
         self.watchdog.as_ref().and_then(|watchdog| watchdog.next)

@@ -40,9 +40,14 @@ impl Relatives {
         Arc::new(Relatives { predecessor, has_successor: AtomicBool::new(false) })
     }
 
-    /// Whether the old binary's process is still there: whoever is gone is nobody's parent.
+    /// Whether the old binary's process is still there.
     pub fn have_predecessor(&self) -> bool {
-        self.predecessor.is_some() && getppid() == self.predecessor
+        self.predecessor().is_some()
+    }
+
+    /// Whoever is gone is nobody's parent.
+    fn predecessor(&self) -> Option<Pid> {
+        self.predecessor.filter(|_| getppid() == self.predecessor)
     }
 
     pub fn have_successor(&self) -> bool {
@@ -68,6 +73,7 @@ pub struct Upgrade {
 struct Successor {
     process: Child,
     courier: Courier,
+    serves: bool,
     /// It serves, and understands the tunnels of this one.
     takes_tunnels: bool,
 }
@@ -86,6 +92,16 @@ impl Upgrade {
 
     pub fn has_successor(&self) -> bool {
         self.successor.is_some()
+    }
+
+    /// The old binary's process, as long as it is there.
+    pub fn predecessor(&self) -> Option<u32> {
+        self.relatives.predecessor().map(|pid| pid.as_raw_nonzero().get().cast_unsigned())
+    }
+
+    /// Whether the new binary's process is there and does not serve yet.
+    pub fn is_successor_starting(&self) -> bool {
+        self.successor.as_ref().is_some_and(|successor| !successor.serves)
     }
 
     /// The new binary's process, from its start on.
@@ -170,26 +186,27 @@ impl Upgrade {
             sockets.iter().map(|(socket, _)| *socket).chain([theirs.as_fd()]).collect();
         let courier = Courier::start(ours, events.clone())?;
         let process = os::spawn_heir(&mut command, &descriptors)?;
-        Ok(Successor { process, courier, takes_tunnels: false })
+        Ok(Successor { process, courier, serves: false, takes_tunnels: false })
     }
 
-    /// A child has changed: whether the successor is gone. The log says how, and the pid file is this
-    /// process's again.
-    pub fn reap(&mut self, pid_file: &mut PidFile, report: &Report) -> bool {
-        let Some(successor) = &mut self.successor else { return false };
-        let Ok(Some(status)) = successor.process.try_wait() else { return false };
+    /// A child has changed: how the successor has ended, if it has. The log says so, and the pid file
+    /// is this process's again.
+    pub fn reap(&mut self, pid_file: &mut PidFile, report: &Report) -> Option<ExitStatus> {
+        let successor = self.successor.as_mut()?;
+        let status = successor.process.try_wait().ok().flatten()?;
         let (level, text) = ending(status);
         let id = successor.process.id();
         report.say(level, format_args!("new binary process {id} {text}"));
         restore(pid_file, "the new binary process", &self.name(), " exited", report);
         self.relatives.has_successor.store(false, Ordering::Relaxed);
         self.successor = None;
-        true
+        Some(status)
     }
 
     /// The successor serves, and takes over tunnels of this version. Answers its process.
     pub fn welcome(&mut self, tunnels: u16, report: &Report) -> Option<u32> {
         let successor = self.successor.as_mut()?;
+        successor.serves = true;
         successor.takes_tunnels = tunnels == parcel::VERSION;
         let id = successor.process.id();
         if successor.takes_tunnels {

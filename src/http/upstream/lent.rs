@@ -92,37 +92,57 @@ impl Lent {
         })
     }
 
-    /// Closes what this shard has lent beyond so many.
-    pub fn keep_most(&self, lender: usize, most: usize) {
-        if self.count() <= most {
-            return;
+    /// Closes what this shard has lent beyond so many; how many are left of it.
+    pub fn keep_most(&self, lender: usize, most: usize) -> usize {
+        if self.count() == 0 {
+            return 0;
         }
-        self.with(|shelf| {
-            let is_its = |lent: &LentConnection| lent.lender == lender;
+        let is_its = |lent: &LentConnection| lent.lender == lender;
+        let (own, _closed) = self.with(|shelf| {
             let own = shelf.connections.iter().filter(|lent| is_its(lent)).count();
             let mut over = own.saturating_sub(most);
-            shelf.connections.retain(|lent| {
-                let closes = over > 0 && is_its(lent);
-                over = over.saturating_sub(usize::from(closes));
-                !closes
-            });
+            let goes = |lent: &mut LentConnection| {
+                let goes = over > 0 && is_its(lent);
+                over = over.saturating_sub(usize::from(goes));
+                goes
+            };
+            let closed: Vec<_> = shelf.connections.extract_if(.., goes).collect();
+            (own, closed)
         });
+        own.min(most)
     }
 
-    /// Closes what has been idle too long or was closed by its server.
-    pub fn sweep(&self, now_ms: u64) {
+    /// Closes what has been idle too long or was closed by its server; how many of these are uwsgi
+    /// connections that have carried one request. Meanwhile the others find nothing, and need not wait.
+    pub fn sweep(&self, now_ms: u64) -> u32 {
         if self.count() == 0 {
-            return;
+            return 0;
         }
-        self.with(|shelf| {
+        let mut connections = self.with(|shelf| {
             let passed_ms = now_ms.saturating_sub(shelf.swept_ms);
-            if u128::from(passed_ms) >= Self::SWEEP.as_millis() {
-                shelf.swept_ms = now_ms;
-                shelf
-                    .connections
-                    .retain(|lent| now_ms < lent.until_ms && is_quiet(lent.socket.as_fd()));
+            if u128::from(passed_ms) < Self::SWEEP.as_millis() {
+                return Vec::new();
             }
+            shelf.swept_ms = now_ms;
+            std::mem::take(&mut shelf.connections)
         });
+        let mut closed = 0_u32;
+        connections.retain(|lent| {
+            let is_open = is_quiet(lent.socket.as_fd());
+            if !is_open && lent.family == Family::Uwsgi && lent.requests == 1 {
+                closed = closed.saturating_add(1);
+            }
+            is_open && now_ms < lent.until_ms
+        });
+        if !connections.is_empty() {
+            self.with(|shelf| shelf.connections.splice(..0, connections).for_each(drop));
+        }
+        closed
+    }
+
+    /// Closes all: nobody is left to use them.
+    pub fn clear(&self) {
+        drop(self.with(|shelf| std::mem::take(&mut shelf.connections)));
     }
 }
 
@@ -209,11 +229,9 @@ mod tests {
                 server
             })
             .into();
-        shelf.keep_most(0, 4);
-        shelf.keep_most(1, 1);
-        shelf.keep_most(2, 0);
-        assert_eq!(shelf.count(), 4);
-        shelf.keep_most(0, 1);
+        let kept = [(0, 4), (1, 1), (2, 0)].map(|(lender, most)| shelf.keep_most(lender, most));
+        assert_eq!((kept, shelf.count()), ([3, 1, 0], 4));
+        assert_eq!((shelf.keep_most(0, 1), shelf.count()), (1, 2));
         let left = [(); 3].map(|()| take(&shelf, 80, Family::Proxy, 0));
         assert_eq!(left, [Some(4), Some(2), None]);
     }
@@ -233,7 +251,7 @@ mod tests {
         drop(closed);
         shelf.sweep(1999);
         assert_eq!(shelf.count(), 3, "some shard has just looked");
-        shelf.sweep(2000);
+        assert_eq!(shelf.sweep(2000), 0, "HTTP servers are not on trial");
         assert_eq!((shelf.count(), take(&shelf, 80, Family::Proxy, 2000)), (1, Some(1)));
     }
 }

@@ -67,6 +67,8 @@ pub struct Pool {
     keepalive: Option<Keepalive>,
     /// The one idle longest first.
     idle: Vec<Idle>,
+    /// At most so many count among the idle ones and are lent to other shards.
+    lent_most: usize,
     /// How uwsgi servers take to being asked again.
     pub trial: Trial,
 }
@@ -105,7 +107,7 @@ impl Pool {
     pub fn new(upstream: &Upstream) -> Self {
         let keepalive = (upstream.explicit && upstream.keepalive.idle.connections > 0)
             .then_some(upstream.keepalive);
-        Pool { keepalive, idle: Vec::new(), trial: Trial::default() }
+        Pool { keepalive, idle: Vec::new(), lent_most: 0, trial: Trial::default() }
     }
 
     /// Whether anything is kept.
@@ -159,7 +161,7 @@ impl Pool {
         let is_local = self.keepalive.is_some_and(|keepalive| keepalive.idle.is_local);
         let is_needed = |idle: &Idle| now_ms.saturating_sub(idle.since_ms) < idle_ms;
         let count = self.idle.iter().position(is_needed).unwrap_or(self.idle.len());
-        let mut put = 0_u64;
+        let mut put = 0_usize;
         for idle in self.idle.drain(..count) {
             let Idle { address, family, location, connection, until_ms, .. } = idle;
             let own = || Some(Local { id: location, name: name_of(location)? });
@@ -182,7 +184,8 @@ impl Pool {
                 });
             }
         }
-        put
+        self.lent_most = self.lent_most.saturating_add(put);
+        put as u64
     }
 
     /// Keeps a connection whose response was complete, unless a limit says otherwise.
@@ -204,8 +207,10 @@ impl Pool {
         if self.idle.len() >= keepalive.idle.connections {
             self.idle.remove(0);
         }
-        let room = keepalive.idle.connections.saturating_sub(self.idle.len());
-        lent.keep_most(lender, room.saturating_sub(1));
+        let room = keepalive.idle.connections.saturating_sub(self.idle.len()).saturating_sub(1);
+        if self.lent_most > room {
+            self.lent_most = lent.keep_most(lender, room);
+        }
         let idle = match of.family {
             Family::Uwsgi if !keepalive.has_timeout => UWSGI_IDLE.min(keepalive.timeout),
             _ => keepalive.timeout,
@@ -214,6 +219,11 @@ impl Pool {
         let Use { address, family, location, .. } = of;
         let (address, since_ms) = (address.clone(), now_ms);
         self.idle.push(Idle { address, family, location, connection, since_ms, until_ms });
+    }
+
+    /// Closes all.
+    pub fn clear(&mut self) {
+        self.idle.clear();
     }
 
     /// Closes what has been idle too long or was closed by its server.
@@ -232,6 +242,7 @@ impl Pool {
     /// `local` those of the locations that are the same `still`.
     pub fn take_over(&mut self, old: &mut Pool, still: impl Fn(LocationId) -> bool) {
         let Some(keepalive) = self.keepalive else { return };
+        self.lent_most = old.lent_most;
         let mut idle: Vec<Idle> = old.idle.drain(..).collect();
         if keepalive.idle.is_local {
             idle.retain(|idle| still(idle.location));
