@@ -73,14 +73,18 @@ class Ends:
         assert client.read_head().start.startswith("HTTP/1.1 101 ")
         return blocking(client), blocking(upstream)
 
+    def opened(self) -> list[int]:
+        return [shard["opened"] for shard in shards(self.proxy)]
+
     def on_shards(self, counts: list[int]) -> list[list[tuple[socket.socket, socket.socket]]]:
         """So many tunnels on each shard; those that are too many are closed again."""
         kept, closed = [[] for _ in counts], []
         while [len(pairs) for pairs in kept] != counts:
-            before = [shard["opened"] for shard in shards(self.proxy)]
+            before = self.opened()
             pair = self.pair()
-            now = [shard["opened"] for shard in shards(self.proxy)]
-            shard = next(at for at, opened in enumerate(now) if opened > before[at])
+            # The 101 is sent before.
+            eventually(lambda: sum(self.opened()) == sum(before) + 1, "it is counted")
+            shard = next(at for at, opened in enumerate(self.opened()) if opened > before[at])
             (kept[shard] if len(kept[shard]) < counts[shard] else closed).append(pair)
         for pair in closed:
             for end in pair:
