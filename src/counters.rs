@@ -96,14 +96,38 @@ pub struct TunnelCounters {
     pub websocket_messages: Counter,
     /// Tunnels so far that came from another shard or process.
     pub taken_over: Counter,
+    /// Bytes moved either way per second, without their bursts: what `tunnel_rebalance` goes by.
+    pub bytes_per_second: Counter,
+}
+
+/// What a shard carries, as the others see it.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Load {
+    /// Tunnels there are now.
+    pub tunnels: u64,
+    /// [`TunnelCounters::bytes_per_second`].
+    pub bytes_per_second: u64,
+}
+
+impl TunnelCounters {
+    pub fn load(&self) -> Load {
+        Load { tunnels: self.open.get(), bytes_per_second: self.bytes_per_second.get() }
+    }
+
+    /// Bytes moved either way so far.
+    pub fn bytes(&self) -> u64 {
+        self.bytes_copied.get().saturating_add(self.bytes_spliced.get())
+    }
 }
 
 impl Counters {
     /// What there is of something now is nothing any more.
     fn clear_present(&self) {
-        let TunnelCounters { open, pipes_in_use, backlog_bytes, .. } = &self.tunnels;
+        let TunnelCounters { open, pipes_in_use, backlog_bytes, bytes_per_second, .. } =
+            &self.tunnels;
         let Counters { connections, reading, writing, queued, .. } = self;
-        for counter in [connections, reading, writing, queued, open, pipes_in_use, backlog_bytes] {
+        let of_tunnels = [open, pipes_in_use, backlog_bytes, bytes_per_second];
+        for counter in [connections, reading, writing, queued].into_iter().chain(of_tunnels) {
             counter.set(0);
         }
     }
@@ -114,7 +138,7 @@ impl Counters {
         }
     }
 
-    fn fields(&self) -> [&Counter; 22] {
+    fn fields(&self) -> [&Counter; 23] {
         // Every field is named, so that a new counter cannot be forgotten here.
         let Counters {
             requests,
@@ -142,6 +166,7 @@ impl Counters {
             websocket_frames,
             websocket_messages,
             taken_over,
+            bytes_per_second,
         } = tunnels;
         [
             requests,
@@ -166,6 +191,7 @@ impl Counters {
             websocket_frames,
             websocket_messages,
             taken_over,
+            bytes_per_second,
         ]
     }
 }
@@ -202,6 +228,23 @@ impl AllCounters {
             sum
         };
         self.lock().iter().map(sum).collect()
+    }
+
+    /// What the first so many shards carry, those that no thread runs at the moment left out.
+    fn loads(&self, shards: usize, loads: &mut Vec<Load>) {
+        loads.clear();
+        for entries in self.lock().iter().take(shards) {
+            if !entries.iter().any(|entry| entry.is_taken) {
+                continue;
+            }
+            let mut sum = Load::default();
+            for entry in entries {
+                let Load { tunnels, bytes_per_second } = entry.counters.tunnels.load();
+                sum.tunnels = sum.tunnels.saturating_add(tunnels);
+                sum.bytes_per_second = sum.bytes_per_second.saturating_add(bytes_per_second);
+            }
+            loads.push(sum);
+        }
     }
 
     /// For a new thread: those of one that is gone, if there are any, so that they go on.
@@ -252,6 +295,12 @@ impl OwnCounters {
     /// Those of every shard, in their order, as they are now.
     pub fn all(&self) -> Vec<Counters> {
         self.all.by_shard()
+    }
+
+    /// What the shards carry, of the first so many those that there are, in place of what was in
+    /// `loads`.
+    pub fn loads(&self, shards: usize, loads: &mut Vec<Load>) {
+        self.all.loads(shards, loads);
     }
 
     /// A number that no other connection of the process has: they begin at one, as nginx's do.
@@ -321,6 +370,28 @@ mod tests {
         assert_eq!(third.requests.get(), 5);
         all.give_back(second.own());
         assert_eq!(seen(), (6, 0, 0));
+    }
+
+    #[test]
+    fn who_is_not_there_has_no_load() {
+        let all = Arc::<AllCounters>::default();
+        let [zero, one, two] = [0, 1, 2].map(|shard| OwnCounters::new(Arc::clone(&all), shard));
+        zero.tunnels.open.set(5);
+        zero.tunnels.bytes_per_second.set(7);
+        one.tunnels.open.set(1);
+        two.tunnels.open.set(2);
+        let mut loads = vec![Load::default(); 9];
+        let mut seen = |shards| {
+            zero.loads(shards, &mut loads);
+            loads.iter().map(|load| (load.tunnels, load.bytes_per_second)).collect::<Vec<_>>()
+        };
+        assert_eq!(seen(9), [(5, 7), (1, 0), (2, 0)]);
+        assert_eq!(seen(2), [(5, 7), (1, 0)]);
+        all.give_back(one.own());
+        assert_eq!(seen(9), [(5, 7), (2, 0)]);
+        all.give_back(zero.own());
+        let again = OwnCounters::new(Arc::clone(&all), 0);
+        assert_eq!(again.tunnels.load(), Load::default());
     }
 
     #[test]

@@ -60,7 +60,7 @@ def split(proxy: Proxy) -> list[int]:
 
 
 class Ends:
-    """Both ends of tunnels that are all on one shard."""
+    """Both ends of tunnels of which it is known on which shard they are."""
 
     def __init__(self, proxy: Proxy, server, protocol: str):
         self.proxy, self.server, self.protocol = proxy, server, protocol
@@ -73,18 +73,28 @@ class Ends:
         assert client.read_head().start.startswith("HTTP/1.1 101 ")
         return blocking(client), blocking(upstream)
 
-    def on_one_shard(self, count: int) -> list[tuple[socket.socket, socket.socket]]:
-        """So many tunnels on the second shard; the first one's are closed again."""
-        kept, closed = [], []
-        while len(kept) < count:
-            before = shards(self.proxy)[1]["opened"]
+    def opened(self) -> list[int]:
+        return [shard["opened"] for shard in shards(self.proxy)]
+
+    def on_shards(self, counts: list[int]) -> list[list[tuple[socket.socket, socket.socket]]]:
+        """So many tunnels on each shard; those that are too many are closed again."""
+        kept, closed = [[] for _ in counts], []
+        while [len(pairs) for pairs in kept] != counts:
+            before = self.opened()
             pair = self.pair()
-            (kept if shards(self.proxy)[1]["opened"] > before else closed).append(pair)
+            # The 101 is sent before.
+            eventually(lambda: sum(self.opened()) == sum(before) + 1, "it is counted")
+            shard = next(at for at, opened in enumerate(self.opened()) if opened > before[at])
+            (kept[shard] if len(kept[shard]) < counts[shard] else closed).append(pair)
         for pair in closed:
             for end in pair:
                 end.close()
-        eventually(lambda: split(self.proxy) == [0, count], "all are on one shard")
+        eventually(lambda: split(self.proxy) == counts, "so many are on each shard")
         return kept
+
+    def on_one_shard(self, count: int) -> list[tuple[socket.socket, socket.socket]]:
+        """So many tunnels on the second shard."""
+        return self.on_shards([0, count])[1]
 
 
 def blocking(wire: Wire) -> socket.socket:
@@ -188,6 +198,90 @@ def test_a_thousand_on_one_shard_are_split_within_five_seconds(ends):
     finally:
         stopping.set()
         echoing.join()
+
+
+class Torrent:
+    """As many bytes as go through one tunnel, for as long as they are to, and compared."""
+
+    NOISE = random.Random("torrent").randbytes(3 * MIB)
+
+    def __init__(self, client: socket.socket, server: socket.socket, stopping: threading.Event):
+        self.client, self.server, self.stopping = client, server, stopping
+        # The last piece, once it is known. Whoever reads is not left waiting for another.
+        self.last: int | None = None
+
+    def start_of(self, number: int) -> int:
+        return number * 65537 % (2 * MIB)
+
+    def write(self) -> None:
+        number = 0
+        while not self.stopping.is_set():
+            self.send(number)
+            number += 1
+        self.last = number
+        self.send(number)
+
+    def send(self, number: int) -> None:
+        start = self.start_of(number)
+        self.client.sendall(memoryview(self.NOISE)[start : start + MIB])
+
+    def read(self) -> None:
+        buffer, number = memoryview(bytearray(MIB)), 0
+        while self.last is None or number <= self.last:
+            start, at = self.start_of(number), 0
+            while at < MIB:
+                count = self.server.recv_into(buffer[: MIB - at])
+                assert count, f"it ended in piece {number}"
+                same = self.NOISE.startswith(buffer[:count], start + at)
+                assert same, f"piece {number} is not as it was sent, at byte {at} or behind it"
+                at += count
+            number += 1
+
+
+@pytest.mark.timeout(300)
+def test_idle_tunnels_make_room_for_busy_ones(ends):
+    """And come back when these have ended."""
+    started = ends(RAW)
+    proxy = started.proxy
+    count = 100
+    first, second = started.on_shards([count, count])
+    stopping = threading.Event()
+    torrents = [Torrent(*pair, stopping) for pair in second[:2]]
+
+    def carried(shard: int) -> int:
+        counted = shards(proxy)[shard]
+        return counted["bytes_copied"] + counted["bytes_spliced"]
+
+    def watch() -> None:
+        try:
+            rebalance(proxy, "100ms")
+            before = carried(1)
+            eventually(lambda: split(proxy)[1] <= count * 3 // 4, "idle ones have left the busy shard", 120)
+            between = carried(1)
+            eventually(lambda: carried(1) > between + 64 * MIB, "the busy ones go on where they were", 60)
+            counted = shards(proxy)
+            print(f"{(between - before) / MIB:.0f} MiB until they had left; {counted}")
+            assert counted[1]["taken_over"] == 0, "none has come back meanwhile"
+        finally:
+            stopping.set()
+
+    together((watch,), *((torrent.write,) for torrent in torrents), *((torrent.read,) for torrent in torrents))
+    # Busy ones of the other shard would show here.
+    assert carried(0) == 0
+    assert carried(1) == MIB * sum(torrent.last + 1 for torrent in torrents)
+
+    def are_even() -> bool:
+        # Each shard keeps up to eight that are above its share.
+        now = split(proxy)
+        return sum(now) == 2 * count and abs(now[0] - now[1]) <= 18
+
+    eventually(are_even, "they are spread evenly again", 120)
+    for number, (client, server) in enumerate(first + second):
+        for one, other in [(client, server), (server, client)]:
+            text = b"%016d" % number
+            one.sendall(text)
+            assert other.recv(64) == text
+    assert sum(shard["backlog_bytes"] + shard["pipes_in_use"] for shard in shards(proxy)) == 0
 
 
 def talk(clients: list[socket.socket], seconds: float) -> float:

@@ -81,6 +81,7 @@ def test_the_response(started):
             "websocket_frames",
             "websocket_messages",
             "taken_over",
+            "bytes_per_second",
         ],
         0,
     )

@@ -14,6 +14,7 @@ use crate::counters::{AllCounters, Counters, OwnCounters};
 use crate::error_log::{Errno, Files, Level, Log};
 use crate::http::server::Address;
 use crate::http::tunnel::parcel::Parcel;
+use crate::http::tunnel::rebalance;
 use crate::io::runtime::{self, Ring};
 use crate::modules::Config;
 use crate::modules::process::{CpuAffinity, Settings};
@@ -173,31 +174,26 @@ impl Shards {
         }
     }
 
-    /// Gives tunnels to the shards that hold the fewest. Those of a shard do not go back to it, unless
-    /// there is no other.
+    /// Gives tunnels to the shards that are to have more ([`rebalance::deal`]). Those of a shard do not
+    /// go back to it, unless there is no other.
     pub fn place(&mut self, from: Option<Life>, parcels: Vec<Parcel>) {
         let members = self.members.iter().filter_map(|member| match &member.state {
             State::Lives(handle) if handle.serves.is_some() => Some(handle),
             _ => None,
         });
-        let mut places: Vec<(u64, &Handle, Vec<Parcel>)> = members
-            .filter(|handle| Some(handle.life) != from)
-            .map(|handle| (handle.counters.tunnels.open.get(), handle, Vec::new()))
-            .collect();
-        if places.is_empty() {
+        let serving: Vec<&Handle> = members.collect();
+        let giver = serving.iter().position(|handle| Some(handle.life) == from);
+        if serving.len() <= usize::from(giver.is_some()) {
             if let Some(own) = self.living().find(|handle| Some(handle.life) == from) {
                 return own.take(parcels);
             }
             return self.homeless.extend(parcels);
         }
-        for parcel in parcels {
-            if let Some((open, _, place)) = places.iter_mut().min_by_key(|(open, ..)| *open) {
-                *open = open.saturating_add(1);
-                place.push(parcel);
-            }
-        }
-        for (_, handle, parcels) in places.into_iter().filter(|(.., place)| !place.is_empty()) {
-            handle.take(parcels);
+        let loads: Vec<_> = serving.iter().map(|handle| handle.counters.tunnels.load()).collect();
+        let counts = rebalance::deal(&loads, giver, parcels.len());
+        let mut parcels = parcels.into_iter();
+        for (handle, count) in serving.into_iter().zip(counts).filter(|(_, count)| *count > 0) {
+            handle.take(parcels.by_ref().take(count).collect());
         }
     }
 

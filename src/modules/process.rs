@@ -219,9 +219,13 @@ pub const DIRECTIVES: &[Directive<Build>] = &[
         .syntax("on | off | time")
         .default("on")
         .doc(
-            "How often shards compare the numbers of their tunnels (`on`: every second). One that \
-             holds clearly more than its share gives tunnels away, those first that have been quiet \
-             longest; who is at their ends does not notice.",
+            "How often shards compare the numbers of their tunnels, and the bytes that they move (`on`: \
+             every second). One that holds clearly more than its share gives tunnels away, those first \
+             that have been quiet longest. One that moves clearly more bytes than the others, over \
+             several of these times and when all together move more than 32 MiB per second, gives \
+             quiet ones away and keeps the busy ones. Who is at their ends does not notice. An idle \
+             upstream connection that a shard has not needed for this time is lent to whichever \
+             would otherwise connect.",
         )
         .differs("nginx does not have it.")
         .set(|b, args| {

@@ -69,6 +69,7 @@ fn put_shard(shard: usize, counters: &Counters, out: &mut String) {
         websocket_frames,
         websocket_messages,
         taken_over,
+        bytes_per_second,
     } = tunnels;
     let of_shard = [
         ("connections", connections),
@@ -95,6 +96,7 @@ fn put_shard(shard: usize, counters: &Counters, out: &mut String) {
         ("websocket_frames", websocket_frames),
         ("websocket_messages", websocket_messages),
         ("taken_over", taken_over),
+        ("bytes_per_second", bytes_per_second),
     ];
     // Writing to a string cannot fail.
     let _ = write!(out, "{{\"shard\":{shard}");
@@ -140,6 +142,7 @@ mod tests {
             &tunnels.websocket_frames,
             &tunnels.websocket_messages,
             &tunnels.taken_over,
+            &tunnels.bytes_per_second,
         ];
         for (n, counter) in (1..).zip(counters) {
             counter.set(n);
@@ -152,13 +155,13 @@ mod tests {
                 r#""panics":1,"restarts":9,"#,
                 r#""tunnels":{"open":0,"opened":0,"bytes_copied":0,"bytes_spliced":0,"#,
                 r#""mode_switches":0,"pipes_in_use":0,"backlog_bytes":0,"closes_sent":0,"#,
-                r#""websocket_frames":0,"websocket_messages":0,"taken_over":0}},"#,
+                r#""websocket_frames":0,"websocket_messages":0,"taken_over":0,"bytes_per_second":0}},"#,
                 r#"{"shard":1,"connections":0,"reading":0,"writing":0,"accepted":0,"#,
                 r#""dropped":0,"requests":0,"queued":0,"lent":0,"borrowed":0,"#,
                 r#""panics":0,"restarts":0,"#,
                 r#""tunnels":{"open":1,"opened":2,"bytes_copied":3,"bytes_spliced":4,"#,
                 r#""mode_switches":5,"pipes_in_use":6,"backlog_bytes":7,"closes_sent":8,"#,
-                r#""websocket_frames":9,"websocket_messages":10,"taken_over":11}}]}"#,
+                r#""websocket_frames":9,"websocket_messages":10,"taken_over":11,"bytes_per_second":12}}]}"#,
                 "\n"
             )
         );

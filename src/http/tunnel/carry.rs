@@ -280,6 +280,12 @@ impl Tunnel {
         self.active_ms
     }
 
+    /// Nothing has moved since then, nor waits for its receiver: that would be a busy one that stands
+    /// still.
+    pub fn is_idle_since(&self, ms: u64) -> bool {
+        self.active_ms <= ms && self.ways.iter().all(|way| way.pending() == 0)
+    }
+
     /// Bytes that the tunnel has carried from this side to the other.
     pub fn bytes_from(&self, side: Side) -> u64 {
         side.of(&self.ways).bytes

@@ -69,6 +69,14 @@ struct Slot {
     _connection: ConnectionGuard,
 }
 
+/// Which tunnels may be given away.
+#[derive(Debug, Clone, Copy)]
+pub enum Which {
+    Any,
+    /// Since so many milliseconds of [`timer::now_ms`] at least.
+    IdleSince(u64),
+}
+
 impl Tunnels {
     pub fn new() -> io::Result<Self> {
         let poller = Poller::new()?;
@@ -113,11 +121,11 @@ impl Tunnels {
         self.stirred.raise();
     }
 
-    /// Gives away so many tunnels, those first that have been quiet longest. One that cannot be packed
-    /// is ended.
-    pub fn give(&self, shard: &Shard, most: usize) -> Vec<Parcel> {
+    /// Gives away at most so many tunnels, those first that have been quiet longest. One that cannot
+    /// be packed is ended.
+    pub fn give(&self, shard: &Shard, most: usize, which: Which) -> Vec<Parcel> {
         let engine = &mut *self.engine.borrow_mut();
-        let parcels = engine.give(shard, most);
+        let parcels = engine.give(shard, most, which);
         engine.bury(shard);
         parcels
     }
@@ -279,9 +287,14 @@ impl Engine {
         }
     }
 
-    fn give(&mut self, shard: &Shard, most: usize) -> Vec<Parcel> {
+    fn give(&mut self, shard: &Shard, most: usize, which: Which) -> Vec<Parcel> {
+        let goes = |slot: &Slot| match which {
+            Which::Any => true,
+            Which::IdleSince(ms) => slot.tunnel.is_idle_since(ms),
+        };
+        let slots = self.slots.iter().filter(|(_, slot)| goes(slot));
         let mut keys: Vec<(u64, usize)> =
-            self.slots.iter().map(|(key, slot)| (slot.tunnel.active_ms(), key)).collect();
+            slots.map(|(key, slot)| (slot.tunnel.active_ms(), key)).collect();
         if most < keys.len() {
             keys.select_nth_unstable(most);
             keys.truncate(most);
