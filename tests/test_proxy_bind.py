@@ -9,7 +9,9 @@ import threading
 import pytest
 
 from harness.ports import free_port
+from harness.proxy import eventually
 from harness.upstream import answering, response
+from harness.wire import DEADLINE
 
 differs = pytest.mark.differs_in_nginx
 
@@ -158,10 +160,11 @@ def test_keepalive_probes(serve, upstream, family, value):
 
 def asked_while_waiting(serve, upstream, family, text):
     """What `ss` says of the proxy's end while the server thinks."""
-    over = threading.Event()
+    asked, over = threading.Event(), threading.Event()
 
     def handler(wire):
         wire.read_some()
+        asked.set()
         over.wait(10)
         wire.send(response(b"ok"))
 
@@ -170,10 +173,16 @@ def asked_while_waiting(serve, upstream, family, text):
     proxy = serve("server { listen 127.0.0.1:@port@; location / { " + text + to + " } }")
     wire = proxy.connect()
     wire.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n")
-    server.connection()
-    found = subprocess.run(
-        ["ss", "-tnomH", "state", "established", "dport", "=", f":{server.port}"], capture_output=True, text=True
-    ).stdout
+    assert asked.wait(DEADLINE)
+
+    def settled() -> str:
+        """What is sent and not acknowledged yet has a timer of its own."""
+        command = ["ss", "-tnomH", "state", "established", "dport", "=", f":{server.port}"]
+        found = subprocess.run(command, capture_output=True, text=True).stdout
+        assert found and "timer:(on," not in found
+        return found
+
+    found = eventually(settled, "the request is acknowledged")
     over.set()
     assert wire.read_response().body == b"ok"
     return proxy, found
