@@ -131,7 +131,10 @@ def test_reloads(daemon):
 def builds(daemon, binary):
     """Takes the other build, if there are two, for the next upgrade."""
     target = Path(os.environ.get("RINGX_TEST_TARGET") or TESTS.parent / "target")
-    known = [path for path in (target / "release/ringx", target / "debug/ringx") if path.exists()]
+    changed = max(path.stat().st_mtime for path in (TESTS.parent / "src").rglob("*.rs"))
+    built = [target / "release/ringx", target / "debug/ringx"]
+    known = [path for path in built if path.exists() and path.stat().st_mtime > changed]
+    assert len(known) == 2 or not FULL, "for two builds: cargo build; cargo build --release"
     turn = iter(range(1000))
 
     def take() -> None:
