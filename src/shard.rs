@@ -602,6 +602,10 @@ async fn keep_memory(shard: Rc<Shard>) {
             os::release_memory();
         }
         timer::sleep(PERIOD).await;
+        // One that ends may not sleep any more.
+        if shard.is_ending() {
+            return;
+        }
     }
 }
 
