@@ -675,7 +675,16 @@ impl<'a> Master<'a> {
     /// Makes the shards end when they have finished; the tunnels go to the new binary's process, if
     /// there is one that takes them.
     fn finish(&mut self, then: Then) {
-        let is_to_await = self.is_to_await();
+        if let Some(awaiting) = &mut self.awaiting {
+            match (awaiting.then, then) {
+                (_, Then::Rest) => {}
+                (Then::Rest, Then::End) => awaiting.then = then,
+                // Who asks again does not want to wait.
+                (Then::End, Then::End) => self.leave(then, Pressure::Finish),
+            }
+            return;
+        }
+        let is_to_await = self.phase == Phase::Serving && self.upgrade.is_successor_starting();
         match &mut self.handing_over {
             Some(HandingOver { then: decided, .. }) if then == Then::End => *decided = then,
             Some(_) => {}
@@ -691,13 +700,6 @@ impl<'a> Master<'a> {
             }
             None => self.leave(then, Pressure::Finish),
         }
-    }
-
-    /// Who asks again does not want to wait.
-    fn is_to_await(&self) -> bool {
-        self.phase == Phase::Serving
-            && self.awaiting.is_none()
-            && self.upgrade.is_successor_starting()
     }
 
     fn begin_handing_over(&mut self, then: Then, round: usize) {

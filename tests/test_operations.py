@@ -356,6 +356,26 @@ def test_worker_shutdown_timeout_ends_what_does_not_end(proxy, upstream):
     wire.expect_end()
 
 
+def test_a_forced_end_writes_the_lines_that_wait(proxy, upstream):
+    """That of the request that it ends, too."""
+    stuck = upstream(script(request, to_end))
+    text = conf(
+        "location /stuck { proxy_pass http://@up@; } location / { return 200 x; }",
+        http="access_log logs/access.log combined buffer=64k flush=5m;",
+        main="worker_shutdown_timeout 300ms;",
+    )
+    started = proxy(text, up=stuck.address)
+    assert started.get("/first").status == 200
+    wire = started.connect()
+    wire.send("GET /stuck HTTP/1.1\r\nHost: a\r\n\r\n")
+    stuck.request()
+    started.signal(signal.SIGQUIT)
+    assert started.wait() == 0
+    wire.expect_end()
+    targets = [line.split('"')[1] for line in started.log("access.log").splitlines()]
+    assert targets == ["GET /first HTTP/1.1", "GET /stuck HTTP/1.1"]
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_fast_exit_drops_what_is_in_flight(proxy, upstream, number):
     stuck = upstream(script(request, to_end))

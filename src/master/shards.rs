@@ -1,6 +1,7 @@
 //! The shards' threads as the master sees them: started, pinned, told things, joined, and started again
 //! when they have died.
 
+use std::cell::Cell;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -10,7 +11,7 @@ use std::time::{Duration, Instant};
 use super::failure::Failure;
 use super::listening::Listening;
 use crate::channel::{self, Command, Event, Events, Life, Outbox};
-use crate::counters::{AllCounters, Counters, OwnCounters};
+use crate::counters::{AllCounters, Counters, Load, OwnCounters};
 use crate::error_log::{Errno, Files, Level, Log};
 use crate::http::server::Address;
 use crate::http::tunnel::parcel::Parcel;
@@ -62,6 +63,8 @@ struct Handle {
     /// Reloads it has not answered yet.
     reloads: usize,
     heartbeat: Option<Heartbeat>,
+    /// Tunnels that it is to have had, by the time that it has taken all that it was given.
+    due: Cell<u64>,
 }
 
 /// How often a shard has died, one time soon after the other.
@@ -118,7 +121,17 @@ pub enum Lost {
 }
 
 impl Handle {
+    /// What it carries, with what is on its way to it.
+    fn load(&self) -> Load {
+        let tunnels = &self.counters.tunnels;
+        let under_way = self.due.get().saturating_sub(tunnels.taken_over.get());
+        let load = tunnels.load();
+        Load { tunnels: load.tunnels.saturating_add(under_way), ..load }
+    }
+
     fn take(&self, parcels: Vec<Parcel>) {
+        let taken = self.counters.tunnels.taken_over.get();
+        self.due.set(self.due.get().max(taken).saturating_add(parcels.len() as u64));
         self.outbox.send(Command::TakeTunnels(parcels));
     }
 }
@@ -165,7 +178,8 @@ impl Shards {
         match spawned {
             Ok(thread) => {
                 let (serves, reloads) = (None, 0);
-                Ok(Handle { life, outbox, thread, counters, serves, reloads, heartbeat })
+                let due = Cell::new(counters.tunnels.taken_over.get());
+                Ok(Handle { life, outbox, thread, counters, serves, reloads, heartbeat, due })
             }
             Err(e) => {
                 common.counters.give_back(&counters);
@@ -189,7 +203,7 @@ impl Shards {
             }
             return self.homeless.extend(parcels);
         }
-        let loads: Vec<_> = serving.iter().map(|handle| handle.counters.tunnels.load()).collect();
+        let loads: Vec<_> = serving.iter().map(|handle| handle.load()).collect();
         let counts = rebalance::deal(&loads, giver, parcels.len());
         let mut parcels = parcels.into_iter();
         for (handle, count) in serving.into_iter().zip(counts).filter(|(_, count)| *count > 0) {

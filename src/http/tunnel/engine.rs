@@ -220,7 +220,7 @@ impl Tunnels {
                 tunnels.timer.within(limit, Wait::Service, woken).await
             {
                 shard.log_main(Level::Crit, format_args!("waiting for tunnels failed: {e}"));
-                timer::sleep(PAUSE).await;
+                timer::sleep_through(PAUSE).await;
             }
         }
     }

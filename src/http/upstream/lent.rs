@@ -24,6 +24,8 @@ struct Shelf {
     /// The one idle longest first.
     connections: Vec<LentConnection>,
     swept_ms: u64,
+    /// Of those that are being looked at, and not here meanwhile.
+    out: usize,
 }
 
 /// A location that keeps its connections to itself.
@@ -64,7 +66,7 @@ impl Lent {
         let mut shelf: MutexGuard<'_, Shelf> =
             self.shelf.lock().unwrap_or_else(PoisonError::into_inner);
         let result = use_it(&mut shelf);
-        self.count.store(shelf.connections.len(), Ordering::Relaxed);
+        self.count.store(shelf.connections.len().saturating_add(shelf.out), Ordering::Relaxed);
         result
     }
 
@@ -92,13 +94,13 @@ impl Lent {
         })
     }
 
-    /// Closes what this shard has lent beyond so many; how many are left of it.
+    /// Closes what this shard has lent beyond so many; how many are left of it, at most.
     pub fn keep_most(&self, lender: usize, most: usize) -> usize {
         if self.count() == 0 {
             return 0;
         }
         let is_its = |lent: &LentConnection| lent.lender == lender;
-        let (own, _closed) = self.with(|shelf| {
+        let (own, out, _closed) = self.with(|shelf| {
             let own = shelf.connections.iter().filter(|lent| is_its(lent)).count();
             let mut over = own.saturating_sub(most);
             let goes = |lent: &mut LentConnection| {
@@ -107,9 +109,9 @@ impl Lent {
                 goes
             };
             let closed: Vec<_> = shelf.connections.extract_if(.., goes).collect();
-            (own, closed)
+            (own, shelf.out, closed)
         });
-        own.min(most)
+        own.min(most).saturating_add(out)
     }
 
     /// Closes what has been idle too long or was closed by its server; how many of these are uwsgi
@@ -124,8 +126,12 @@ impl Lent {
                 return Vec::new();
             }
             shelf.swept_ms = now_ms;
+            shelf.out = shelf.connections.len();
             std::mem::take(&mut shelf.connections)
         });
+        if connections.is_empty() {
+            return 0;
+        }
         let mut closed = 0_u32;
         connections.retain(|lent| {
             let is_open = is_quiet(lent.socket.as_fd());
@@ -134,9 +140,10 @@ impl Lent {
             }
             is_open && now_ms < lent.until_ms
         });
-        if !connections.is_empty() {
-            self.with(|shelf| shelf.connections.splice(..0, connections).for_each(drop));
-        }
+        self.with(|shelf| {
+            shelf.out = 0;
+            shelf.connections.splice(..0, connections).for_each(drop);
+        });
         closed
     }
 

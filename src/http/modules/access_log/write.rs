@@ -226,7 +226,8 @@ impl LogWriters {
                 match next {
                     Some(at) => {
                         let wait = at.saturating_sub(timer::now_ms());
-                        timer::sleep(Duration::from_millis(wait)).await;
+                        // Not cut short by the forced end, which it is to write the lines of.
+                        timer::sleep_through(Duration::from_millis(wait)).await;
                     }
                     None => std::future::pending().await,
                 }
