@@ -53,6 +53,27 @@ def files(started: Daemon) -> dict[str, int]:
 # Forward.
 
 
+@ringx_only("nginx does not wait")
+@pytest.mark.parametrize("first, second", [("SIGQUIT", "SIGWINCH"), ("SIGWINCH", "SIGQUIT")])
+def test_what_waits_for_the_new_binary_ends_the_old_one_in_either_order(daemon, first, second):
+    started = daemon()
+    old = started.pid
+    # The new one reads it when somebody writes.
+    rest = started.prefix / "rest.conf"
+    os.mkfifo(rest)
+    started.write(conf(main="include ../rest.conf;"))
+    started.signal(signal.SIGUSR2, old)
+    new = int(started.logged("start new binary process ").split()[-1])
+    started.started_pids.add(new)
+    for name in (first, second):
+        started.signal(signal.Signals[name], old)
+        started.logged(f"({name}) received")
+    assert started.serving() == old
+    rest.write_bytes(b"")
+    started.wait_for(old)
+    assert started.serving() == new
+
+
 def test_the_new_binary_takes_over(daemon):
     started = daemon()
     old, new = started.begin()
