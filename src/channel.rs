@@ -130,9 +130,7 @@ impl Outbox {
         // A full socket means that the shard has rings of the bell to read already.
         let _ = (&self.bell).write(&[0]);
     }
-}
 
-impl Outbox {
     /// The tunnels that the shard, which has ended, has not taken.
     pub fn take_back(&self) -> Vec<Parcel> {
         let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);

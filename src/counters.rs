@@ -118,6 +118,39 @@ impl TunnelCounters {
     pub fn bytes(&self) -> u64 {
         self.bytes_copied.get().saturating_add(self.bytes_spliced.get())
     }
+
+    /// By their names.
+    pub fn named(&self) -> [(&'static str, &Counter); 12] {
+        // Every field is named, so that a new counter cannot be forgotten here.
+        let TunnelCounters {
+            open,
+            opened,
+            bytes_copied,
+            bytes_spliced,
+            mode_switches,
+            pipes_in_use,
+            backlog_bytes,
+            closes_sent,
+            websocket_frames,
+            websocket_messages,
+            taken_over,
+            bytes_per_second,
+        } = self;
+        [
+            ("open", open),
+            ("opened", opened),
+            ("bytes_copied", bytes_copied),
+            ("bytes_spliced", bytes_spliced),
+            ("mode_switches", mode_switches),
+            ("pipes_in_use", pipes_in_use),
+            ("backlog_bytes", backlog_bytes),
+            ("closes_sent", closes_sent),
+            ("websocket_frames", websocket_frames),
+            ("websocket_messages", websocket_messages),
+            ("taken_over", taken_over),
+            ("bytes_per_second", bytes_per_second),
+        ]
+    }
 }
 
 impl Counters {
@@ -133,12 +166,15 @@ impl Counters {
     }
 
     fn add(&self, other: &Counters) {
-        for (sum, counter) in self.fields().into_iter().zip(other.fields()) {
+        let of_shard = self.named().into_iter().zip(other.named());
+        let of_tunnels = self.tunnels.named().into_iter().zip(other.tunnels.named());
+        for ((_, sum), (_, counter)) in of_shard.chain(of_tunnels) {
             sum.add(counter.get());
         }
     }
 
-    fn fields(&self) -> [&Counter; 23] {
+    /// Those of the shard itself, by their names.
+    pub fn named(&self) -> [(&'static str, &Counter); 11] {
         // Every field is named, so that a new counter cannot be forgotten here.
         let Counters {
             requests,
@@ -152,46 +188,20 @@ impl Counters {
             borrowed,
             panics,
             restarts,
-            tunnels,
+            tunnels: _,
         } = self;
-        let TunnelCounters {
-            open,
-            opened,
-            bytes_copied,
-            bytes_spliced,
-            mode_switches,
-            pipes_in_use,
-            backlog_bytes,
-            closes_sent,
-            websocket_frames,
-            websocket_messages,
-            taken_over,
-            bytes_per_second,
-        } = tunnels;
         [
-            requests,
-            connections,
-            reading,
-            writing,
-            accepted,
-            dropped,
-            queued,
-            lent,
-            borrowed,
-            panics,
-            restarts,
-            open,
-            opened,
-            bytes_copied,
-            bytes_spliced,
-            mode_switches,
-            pipes_in_use,
-            backlog_bytes,
-            closes_sent,
-            websocket_frames,
-            websocket_messages,
-            taken_over,
-            bytes_per_second,
+            ("connections", connections),
+            ("reading", reading),
+            ("writing", writing),
+            ("accepted", accepted),
+            ("dropped", dropped),
+            ("requests", requests),
+            ("queued", queued),
+            ("lent", lent),
+            ("borrowed", borrowed),
+            ("panics", panics),
+            ("restarts", restarts),
         ]
     }
 }

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use crate::config::directive::{Contexts, Count, Directive};
-use crate::counters::{Counters, TunnelCounters};
+use crate::counters::Counters;
 use crate::http::close::Close;
 use crate::http::connection::Connection;
 use crate::http::location::Handler;
@@ -42,69 +42,13 @@ fn json(shards: &[Counters]) -> String {
 }
 
 fn put_shard(shard: usize, counters: &Counters, out: &mut String) {
-    // Every field is named, so that a new counter cannot be forgotten here.
-    let Counters {
-        requests,
-        connections,
-        reading,
-        writing,
-        accepted,
-        dropped,
-        queued,
-        lent,
-        borrowed,
-        panics,
-        restarts,
-        tunnels,
-    } = counters;
-    let TunnelCounters {
-        open,
-        opened,
-        bytes_copied,
-        bytes_spliced,
-        mode_switches,
-        pipes_in_use,
-        backlog_bytes,
-        closes_sent,
-        websocket_frames,
-        websocket_messages,
-        taken_over,
-        bytes_per_second,
-    } = tunnels;
-    let of_shard = [
-        ("connections", connections),
-        ("reading", reading),
-        ("writing", writing),
-        ("accepted", accepted),
-        ("dropped", dropped),
-        ("requests", requests),
-        ("queued", queued),
-        ("lent", lent),
-        ("borrowed", borrowed),
-        ("panics", panics),
-        ("restarts", restarts),
-    ];
-    let of_tunnels = [
-        ("open", open),
-        ("opened", opened),
-        ("bytes_copied", bytes_copied),
-        ("bytes_spliced", bytes_spliced),
-        ("mode_switches", mode_switches),
-        ("pipes_in_use", pipes_in_use),
-        ("backlog_bytes", backlog_bytes),
-        ("closes_sent", closes_sent),
-        ("websocket_frames", websocket_frames),
-        ("websocket_messages", websocket_messages),
-        ("taken_over", taken_over),
-        ("bytes_per_second", bytes_per_second),
-    ];
     // Writing to a string cannot fail.
     let _ = write!(out, "{{\"shard\":{shard}");
-    for (name, counter) in of_shard {
+    for (name, counter) in counters.named() {
         let _ = write!(out, ",\"{name}\":{}", counter.get());
     }
     out.push_str(",\"tunnels\":{");
-    for (n, (name, counter)) in of_tunnels.into_iter().enumerate() {
+    for (n, (name, counter)) in counters.tunnels.named().into_iter().enumerate() {
         let separator = if n == 0 { "" } else { "," };
         let _ = write!(out, "{separator}\"{name}\":{}", counter.get());
     }
