@@ -480,13 +480,17 @@ mod tests {
                 shard.idle = 200;
             }
             let mut moved = Vec::new();
-            for second in 1..200 {
+            for second in 1..400 {
                 let is_on = second % (on + off) < on;
                 shards[1].busy = vec![if is_on { rate } else { 0 }];
                 moved.push(interval(&mut shards, second * 1000));
             }
             prop_assert!(shards[1].idle < 130, "{}", shards[1].idle);
-            prop_assert_eq!(moved[40..].iter().sum::<usize>(), 0, "{:?}", moved);
+            // The level comes ever closer to its highest: what is at the edge of the tolerance may go
+            // over it late, but once.
+            let late: usize = moved[40..].iter().sum();
+            prop_assert!((late as u64) < 2 * TOLERANCE_MIN, "{:?}", moved);
+            prop_assert_eq!(moved[200..].iter().sum::<usize>(), 0, "{:?}", moved);
         }
     }
 }
