@@ -85,18 +85,40 @@ pub fn missing(escape: Escape, out: &mut Vec<u8>) {
     }
 }
 
+/// What a log line cannot show as it is.
+const SPECIAL: u8 = 1;
+const SPECIAL_IN_JSON: u8 = 2;
+
+/// Every line is full of bytes that need nothing: one look for each.
+#[expect(clippy::indexing_slicing, reason = "done by the compiler, which would say so")]
+static SPECIAL_BYTES: [u8; 256] = {
+    let mut special = [SPECIAL; 256];
+    let mut byte = 0;
+    while byte < special.len() {
+        special[byte] = match byte {
+            0..0x20 | 0x22 | 0x5c => SPECIAL | SPECIAL_IN_JSON,
+            0x7f.. => SPECIAL,
+            _ => 0,
+        };
+        byte += 1;
+    }
+    special
+};
+
 /// Escapes what stands in `out` from `start` on. Most values need nothing.
 fn escape_tail(escape: Escape, start: usize, out: &mut Vec<u8>) {
-    let needs: fn(&u8) -> bool = match escape {
-        Escape::Default => |&b| !(0x20..0x7f).contains(&b) || b == b'"' || b == b'\\',
-        Escape::Json => |&b| b < 0x20 || b == b'"' || b == b'\\',
+    let kind = match escape {
+        Escape::Default => SPECIAL,
+        Escape::Json => SPECIAL_IN_JSON,
         Escape::None => return,
     };
-    let mut tail = out.iter().enumerate().skip(start);
-    let Some((first, _)) = tail.find(|(_, byte)| needs(byte)) else { return };
-    let raw = out.split_off(first);
+    #[expect(clippy::indexing_slicing, reason = "every byte has a place in it")]
+    let is_special = |byte: u8| SPECIAL_BYTES[usize::from(byte)] & kind != 0;
+    let tail = out.get(start..).unwrap_or_default();
+    let Some(first) = tail.iter().position(|&byte| is_special(byte)) else { return };
+    let raw = out.split_off(start.saturating_add(first));
     for byte in raw {
-        if !needs(&byte) {
+        if !is_special(byte) {
             out.push(byte);
             continue;
         }

@@ -73,10 +73,40 @@ known! {
 /// One more than the longest known name.
 const LENGTHS: usize = 20;
 
-/// `NAMES[BY_LENGTH[n] .. BY_LENGTH[n + 1]]` once sorted by length.
+/// A name with zeros behind it: compared without asking how long it is.
+type Padded = [u8; 24];
+
+/// A known name, as [`Known::of`] compares it.
+#[derive(Clone, Copy)]
+struct Name {
+    padded: Padded,
+    /// The bit that tells upper from lower case, where there is a letter.
+    case: Padded,
+    known: Known,
+}
+
+#[expect(
+    clippy::indexing_slicing,
+    clippy::arithmetic_side_effects,
+    reason = "done by the compiler, which would say so"
+)]
+const fn name_of(&(name, known): &(&str, Known)) -> Name {
+    let (mut padded, mut case) = ([0; _], [0; _]);
+    let mut at = 0;
+    while at < name.len() {
+        padded[at] = name.as_bytes()[at];
+        if padded[at].is_ascii_alphabetic() {
+            case[at] = 0x20;
+        }
+        at += 1;
+    }
+    Name { padded, case, known }
+}
+
+/// The names by their length: those of `n` bytes are `.0[.1[n] .. .1[n + 1]]`.
 #[expect(clippy::indexing_slicing, reason = "done by the compiler, which would say so")]
-const SORTED: ([(&str, Known); NAMES.len()], [usize; LENGTHS + 1]) = {
-    let mut sorted = [("", Known::Other); NAMES.len()];
+static BY_LENGTH: ([Name; NAMES.len()], [usize; LENGTHS + 1]) = {
+    let mut sorted = [name_of(&NAMES[0]); NAMES.len()];
     let mut starts = [0; LENGTHS + 1];
     let (mut filled, mut length) = (0, 0);
     while length < LENGTHS {
@@ -84,7 +114,7 @@ const SORTED: ([(&str, Known); NAMES.len()], [usize; LENGTHS + 1]) = {
         let mut at = 0;
         while at < NAMES.len() {
             if NAMES[at].0.len() == length {
-                sorted[filled] = NAMES[at];
+                sorted[filled] = name_of(&NAMES[at]);
                 filled += 1;
             }
             at += 1;
@@ -93,24 +123,26 @@ const SORTED: ([(&str, Known); NAMES.len()], [usize; LENGTHS + 1]) = {
     }
     starts[LENGTHS] = filled;
     assert!(filled == NAMES.len(), "LENGTHS covers every name");
+    assert!(LENGTHS <= size_of::<Padded>(), "a name fits");
     assert!(NAMES.len() < 64, "a set of names is a u64");
     (sorted, starts)
 };
 
-static NAMES_BY_LENGTH: [(&str, Known); NAMES.len()] = SORTED.0;
-static LENGTH_STARTS: [usize; LENGTHS + 1] = SORTED.1;
-
 impl Known {
     /// The known name that `name` is, in any case.
     pub fn of(name: &[u8]) -> Known {
-        let Some(&[start, end, ..]) = LENGTH_STARTS.get(name.len()..) else {
-            return Known::Other;
+        let (names, starts) = &BY_LENGTH;
+        let Some(&[start, end, ..]) = starts.get(name.len()..) else { return Known::Other };
+        let mut padded = Padded::default();
+        if let Some(place) = padded.get_mut(..name.len()) {
+            place.copy_from_slice(name);
+        }
+        let is_sought = |known: &&Name| {
+            let bytes = padded.iter().zip(&known.padded).zip(&known.case);
+            bytes.fold(0, |differs, ((a, b), case)| differs | ((a ^ b) & !case)) == 0
         };
-        let candidates = NAMES_BY_LENGTH.get(start..end).unwrap_or_default();
-        candidates
-            .iter()
-            .find(|(known, _)| known.as_bytes().eq_ignore_ascii_case(name))
-            .map_or(Known::Other, |&(_, known)| known)
+        let candidates = names.get(start..end).unwrap_or_default();
+        candidates.iter().find(is_sought).map_or(Known::Other, |name| name.known)
     }
 
     /// This name's place in a set of names.
@@ -202,7 +234,30 @@ impl<'a> IntoIterator for &'a Headers {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        #[test]
+        fn a_name_is_known_if_it_is_the_same_but_for_case(
+            name in "[!-~\\r ]{0,24}",
+            of in 0..NAMES.len(),
+            changes in prop::collection::vec((0_usize..24, any::<u8>()), 0..3),
+        ) {
+            let mut near = NAMES[of].0.as_bytes().to_vec();
+            for (at, bits) in changes {
+                if let Some(byte) = near.get_mut(at) {
+                    *byte ^= bits & 0xa0;
+                }
+            }
+            for name in [name.into_bytes(), near] {
+                let same = |(known, _): &&(&str, Known)| known.as_bytes().eq_ignore_ascii_case(&name);
+                let expected = NAMES.iter().find(same).map_or(Known::Other, |&(_, known)| known);
+                prop_assert_eq!(Known::of(&name), expected);
+            }
+        }
+    }
 
     #[test]
     fn every_name_is_known_in_any_case() {

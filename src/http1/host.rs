@@ -30,12 +30,19 @@ pub fn parse_host(value: &[u8]) -> Option<Host> {
     };
     if !literal {
         name = name.strip_suffix(b".").unwrap_or(name);
-        if name.is_empty() || name.ends_with(b".") || memchr::memmem::find(name, b"..").is_some() {
+        if name.is_empty() || name.ends_with(b".") || has_empty_label(name) {
             return None;
         }
     }
-    let has_upper_case = name.iter().any(u8::is_ascii_uppercase);
-    Some(Host { name: Span::new(0, name.len()), port, has_upper_case })
+    let has_upper_case = name.iter().fold(0, |any, byte| any | u8::from(byte.is_ascii_uppercase()));
+    Some(Host { name: Span::new(0, name.len()), port, has_upper_case: has_upper_case != 0 })
+}
+
+/// Whether two dots follow one another.
+fn has_empty_label(name: &[u8]) -> bool {
+    let behind = name.get(1..).unwrap_or_default();
+    // The dot alone has no bit that differs from it.
+    name.iter().zip(behind).any(|(a, b)| (a ^ b'.') | (b ^ b'.') == 0)
 }
 
 /// Length of `[…]` at the start of `value`.
@@ -53,8 +60,27 @@ fn reg_name_len(value: &[u8]) -> usize {
 
 /// `unreserved`, `sub-delims` and `%` of RFC 3986.
 fn is_host_byte(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=%".contains(&byte)
+    #[expect(clippy::indexing_slicing, reason = "every byte has a place in it")]
+    HOST_BYTES[usize::from(byte)]
 }
+
+/// Every request has a host: one look for each of its bytes.
+#[expect(clippy::indexing_slicing, reason = "done by the compiler, which would say so")]
+static HOST_BYTES: [bool; 256] = {
+    let mut is_host_byte = [false; 256];
+    let mut byte = 0_u8;
+    while byte < 0x80 {
+        is_host_byte[byte as usize] = byte.is_ascii_alphanumeric();
+        byte += 1;
+    }
+    let others = b"-._~!$&'()*+,;=%";
+    let mut at = 0;
+    while at < others.len() {
+        is_host_byte[others[at] as usize] = true;
+        at += 1;
+    }
+    is_host_byte
+};
 
 /// Nothing, or decimal digits up to 65535.
 fn is_port(digits: &[u8]) -> bool {

@@ -52,6 +52,13 @@ impl StatusLine {
         position: &mut usize,
         end: usize,
     ) -> Result<bool, NotAStatusLine> {
+        if self.state == State::Start
+            && let Some((line, len)) = plain(buf.get(*position..end).unwrap_or_default(), *position)
+        {
+            *self = line;
+            *position += len;
+            return Ok(true);
+        }
         while self.state != State::Done && *position < end {
             let Some(&byte) = buf.get(*position) else { break };
             self.state = self.step(byte, *position)?;
@@ -118,6 +125,35 @@ impl StatusLine {
         };
         Ok(next)
     }
+}
+
+/// The common case, as one comparison: a whole line of a version 1 and a code of three digits, at
+/// `start`. Gives its length with the line end. `None`: byte by byte is to tell.
+#[expect(
+    clippy::arithmetic_side_effects,
+    reason = "lengths of parts of the line, and three digits"
+)]
+fn plain(line: &[u8], start: usize) -> Option<(StatusLine, usize)> {
+    let [b'H', b'T', b'T', b'P', b'/', b'1', b'.', minor @ b'0'..=b'1', b' ', rest @ ..] = line
+    else {
+        return None;
+    };
+    let [a @ b'1'..=b'9', b @ b'0'..=b'9', c @ b'0'..=b'9', b' ', ..] = rest else { return None };
+    let len = memchr::memchr(b'\r', rest)?;
+    let (text, [b'\r', b'\n', ..]) = rest.split_at_checked(len)? else { return None };
+    if text.iter().any(u8::is_ascii_control) {
+        return None;
+    }
+    let [a, b, c] = [a, b, c].map(|digit| u16::from(digit - b'0'));
+    let at = start + line.len() - rest.len();
+    let parsed = StatusLine {
+        state: State::Done,
+        major: 1,
+        minor: u16::from(minor - b'0'),
+        code: a * 100 + b * 10 + c,
+        status: Span::new(at, at + len),
+    };
+    Some((parsed, at + len + 2 - start))
 }
 
 #[cfg(test)]
