@@ -96,7 +96,8 @@ pub fn load(options: &LoadOptions) -> Result<Loaded, Failed> {
 /// [`load`] from other files than the disk's.
 pub fn load_from(options: &LoadOptions, files: &dyn Files) -> Result<Loaded, Failed> {
     let mut build = Build::new(&options.prefix);
-    let globals = options.globals.as_deref().map(Tree::parameter).unwrap_or_default();
+    let globals = options.globals.as_deref();
+    let globals = globals.map(|text| Tree::globals(text, &options.file, files)).unwrap_or_default();
     let tree = Tree::read(&options.file, files);
     let result = read(&mut build, options, &globals, &tree);
     let warnings = std::mem::take(&mut build.reports);
@@ -104,7 +105,7 @@ pub fn load_from(options: &LoadOptions, files: &dyn Files) -> Result<Loaded, Fai
         Ok(http) => Ok(Loaded {
             config: Config { process: build.process, events: build.events, http },
             warnings,
-            files: tree.files,
+            files: globals.files.into_iter().chain(tree.files).collect(),
         }),
         Err(error) => Err(Failed { error, warnings }),
     }

@@ -25,6 +25,16 @@ def logged(serve):
     return start
 
 
+@pytest.mark.parametrize("level", ["access_log off; access_log logs/a f;", "access_log logs/a f; access_log off;"])
+def test_off_holds_whatever_stands_beside_it(logged, level):
+    proxy = logged(f"access_log logs/b f; location = /quiet {{ {level} return 200 x; }}")
+    proxy.get("/quiet")
+    proxy.get("/told")
+    eventually(lambda: "/told 200\n" in (proxy.prefix / "logs/b").read_text(), "the line is there")
+    written = [path.read_text() for path in (proxy.prefix / "logs").glob("[ab]")]
+    assert "".join(written) == "/told 200\n"
+
+
 # Refusals: the level's text, and the message behind it.
 REFUSED = {
     "format": ("access_log logs/a none; # here", 'unknown log format "none"'),

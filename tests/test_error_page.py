@@ -54,6 +54,7 @@ def pages(serve):
         ("error_page 404 @named;", "GET", 404, "named GET /x?y"),
         ("error_page 404 @named;", "POST", 404, "named POST /x?y"),
         ("error_page 404 = @named;", "GET", 200, "named GET /x?y"),
+        ("set $n named; error_page 404 = @$n;", "GET", 200, "named GET /x?y"),
         ("error_page 404 =202 @named;", "GET", 202, "named GET /x?y"),
         ("error_page 400 404 500 =200 /plain;", "GET", 200, "plain"),
         ("error_page 403 =200 /plain;", "GET", 404, None),

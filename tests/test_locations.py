@@ -748,6 +748,11 @@ SAID = [
     ("server_name *.;", '[emerg] server name "*." is invalid in F:6'),
     ("server_name .;", '[emerg] server name "." is invalid in F:6'),
     ("server_name a/b;", '[warn] server name "a/b" has suspicious symbols in F:6'),
+    ("server_name ~^a/b$;", '[warn] server name "~^a/b$" has suspicious symbols in F:6'),
+    ("sendfile on; sendfile off;", '[emerg] "sendfile" directive is duplicate in F:6'),
+    ("aio threads; aio off;", '[emerg] "aio" directive is duplicate in F:6'),
+    ("aio foo;", '[emerg] "aio" directive invalid value in F:6'),
+    ("proxy_headers_hash_max_size x;", '[emerg] "proxy_headers_hash_max_size" directive invalid number in F:6'),
     ("server_name ~;", '[emerg] empty regex in server name "~" in F:6'),
     ("server_name ~(;", '[emerg] pcre2_compile() failed: missing closing parenthesis in "(" in F:6'),
     ("location / { } location / { }", '[emerg] duplicate location "/" in F:6'),
@@ -802,6 +807,53 @@ TWO = [
 def test_what_is_said_of_two_servers(refused, http, expected):
     port = str(free_port())
     assert expected.replace("@port@", port) in refused("return 200;", http.replace("@port@", port))
+
+
+# Who has `proxy_protocol` and who has the socket's options, server by server, and how often it is told that
+# they do not agree.
+PROTOCOLS = [
+    (("proxy_protocol", ""), 0),
+    (("", "proxy_protocol"), 0),
+    (("reuseport", "proxy_protocol"), 1),
+    (("proxy_protocol", "reuseport"), 1),
+    (("reuseport proxy_protocol", ""), 0),
+    (("", "reuseport proxy_protocol"), 0),
+    (("proxy_protocol", "", "proxy_protocol"), 1),
+    (("proxy_protocol", "", "reuseport"), 1),
+    (("", "proxy_protocol", ""), 0),
+    (("proxy_protocol", "proxy_protocol", ""), 1),
+]
+
+
+@differs("older than 1.25.1")
+@pytest.mark.parametrize("servers, times", [row for row in PROTOCOLS if row[1]], ids=lambda row: str(row))
+def test_servers_that_do_not_agree_on_a_protocol(refused, servers, times):
+    told_of_protocols(refused, servers, times)
+
+
+@pytest.mark.parametrize("servers, times", [row for row in PROTOCOLS if not row[1]], ids=lambda row: str(row))
+def test_servers_that_agree_on_a_protocol(refused, servers, times):
+    told_of_protocols(refused, servers, times)
+
+
+def told_of_protocols(refused, servers, times):
+    port = free_port()
+    http = "".join(f"server {{ listen 127.0.0.1:{port} {options}; server_name s{n}; }}" for n, options in enumerate(servers))
+    said = refused("return 200;", http)
+    assert said == [f"[warn] protocol options redefined for 127.0.0.1:{port} in F:3"] * times
+
+
+@pytest.mark.parametrize("earlier, host", [("example.com", "x.example.com"), ("*.example.com", "example.com")])
+def test_a_name_for_two_in_conflict_is_ignored_whole(serve, earlier, host):
+    proxy = serve(
+        f"""
+        server {{ listen 127.0.0.1:@port@; return 200 default; }}
+        server {{ listen 127.0.0.1:@port@; server_name {earlier}; return 200 earlier; }}
+        server {{ listen 127.0.0.1:@port@; server_name .example.com; return 200 later; }}
+        """
+    )
+    assert proxy.get("/", host=earlier.replace("*", "y")).body == b"earlier"
+    assert proxy.get("/", host=host).body == b"default"
 
 
 LISTEN = [

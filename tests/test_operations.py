@@ -30,10 +30,12 @@ def conf(server: str, http: str = "", main: str = "") -> str:
 def tried(binary: Binary, tmp_path: Path):
     """`tried(text, options…)`: runs the program on a configuration it need not serve."""
 
-    def run(text: str, *options: str, more: dict[str, str] | None = None):
+    def run(text: str, *options: str, more: dict[str, str | bytes] | None = None):
         proxy = Proxy(binary, tmp_path / "tried", text)
         for name, content in (more or {}).items():
-            (proxy.conf.parent / name).write_text(content)
+            path = proxy.conf.parent / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content if isinstance(content, bytes) else content.encode())
         options = options or ("-t",)
         done = binary.run(
             "-p", f"{proxy.prefix}/", "-c", proxy.conf, "-e", "logs/error.log", "-g", "pid logs/nginx.pid;", *options
@@ -242,6 +244,52 @@ def test_a_configuration_without_events(tried):
 def test_a_mistake_in_an_included_file_is_named_there(tried):
     done = tried(http("include part.conf;"), more={"part.conf": "\n\nfoo;\n"})
     assert f'nginx: [emerg] unknown directive "foo" in {done.conf.parent}/part.conf:3\n' in done.stderr
+
+
+def test_a_pattern_names_no_hidden_file_and_goes_into_no_directory(tried):
+    done = tried(
+        conf("", http="include parts/*;\ninclude parts/**.more;"),
+        "-T",
+        more={
+            "parts/a.conf": "\n",
+            "parts/a.more": "\n",
+            "parts/.a.conf.swp": "foo;",
+            "parts/in/b.more": "foo;",
+            "parts/B.conf": "\n",
+        },
+    )
+    assert done.returncode == 1, "a directory is no file"
+    assert f'nginx: [emerg] read() "{done.conf.parent}/parts/in" failed (21: Is a directory)' in done.stderr
+
+
+def test_a_pattern_reads_in_the_order_of_bytes(tried):
+    names = ["app/n.conf", "app-api/n.conf", "Z/n.conf", ".hidden/n.conf"]
+    done = tried(conf("", http="include sites/*/n.conf;"), "-T", more={f"sites/{name}": "\n" for name in names})
+    assert done.returncode == 0, done.stderr
+    files = re.findall(r"^# configuration file .*/sites/(.*):$", done.stdout, re.M)
+    assert files == ["Z/n.conf", "app-api/n.conf", "app/n.conf"]
+
+
+def test_a_comment_may_be_in_any_encoding(tried):
+    done = tried(conf("include part;"), more={"part": b"# f\xfcr alle\nreturn 200;\n"})
+    assert done.returncode == 0, done.stderr
+
+
+@ringx_only("nginx takes any bytes")
+def test_what_is_no_text_is_told(tried):
+    done = tried(conf("include part;"), more={"part": b"\nreturn 200 f\xfcr;\n"})
+    assert done.returncode == 1
+    assert f"nginx: [emerg] not valid UTF-8 in {done.conf.parent}/part:2\n" in done.stderr
+
+
+def test_the_command_line_includes(tried):
+    more = {"global.conf": "user nobody_at_all_;\n"}
+    done = tried(conf("return 200;"), "-t", "-g", "include global.conf;", more=more)
+    assert done.returncode == 1
+    assert f'getpwnam("nobody_at_all_") failed' in done.stderr
+    done = tried(conf("return 200;"), "-t", "-g", "include none.conf;")
+    assert done.returncode == 1
+    assert f'nginx: [emerg] open() "{done.conf.parent}/none.conf" failed (2: No such file or directory)' in done.stderr
 
 
 def test_a_warning_does_not_fail_the_test(tried):

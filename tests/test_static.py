@@ -7,6 +7,7 @@ from email.utils import formatdate
 import pytest
 
 differs = pytest.mark.differs_in_nginx
+ringx_only = pytest.mark.ringx_only
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="asks for root")
 
 MTIME = 1700000000
@@ -368,6 +369,40 @@ def test_a_large_file_and_its_ranges(files):
     assert files.get("/big", "Range: bytes=65530-70000").body == whole[65530:70001]
 
 
+@pytest.mark.parametrize(
+    "location, target, status, body",
+    [
+        ("location / { root $arg_r; }", "/html/a.txt?r=", 200, b"0123456789"),
+        ("location / { root $arg_r; }", "/a.txt?r=html", 200, b"0123456789"),
+        ("location / { root $arg_r; }", "/a.txt?r=@prefix@/html", 200, b"0123456789"),
+        ("location /f/ { alias $arg_r; }", "/f/html/a.txt?r=", 200, b"0123456789"),
+        ("location / { root $arg_r; try_files $uri =404; }", "/a.txt?r=html", 200, b"0123456789"),
+        ("location / { root $arg_r; return 200 $document_root; }", "/?r=html", 200, b"@prefix@/html"),
+        ("location / { root $arg_r; return 200 $realpath_root; }", "/?r=html", 200, b"@prefix@/html"),
+        ("location / { root $arg_r; return 200 $request_filename; }", "/x?r=html", 200, b"@prefix@/html/x"),
+    ],
+)
+def test_a_root_of_variables_stands_below_the_prefix(shared, location, target, status, body):
+    proxy = shared(location, files=FILES)
+    prefix = str(proxy.prefix)
+    answer = proxy.get(target.replace("@prefix@", prefix))
+    assert answer.status == status
+    assert body is None or answer.body == body.replace(b"@prefix@", prefix.encode())
+
+
+@ringx_only("nginx looks at a byte that it has not set: it may send the file")
+@pytest.mark.parametrize(
+    "location, target",
+    [
+        ("location / { root $arg_r; }", "/etc/passwd?r="),
+        ("location / { root $arg_r; try_files $uri =404; }", "/etc/passwd?r="),
+        ("location /f/ { alias $arg_r; }", "/f/etc/passwd?r="),
+    ],
+)
+def test_a_root_without_a_value_does_not_open_the_file_system(shared, location, target):
+    assert shared(location, files=FILES).get(target).status == 404
+
+
 # try_files.
 
 TRY = [
@@ -385,6 +420,7 @@ TRY = [
     ("location /t { try_files $uri =410; }", "/t", "410"),
     ("location /t { try_files $uri @named; }", "/t?q=1", "named /t q=1"),
     ("location /t { try_files $uri @none; }", "/t", "500"),
+    ("location /t { set $n named; try_files $uri @$n; }", "/t?q=1", "named /t q=1"),
     ("location /t { try_files /none /f; }", "/t", "file"),
     ("location /t/ { alias html/d/; try_files $uri =404; }", "/t/index.html", "dir"),
     ("location /t/ { root html/d; try_files /index.html =404; }", "/t/x", "dir"),

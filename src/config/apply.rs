@@ -63,9 +63,12 @@ impl<S: State> Walk<'_, S> {
         nodes: &[Node],
         context: Contexts,
     ) -> Result<(), Diagnostic> {
-        for node in nodes {
+        for (at, node) in nodes.iter().enumerate() {
             match node {
-                Node::Statement(statement) => self.statement(state, statement, context)?,
+                Node::Statement(statement) => {
+                    let before = nodes.get(..at).unwrap_or_default();
+                    self.statement(state, statement, before, context)?;
+                }
                 Node::Failure(diagnostic) => return Err(diagnostic.clone()),
             }
         }
@@ -76,12 +79,16 @@ impl<S: State> Walk<'_, S> {
         &mut self,
         state: &mut S,
         statement: &Statement,
+        before: &[Node],
         context: Contexts,
     ) -> Result<(), Diagnostic> {
         let place = &statement.place;
         let row = check(self.modules, statement, context).map_err(|fault| fault.located(place))?;
         self.note(state, row);
         let args = Args::new(statement);
+        if row.is_once_without_effect() && names(before).any(|name| name == row.name) {
+            return Err(args.duplicate().located(place));
+        }
         match (row.action, &statement.block) {
             (Action::Set(set), _) => set(state, args).map_err(|fault| fault.located(place)),
             (Action::Block { inside, open, close }, Some(block)) => {
@@ -114,6 +121,13 @@ impl<S: State> Walk<'_, S> {
             place: None,
         });
     }
+}
+
+fn names(nodes: &[Node]) -> impl Iterator<Item = &str> {
+    nodes.iter().filter_map(|node| match node {
+        Node::Statement(statement) => Some(statement.name()),
+        Node::Failure(_) => None,
+    })
 }
 
 fn entries<S>(

@@ -178,6 +178,12 @@ impl<S> Directive<S> {
         row
     }
 
+    /// Whether it is passed over and may be there once in a block: what has an effect says so itself.
+    pub fn is_once_without_effect(&self) -> bool {
+        const REPEATED: [&str; 2] = ["debug_connection", "thread_pool"];
+        matches!(self.support, Support::NoEffect(_)) && !REPEATED.contains(&self.name)
+    }
+
     /// A directive of nginx that ringx does not have.
     pub const fn refused(name: &'static str, why: &'static str) -> Self {
         let mut row = Self::new(name, Contexts::ANY, Count::AtLeast(0));

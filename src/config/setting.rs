@@ -63,38 +63,45 @@ impl<T> Deref for Setting<T> {
 
 /// A list that an inner level replaces as a whole once it has one entry of its own.
 #[derive(Debug, Clone)]
-pub struct List<T>(Option<Vec<T>>);
+pub struct List<T> {
+    entries: Option<Vec<T>>,
+    /// It takes no more.
+    is_closed: bool,
+}
 
 impl<T> List<T> {
     pub fn push(&mut self, value: T) {
-        self.0.get_or_insert_default().push(value);
+        if !self.is_closed {
+            self.entries.get_or_insert_default().push(value);
+        }
     }
 
-    /// An empty list that inherits nothing, as `access_log off` makes one.
-    pub fn set_empty(&mut self) {
-        self.0 = Some(Vec::new());
+    /// An empty list that inherits nothing and stays empty, whatever comes behind, as `access_log off`
+    /// makes one.
+    pub fn close(&mut self) {
+        *self = List { entries: Some(Vec::new()), is_closed: true };
     }
 
     pub fn is_set(&self) -> bool {
-        self.0.is_some()
+        self.entries.is_some()
     }
 
     pub fn entries_mut(&mut self) -> &mut [T] {
-        self.0.as_deref_mut().unwrap_or_default()
+        self.entries.as_deref_mut().unwrap_or_default()
     }
 }
 
 impl<T: Clone> List<T> {
     pub fn inherit(&mut self, outer: &Self) {
-        if self.0.is_none() {
-            self.0.clone_from(&outer.0);
+        if self.entries.is_none() {
+            self.entries.clone_from(&outer.entries);
         }
     }
 }
 
 impl<T> Default for List<T> {
     fn default() -> Self {
-        List(None)
+        List { entries: None, is_closed: false }
     }
 }
 
@@ -102,7 +109,7 @@ impl<T> Deref for List<T> {
     type Target = [T];
 
     fn deref(&self) -> &[T] {
-        self.0.as_deref().unwrap_or_default()
+        self.entries.as_deref().unwrap_or_default()
     }
 }
 
@@ -165,7 +172,7 @@ mod tests {
         inner.inherit(&outer);
         assert_eq!(*inner, [3]);
         let mut inner: List<i32> = List::default();
-        inner.set_empty();
+        inner.close();
         inner.inherit(&outer);
         assert!(inner.is_empty());
     }

@@ -13,8 +13,12 @@ const DEPTH_MAX: usize = 100;
 /// Includes within includes. nginx stops at its limit of open files.
 const INCLUDE_DEPTH_MAX: usize = 100;
 
+/// What stands for bytes that are no UTF-8: in a comment they do no harm.
+const NO_TEXT: char = char::REPLACEMENT_CHARACTER;
+
 /// Where configuration text is read from.
 pub trait Files {
+    /// With a [`char::REPLACEMENT_CHARACTER`] for what is not UTF-8.
     fn read(&self, path: &Path) -> io::Result<String>;
     /// The files a pattern of `* ? [` names, sorted.
     fn matching(&self, pattern: &Path) -> Vec<PathBuf>;
@@ -59,8 +63,7 @@ pub struct Tree {
 impl Tree {
     /// Reads the main file and all it includes.
     pub fn read(main: &Path, files: &dyn Files) -> Tree {
-        let directory = main.parent().unwrap_or(Path::new(""));
-        let mut reader = Reader { files, directory, read: Vec::new(), depth: 0, includes: 0 };
+        let mut reader = Reader::below(main, files);
         let nodes = match reader.text_of(main) {
             Ok(text) => reader.file(main, &text),
             Err(text) => vec![Node::Failure(Fault::nowhere(text).located(&Place::CommandLine))],
@@ -68,7 +71,25 @@ impl Tree {
         Tree { nodes, files: reader.read }
     }
 
-    /// Reads the argument of `-g`: simple directives only.
+    /// Reads the argument of `-g`, and the files it includes.
+    pub fn globals(text: &str, main: &Path, files: &dyn Files) -> Tree {
+        let mut reader = Reader::below(main, files);
+        let mut nodes = Vec::new();
+        for node in Tree::parameter(text).nodes {
+            match node {
+                Node::Statement(Statement { words, place, .. }) => {
+                    reader.simple(words, place, &mut nodes);
+                }
+                Node::Failure(_) => nodes.push(node),
+            }
+            if failed(&nodes) {
+                break;
+            }
+        }
+        Tree { nodes, files: reader.read }
+    }
+
+    /// Reads simple directives.
     pub fn parameter(text: &str) -> Tree {
         let mut lexer = Lexer::new(text, Source::Parameter);
         let mut nodes = Vec::new();
@@ -102,6 +123,13 @@ struct Reader<'a> {
     includes: usize,
 }
 
+impl<'a> Reader<'a> {
+    fn below(main: &'a Path, files: &'a dyn Files) -> Self {
+        let directory = main.parent().unwrap_or(Path::new(""));
+        Reader { files, directory, read: Vec::new(), depth: 0, includes: 0 }
+    }
+}
+
 impl Reader<'_> {
     fn text_of(&mut self, path: &Path) -> Result<String, String> {
         let text = self.files.read(path).map_err(|error| open_failed(path, &error))?;
@@ -124,6 +152,11 @@ impl Reader<'_> {
             let item = lexer.next_item();
             let place = Place::File { path: file.clone(), line: lexer.line() };
             let error = match item {
+                Ok(Item::Statement { words, .. })
+                    if words.iter().any(|word| word.contains(NO_TEXT)) =>
+                {
+                    "not valid UTF-8".to_owned()
+                }
                 Ok(Item::Statement { words, terminator }) => {
                     self.statement(words, terminator, place, lexer, file, &mut block.nodes);
                     if failed(&block.nodes) {
@@ -159,11 +192,7 @@ impl Reader<'_> {
         nodes: &mut Vec<Node>,
     ) {
         match terminator {
-            // Any other form of include is left to the checks that all directives go through.
-            Terminator::Semicolon => match words.as_slice() {
-                [name, pattern] if name == "include" => self.include(pattern, &place, nodes),
-                _ => nodes.push(Node::Statement(Statement { words, place, block: None })),
-            },
+            Terminator::Semicolon => self.simple(words, place, nodes),
             Terminator::BlockStart if self.depth == DEPTH_MAX => {
                 nodes.push(Node::Failure(Fault::new("too many nested blocks").located(&place)));
             }
@@ -173,6 +202,15 @@ impl Reader<'_> {
                 self.depth -= 1;
                 nodes.push(Node::Statement(Statement { words, place, block }));
             }
+        }
+    }
+
+    /// A directive without a block.
+    fn simple(&mut self, words: Vec<String>, place: Place, nodes: &mut Vec<Node>) {
+        match words.as_slice() {
+            // Any other form of include is left to the checks that all directives go through.
+            [name, pattern] if name == "include" => self.include(pattern, &place, nodes),
+            _ => nodes.push(Node::Statement(Statement { words, place, block: None })),
         }
     }
 
@@ -241,17 +279,22 @@ pub struct Disk;
 
 impl Files for Disk {
     fn read(&self, path: &Path) -> io::Result<String> {
-        String::from_utf8(std::fs::read(path)?).map_err(|error| {
-            let at = error.utf8_error().valid_up_to();
-            io::Error::other(format!("not valid UTF-8 at byte {at}"))
-        })
+        Ok(String::from_utf8_lossy(&std::fs::read(path)?).into_owned())
     }
 
+    /// As glob(3): `*` stands for no dot at the start and for no slash, `**` is no more than `*`, and
+    /// the order is that of the bytes.
     fn matching(&self, pattern: &Path) -> Vec<PathBuf> {
-        let mut paths: Vec<PathBuf> = glob::glob(&pattern.to_string_lossy())
+        let mut pattern = pattern.to_string_lossy().into_owned();
+        while pattern.contains("**") {
+            pattern = pattern.replace("**", "*");
+        }
+        let options =
+            glob::MatchOptions { require_literal_leading_dot: true, ..Default::default() };
+        let mut paths: Vec<PathBuf> = glob::glob_with(&pattern, options)
             .map(|paths| paths.filter_map(Result::ok).collect())
             .unwrap_or_default();
-        paths.sort();
+        paths.sort_by(|one, other| one.as_os_str().cmp(other.as_os_str()));
         paths
     }
 }

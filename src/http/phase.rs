@@ -347,7 +347,7 @@ fn try_files(c: &Connection, r: &mut Request, http: &Http) -> Option<Outcome> {
     }
     let root = &*location.settings.core.root;
     let mut path = Vec::new();
-    value::expand(&root.path, c, r, &mut path);
+    value::document_root(c, r, &mut path);
     let root_len = path.len();
     for candidate in &files.candidates {
         let name = name_to_try(&candidate.path, root.maps, c, r);

@@ -14,7 +14,7 @@ use super::modules::sticky::{Sessions, Sticky};
 use super::modules::upstream::Upstream;
 use super::variable::{Regex, VariableSlot};
 use crate::config::address::{self, Form, Host};
-use crate::config::diagnostic::{Fault, Outcome, fault};
+use crate::config::diagnostic::{Fault, Outcome, Place, fault};
 use crate::config::value::{self, Args};
 use crate::modules::Build;
 use crate::resolver;
@@ -258,12 +258,41 @@ struct ServerName {
 #[derive(Debug)]
 pub struct AddressDraft {
     listen: Listen,
-    /// One of its servers asks for it.
-    proxy_protocol: bool,
+    proxy_protocol: Protocols,
     /// Socket options were given: may happen once.
     has_options: bool,
     default_server: Option<ServerId>,
     servers: Vec<ServerId>,
+}
+
+/// What the servers of an address say of a protocol before HTTP: one that asks for it has it for all.
+#[derive(Debug, Default)]
+struct Protocols {
+    /// One of its servers asks for it.
+    is_asked: bool,
+    /// What the servers so far agree on, since there are two.
+    agreed: Option<bool>,
+    /// They did not always.
+    has_changed: bool,
+}
+
+impl Protocols {
+    /// One more server, which asks for it or not, and may be the one that gives the socket's options.
+    /// Whether it redefines what others have said: those who leave it out where one has it, before or
+    /// after, mean the same, and so does the one that has all the options.
+    fn join(&mut self, asks: bool, has_options: bool, others_have_options: bool) -> bool {
+        let was_asked = self.is_asked;
+        self.is_asked |= asks;
+        let is_other = self.agreed.is_some_and(|agreed| agreed != asks);
+        let (redefines, agreed) = match (was_asked, asks) {
+            (false, true) => ((others_have_options && !has_options) || self.has_changed, was_asked),
+            (true, false) => (has_options || is_other, asks),
+            _ => ((has_options && self.has_changed) || is_other, asks),
+        };
+        self.has_changed |= was_asked != asks;
+        self.agreed = Some(agreed);
+        redefines
+    }
 }
 
 /// How many connections wait to be accepted when `backlog` is not given.
@@ -302,13 +331,18 @@ pub fn listen(b: &mut Build, args: Args<'_>) -> Outcome {
     }
     let parameters = ListenParameters::read(args)?;
     for address in addresses {
-        add_listen(b, &parameters.of(address), &parameters)?;
+        add_listen(b, &parameters.of(address), &parameters, Some(args.place()))?;
     }
     Ok(())
 }
 
 /// Joins the server being read to an address.
-fn add_listen(b: &mut Build, listen: &Listen, parameters: &ListenParameters) -> Outcome {
+fn add_listen(
+    b: &mut Build,
+    listen: &Listen,
+    parameters: &ListenParameters,
+    place: Option<&Place>,
+) -> Outcome {
     let name = &listen.name;
     let known = b.http.addresses.iter().position(|known| known.listen.address == listen.address);
     let at = known.unwrap_or(b.http.addresses.len());
@@ -320,14 +354,17 @@ fn add_listen(b: &mut Build, listen: &Listen, parameters: &ListenParameters) -> 
     if known.is_none() {
         b.http.addresses.push(AddressDraft {
             listen: listen.clone(),
-            proxy_protocol: false,
+            proxy_protocol: Protocols {
+                is_asked: parameters.proxy_protocol,
+                ..Protocols::default()
+            },
             has_options: false,
             default_server: None,
             servers: Vec::new(),
         });
     }
     let Some(address) = b.http.addresses.get_mut(at) else { return Ok(()) };
-    address.proxy_protocol |= parameters.proxy_protocol;
+    let others_have_options = address.has_options;
     if parameters.has_options {
         if address.has_options {
             return fault!("duplicate listen options for {name}");
@@ -339,6 +376,12 @@ fn add_listen(b: &mut Build, listen: &Listen, parameters: &ListenParameters) -> 
         return fault!("a duplicate default server for {name}");
     }
     address.servers.push(id);
+    let ListenParameters { proxy_protocol, has_options, .. } = *parameters;
+    if known.is_some()
+        && address.proxy_protocol.join(proxy_protocol, has_options, others_have_options)
+    {
+        b.warn(place, format!("protocol options redefined for {name}"));
+    }
     Ok(())
 }
 
@@ -481,6 +524,10 @@ fn so_keepalive(text: &str) -> Option<SoKeepalive> {
 /// `server_name name ...;`
 pub fn server_name(b: &mut Build, args: Args<'_>) -> Outcome {
     for text in args.all() {
+        if text.contains('/') {
+            let warning = format!("server name \"{text}\" has suspicious symbols");
+            b.warn(Some(args.place()), warning);
+        }
         let name = if let Some(pattern) = text.strip_prefix('~') {
             if pattern.is_empty() {
                 return fault!("empty regex in server name \"{text}\"");
@@ -494,10 +541,6 @@ pub fn server_name(b: &mut Build, args: Args<'_>) -> Outcome {
                 || text == ".";
             if is_invalid {
                 return fault!("server name \"{text}\" is invalid");
-            }
-            if text.contains('/') {
-                let warning = format!("server name \"{text}\" has suspicious symbols");
-                b.warn(Some(args.place()), warning);
             }
             let text = if text.eq_ignore_ascii_case("$hostname") {
                 rustix::system::uname().nodename().to_string_lossy().into_owned()
@@ -526,7 +569,7 @@ pub fn finish_server(b: &mut Build) -> Outcome {
     let port = if crate::os::started_by_root() { 80 } else { 8000 };
     let address = ListenAddress::Inet((std::net::Ipv4Addr::UNSPECIFIED, port).into());
     let parameters = ListenParameters::default();
-    add_listen(b, &parameters.of(address), &parameters)
+    add_listen(b, &parameters.of(address), &parameters, None)
 }
 
 impl AddressDraft {
@@ -564,7 +607,7 @@ impl AddressDraft {
             }
         }
         let AddressDraft { listen, proxy_protocol, .. } = self;
-        Ok(Address { listen, proxy_protocol, default_server, names })
+        Ok(Address { listen, proxy_protocol: proxy_protocol.is_asked, default_server, names })
     }
 }
 
@@ -586,9 +629,12 @@ impl ServerNames {
             return NameAdded::Invalid;
         }
         if let Some(bare) = text.strip_prefix('.').filter(|bare| !bare.is_empty()) {
-            let exact = insert(&mut self.exact, bare, id);
-            let wildcard = insert(&mut self.leading, text, id);
-            if exact && wildcard { NameAdded::Yes } else { NameAdded::Conflict }
+            // Both of its names, or none.
+            if self.exact.contains_key(bare.as_bytes()) {
+                return NameAdded::Conflict;
+            }
+            let is_new = insert(&mut self.leading, text, id);
+            inserted(is_new && insert(&mut self.exact, bare, id))
         } else if let Some(suffix) = text.strip_prefix('*').filter(|suffix| suffix.len() > 1) {
             inserted(insert(&mut self.leading, suffix, id))
         } else if let Some(prefix) =

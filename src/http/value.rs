@@ -664,12 +664,16 @@ fn root(r: &Request) -> &Root {
 
 /// `$document_root`
 pub fn document_root(c: &Connection, r: &Request, out: &mut Vec<u8>) -> bool {
-    expand(&root(r).path, c, r, out);
+    let (root, start) = (root(r), out.len());
+    expand(&root.path, c, r, out);
+    let prefix = root.before(out.get(start..).unwrap_or_default());
+    out.splice(start..start, prefix.iter().copied());
     true
 }
 
 fn realpath_root(c: &Connection, r: &Request, out: &mut Vec<u8>) -> bool {
-    let path = expanded(&root(r).path, c, r);
+    let mut path = Vec::new();
+    document_root(c, r, &mut path);
     let path: &std::ffi::OsStr = std::os::unix::ffi::OsStrExt::from_bytes(&path);
     match std::fs::canonicalize(path) {
         Ok(real) => put(out, std::os::unix::ffi::OsStrExt::as_bytes(real.as_os_str())),
@@ -679,9 +683,8 @@ fn realpath_root(c: &Connection, r: &Request, out: &mut Vec<u8>) -> bool {
 
 /// The file that the current URI names: root plus URI, or alias in place of the location's name.
 pub fn request_filename(c: &Connection, r: &Request, out: &mut Vec<u8>) -> bool {
-    let root = root(r);
-    expand(&root.path, c, r, out);
-    match root.maps {
+    document_root(c, r, out);
+    match root(r).maps {
         Maps::Whole => put(out, &r.uri),
         Maps::Behind(len) => put(out, r.uri.get(len..).unwrap_or_default()),
         Maps::Nothing if r.uri_follows_alias => put(out, &r.uri),

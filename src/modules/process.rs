@@ -105,7 +105,8 @@ pub const DIRECTIVES: &[Directive<Build>] = &[
     Directive::new("env", MAIN, Count::Exactly(1))
         .syntax("variable[=value]")
         .default("TZ")
-        .doc("A variable of the environment to keep or to set; all others but `TZ` are removed.")
+        .doc("A variable of the environment to set, or to keep.")
+        .differs("those that are not named are not removed")
         .set(|b, args| b.process.env.add(args.at(0).to_owned())),
     Directive::new("error_log", MAIN, Count::AtLeast(1))
         .syntax("file | stderr | syslog:server=address[,parameter=value] [level]")

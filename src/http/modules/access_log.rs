@@ -139,7 +139,7 @@ fn access_log(b: &mut Build, args: Args<'_>) -> Outcome {
     if path == "off" {
         return match args.all().get(1) {
             None => {
-                b.level().access_log.access_log.set_empty();
+                b.level().access_log.access_log.close();
                 Ok(())
             }
             Some(other) => fault!("invalid parameter \"{other}\""),

@@ -171,12 +171,15 @@ pub struct TempPath {
     pub levels: [u8; 3],
 }
 
-/// `root` and `alias` are one slot. The template's literal start is absolute (the prefix is
-/// prepended at load to a relative path); a value that starts with a variable stays as written.
+/// `root` and `alias` are one slot. The template's literal start is absolute: the prefix is
+/// prepended at load to a relative path.
 #[derive(Debug, Clone)]
 pub struct Root {
     pub path: Template,
     pub maps: Maps,
+    /// What a path stands below that turns out to be relative: one that starts with a variable. Empty
+    /// for one that cannot.
+    pub prefix: Box<[u8]>,
 }
 
 /// What of the URI names a file behind a [`Root::path`].
@@ -192,6 +195,11 @@ pub enum Maps {
 }
 
 impl Root {
+    /// What is to stand before a path that the template has given.
+    pub fn before(&self, path: &[u8]) -> &[u8] {
+        if path.starts_with(b"/") { b"" } else { &self.prefix }
+    }
+
     pub fn is_alias(&self) -> bool {
         self.maps != Maps::Whole
     }
@@ -392,22 +400,24 @@ fn root(b: &mut Build, args: Args<'_>, is_alias: bool) -> Outcome {
             );
         }
     }
+    let mut below = b.path("").into_os_string().into_encoded_bytes();
+    if below.last() != Some(&b'/') {
+        below.push(b'/');
+    }
+    let mut prefix = Box::default();
     match template.parts.first_mut() {
         Some(Part::Literal(start)) if start.first() != Some(&b'/') => {
-            let mut absolute = b.path("").into_os_string().into_encoded_bytes();
-            if absolute.last() != Some(&b'/') {
-                absolute.push(b'/');
-            }
-            absolute.extend_from_slice(start);
-            *start = absolute.into();
+            below.extend_from_slice(start);
+            *start = below.into();
         }
+        Some(Part::Variable(_)) => prefix = below.into(),
         // An empty path is the prefix; that of `/` is nothing, to be followed by the URI.
         None if args.at(0).is_empty() => {
             template = Template::literal(b.path("").as_os_str().as_encoded_bytes());
         }
-        Some(_) | None => {}
+        Some(Part::Literal(_)) | None => {}
     }
-    b.level().core.root.set(Root { path: template, maps });
+    b.level().core.root.set(Root { path: template, maps, prefix });
     Ok(())
 }
 
@@ -458,7 +468,7 @@ fn error_page(b: &mut Build, args: Args<'_>) -> Outcome<ErrorPage> {
             Some(_) => fault!("value \"{text}\" must be between 300 and 599"),
         })
         .collect::<Outcome<_>>()?;
-    let target = if uri.starts_with('@') {
+    let target = if is_named_location(uri) {
         ErrorPageTarget::Named(uri.as_str().into())
     } else {
         let template = b.http.names.template(uri)?;
@@ -469,6 +479,11 @@ fn error_page(b: &mut Build, args: Args<'_>) -> Outcome<ErrorPage> {
         }
     };
     Ok(ErrorPage { codes, answer, target })
+}
+
+/// Whether it is the name of a location as it stands: one with variables tells when it is expanded.
+fn is_named_location(text: &str) -> bool {
+    text.starts_with('@') && !text.contains('$')
 }
 
 fn try_files(b: &mut Build, args: Args<'_>) -> Outcome<TryFiles> {
@@ -490,7 +505,7 @@ fn try_files(b: &mut Build, args: Args<'_>) -> Outcome<TryFiles> {
             Some(code @ 0..=999) => TryFilesLast::Code(code as u16),
             _ => return fault!("invalid code \"{last}\""),
         }
-    } else if last.starts_with('@') {
+    } else if is_named_location(last) {
         TryFilesLast::Named(last.as_str().into())
     } else {
         TryFilesLast::Uri(b.http.names.template(last)?)

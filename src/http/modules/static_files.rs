@@ -91,8 +91,8 @@ fn leaves_root(c: &Connection, r: &Request, path: &[u8]) -> bool {
     }
     // What of the path is written in the configuration.
     let mut written: SmallVec<[Range<usize>; 4]> = SmallVec::new();
-    let mut root = Vec::new();
-    for part in &c.settings(r).core.root.path.parts {
+    let (settings, mut root) = (&c.settings(r).core.root, Vec::new());
+    for part in &settings.path.parts {
         let start = root.len();
         match part {
             Part::Literal(text) => {
@@ -104,6 +104,11 @@ fn leaves_root(c: &Connection, r: &Request, path: &[u8]) -> bool {
             }
         }
     }
+    let prefix = settings.before(&root).len();
+    for part in &mut written {
+        *part = part.start.saturating_add(prefix)..part.end.saturating_add(prefix);
+    }
+    written.push(0..prefix);
     let leaves = goes_up(path, &written);
     if leaves {
         let text = format_args!("unsafe path \"{}\" was detected", escape(path));

@@ -123,9 +123,8 @@ pub const DIRECTIVES: &[Directive<Build>] = &[
             Ok(())
         }),
     Directive::new("error_log", HTTP_SERVER_LOCATION, Count::AtLeast(1))
-        .syntax("file | stderr [level]")
+        .syntax("file | stderr | syslog:server=address[,parameter=value] [level]")
         .doc("As outside of `http`, for this level; replaces what outer levels say.")
-        .differs("syslog is not supported.")
         .set(|b, args| {
             let target = process::error_log(b, args)?;
             b.level().core.error_log.add(target)
@@ -409,7 +408,11 @@ pub const DIRECTIVES: &[Directive<Build>] = &[
         .default("off")
         .doc("Whether `_` may stand in the name of a request header.")
         .set(|b, args| args.fill(&mut b.level().core.underscores_in_headers, Args::flag)),
-    Directive::no_effect("aio", HTTP_SERVER_LOCATION, ONE, FILES),
+    Directive::no_effect("aio", HTTP_SERVER_LOCATION, ONE, FILES).set(|_, args| match args.at(0) {
+        "on" | "off" | "threads" => Ok(()),
+        pool if pool.starts_with("threads=") => Ok(()),
+        _ => Err(args.invalid_value()),
+    }),
     Directive::no_effect("aio_write", HTTP_SERVER_LOCATION, ONE, FILES)
         .set(|_, args| args.flag().map(drop)),
     Directive::no_effect("directio", HTTP_SERVER_LOCATION, ONE, FILES)
