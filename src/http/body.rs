@@ -394,6 +394,7 @@ async fn receive(c: &Connection, r: &mut Request, patience: Patience) -> Result<
     let close = match received {
         Ok(0) => Close::ClientAborted,
         Ok(_) => return Ok(()),
+        Err(Failure::TimedOut) => Close::BodyTimedOut,
         Err(failure) => Close::from(failure),
     };
     if matches!(close, Close::ClientAborted) && r.response.status == 0 {

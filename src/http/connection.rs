@@ -468,7 +468,7 @@ async fn end(c: &Connection, r: &mut Request, close: Close) {
     if !r.started.is_zero() && !r.logged {
         if r.response.status == 0 {
             r.response.status = match close {
-                Close::ClientTimedOut => 408,
+                Close::ClientTimedOut | Close::BodyTimedOut => 408,
                 Close::ClientAborted if r.head_len > 0 => 499,
                 Close::ClientAborted => 400,
                 _ => 0,
@@ -489,7 +489,7 @@ async fn end(c: &Connection, r: &mut Request, close: Close) {
     c.shard.flush_logs();
     let is_for_reset = match close {
         // Of one that has sent nothing there is nothing to take back.
-        Close::ClientTimedOut => !r.started.is_zero(),
+        Close::ClientTimedOut | Close::BodyTimedOut => !r.started.is_zero(),
         Close::Silently => r.response.status == 444,
         _ => false,
     };
