@@ -560,7 +560,7 @@ pub fn may_keep_alive(c: &Connection, r: &Request) -> bool {
         && c.requests.get() < *core.keepalive_requests
         && r.started.saturating_sub(c.accepted) <= *core.keepalive_time
         && !(disable.contains(KeepaliveDisable::MSIE6)
-            && r.method == Method::Post
+            && r.head.method_kind == Method::Post
             && matches!(browser(r), Browser::Msie { old: true }))
         && !(disable.contains(KeepaliveDisable::SAFARI) && browser(r) == Browser::Safari)
         && !c.shard.is_quitting()

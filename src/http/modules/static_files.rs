@@ -27,7 +27,7 @@ use crate::http::action::Action;
 use crate::http::body;
 use crate::http::close::Close;
 use crate::http::connection::Connection;
-use crate::http::phase::Outcome;
+use crate::http::phase::{self, Outcome};
 use crate::http::request::Request;
 use crate::http::response::{self, Head, Length};
 use crate::http::variable::Part;
@@ -526,8 +526,7 @@ async fn send_not_satisfiable(
 ) -> Result<Outcome, Close> {
     const STATUS: u16 = 416;
     let core = &c.settings(r).core;
-    let may_redirect = !r.in_error_page || *core.recursive_error_pages;
-    if may_redirect && core.error_page.iter().any(|page| page.codes.contains(&STATUS)) {
+    if phase::error_page(r, core, STATUS).is_some() {
         return Ok(Outcome::Status(STATUS));
     }
     let padded = *core.msie_padding
