@@ -26,7 +26,7 @@ pub const TARGETS: &[Target] = targets! {
     "conditional" crate::http::modules::static_files::fuzz_conditional,
     "content_length" crate::http1::framing::fuzz_content_length,
     "cookie" crate::http::modules::proxy::cookie::fuzz_cookie,
-    "date" crate::http1::encode::fuzz_date,
+    "date" crate::http1::date::fuzz_date,
     "escape" crate::error_log::fuzz_escape,
     "expires" crate::http::modules::headers::fuzz_expires,
     "follow" crate::http::tunnel::frame::fuzz_follow,

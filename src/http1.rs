@@ -8,6 +8,7 @@
 //! in [`refusal`].
 
 pub mod chunked;
+pub mod date;
 pub mod encode;
 pub mod framing;
 pub mod header;

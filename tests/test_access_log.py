@@ -213,6 +213,16 @@ def test_a_buffer_is_written_when_the_next_line_does_not_fit(logged):
     assert len(proxy.log("b.log").splitlines()) == 4
 
 
+def test_a_line_longer_than_the_buffer_is_written_at_once(logged):
+    proxy = logged("access_log logs/b.log f buffer=1k flush=1m;", "log_format f '$arg_n $http_fill';")
+    proxy.get("/?n=0", "Fill: " + "x" * 1021)
+    assert proxy.log("b.log") == ""
+    proxy.get("/?n=1", "Fill: " + "x" * 1022)
+    assert [line[0] for line in proxy.accessed(2, "b.log")] == ["0", "1"]
+    proxy.get("/?n=2")
+    assert len(proxy.log("b.log").splitlines()) == 2
+
+
 @pytest.mark.parametrize("how", ["flush", "quit", "reopen", "reload"])
 def test_when_a_buffer_is_written(logged, how):
     flush = " flush=300ms" if how == "flush" else ""

@@ -431,6 +431,20 @@ def test_a_client_that_leaves_within_its_body(serve, echo, name, target, status)
         proxy.logged("client prematurely closed connection")
 
 
+@pytest.mark.parametrize("settings", ["", "proxy_request_buffering off; proxy_http_version 1.1;"], ids=["buffered", "streamed"])
+def test_nothing_is_told_of_a_gap_in_a_body(serve, echo, settings):
+    proxy = serve(
+        "server { listen 127.0.0.1:@port@; client_body_timeout 300ms;"
+        f" location / {{ {settings} proxy_pass http://@up@; }} }}",
+        up=echo.address,
+    )
+    wire = proxy.connect()
+    wire.send(HEAD.format(target="/") + "Content-Length: 10\r\n\r\n123")
+    assert wire.read_to_end() == b""
+    assert '" 408 0 ' in proxy.accessed()[0]
+    assert proxy.error_log().count("timed out") == 0
+
+
 def test_a_gap_in_a_discarded_body_ends_the_connection(serve):
     proxy = serve("server { listen 127.0.0.1:@port@; client_body_timeout 300ms; lingering_timeout 300ms; return 200 x; }")
     wire = proxy.connect()

@@ -152,6 +152,46 @@ def test_errors_of_pages(pages, recursive, status):
     assert proxy.get("/x").status == status
 
 
+CHAINS = [
+    # /a's 404 is answered by /b, which has an error of its own: recursive_error_pages of /a, of /b, the page
+    ("on", "on", 200),
+    ("on", "off", 200),
+    ("off", "on", 403),
+    ("off", "off", 403),
+]
+
+
+@pytest.mark.parametrize("of_a, of_b, status", CHAINS)
+def test_the_location_of_the_first_error_says_whether_its_page_has_pages(pages, of_a, of_b, status):
+    proxy = pages(
+        more=f"""
+        location = /a {{ recursive_error_pages {of_a}; error_page 404 /b; return 404; }}
+        location = /b {{ recursive_error_pages {of_b}; error_page 403 = /c; return 403; }}
+        location = /c {{ return 200 c; }}
+        """
+    )
+    answer = proxy.get("/a")
+    assert (answer.status, answer.body == b"c") == (status, status == 200)
+
+
+@pytest.mark.parametrize("of_a, of_b, status", [("on", "off", 299), ("off", "on", 416)])
+def test_a_page_with_ranges_of_its_own_has_pages(pages, of_a, of_b, status):
+    proxy = pages(
+        more=f"""
+        location = /a {{ recursive_error_pages {of_a}; error_page 404 =200 /404.html; return 404; }}
+        location = /404.html {{ recursive_error_pages {of_b}; error_page 416 =299 /plain; }}
+        """
+    )
+    answer = proxy.get("/a", "Range: bytes=99-")
+    assert (answer.status, answer.body == b"plain") == (status, status == 299)
+
+
+def test_a_named_page_that_asks_for_itself(pages):
+    proxy = pages("", server="recursive_error_pages on; error_page 404 @again;", more="location @again { return 404; }")
+    assert proxy.get("/x").status == 500
+    proxy.logged('rewrite or internal redirection cycle while redirect to named location "@again"')
+
+
 def test_a_page_that_asks_for_itself(pages):
     proxy = pages("", server="recursive_error_pages on; error_page 404 /again;", more="location = /again { return 404; }")
     answer = proxy.get("/x")

@@ -475,6 +475,8 @@ AUTO = [
     ("location ^~ /p/ { proxy_pass http://@up@; }", "/p", 301, "/p/"),
     ("location '/p q/' { proxy_pass http://@up@; }", "/p%20q", 301, "/p%20q/"),
     ("location /o/ { location /o/p/ { proxy_pass http://@up@; } }", "/o/p", 301, "/o/p/"),
+    ("location /p/ { internal; proxy_pass http://@up@; }", "/p", 404, None),
+    ("location /p/ { internal; proxy_pass http://@up@; } location /q { rewrite ^ /p last; }", "/q", 301, "/p/"),
 ]
 
 
@@ -490,6 +492,11 @@ def test_a_slash_is_added_for_an_upstream(shared, hello, server, target, status,
     proxy = shared(server, up=hello.address)
     answer = proxy.get(target)
     assert (answer.status, answer.get("Location")) == (status, location and f"http://example.com:{proxy.port}{location}")
+
+
+def test_a_body_is_too_large_also_for_a_slash(shared, hello):
+    proxy = shared("location /p/ { client_max_body_size 1; proxy_pass http://@up@; }", up=hello.address)
+    assert [proxy.get("/p", method="POST", body=body).status for body in (b"1", b"12")] == [301, 413]
 
 
 INTERNAL = [
@@ -523,6 +530,22 @@ def test_internal(shared, target, status):
     )
     answer = proxy.get(target)
     assert answer.status == status
+
+
+NAMED = [
+    (r"location ~ ^/u/(?<user>\w+)/ { location ~ \.(?<ext>\w+)$ { return 200 [$user][$ext]; } }", "/u/bob/a.png", "[bob][png]"),
+    (r"location ~ ^/u/(?<user>\w+)/ { location ~ \.(?<ext>\w+)$ { return 200 [$user][$ext][$1]; } }", "/u/bob/a.png", "[bob][png][png]"),
+    (r"location ~ ^/u/(?<user>\w+)/ { location ~ \.(?<ext>\w+)$ { } return 200 [$user][$ext]; }", "/u/bob/a", "[bob][]"),
+    (r"location ~ ^/u/(?<user>\w+)/ { location ~ /(?<user>\w+)$ { return 200 [$user]; } }", "/u/bob/ann", "[ann]"),
+    (r"location ~ ^/u/(?<user>\w+)/ { location ~ ^/u/\w+/(?<dir>\w+)/ { location ~ \.(?<ext>\w+)$ { return 200 [$user][$dir][$ext]; } } }", "/u/bob/d/a.gif", "[bob][d][gif]"),
+    (r"location ~ ^/u/(?<user>\w+)/ { location ~ \.x$ { } } location ~ ^/(?<other>.*) { return 200 [$user][$other]; }", "/v/a", "[][v/a]"),
+]
+
+
+@pytest.mark.parametrize("server, target, body", NAMED, ids=[f"{row[0]} {row[1]}"[:90] for row in NAMED])
+def test_named_captures_of_nested_locations(shared, server, target, body):
+    proxy = shared(server.replace("return 200 [", "return 200 '[").replace("];", "]';"))
+    assert proxy.get(target).body.decode() == body
 
 
 REDIRECTED = [
@@ -588,6 +611,34 @@ def test_who_keeps_a_connection(shared, settings, lines, kept):
     else:
         wire.finish()
         wire.expect_end()
+
+
+REACHED = [
+    ("location / { keepalive_timeout 0; error_page 404 /e; return 404; } location /e { return 200 e; }", False),
+    ("location / { error_page 404 /e; return 404; } location /e { keepalive_timeout 0; return 200 e; }", False),
+    ("location / { error_page 404 /e; return 404; } location /e { return 200 e; }", True),
+    ("location / { keepalive_requests 1; error_page 404 @e; return 404; } location @e { return 200 e; }", False),
+    ("location / { error_page 404 @e; return 404; } location @e { keepalive_timeout 0; return 200 e; }", False),
+    ("location / { keepalive_timeout 0; rewrite ^ /e last; } location /e { return 200 e; }", False),
+    ("keepalive_timeout 0; location / { keepalive_timeout 60s; return 200 x; }", True),
+    ("keepalive_timeout 0; location / { keepalive_timeout 60s; rewrite ^ /e last; } location /e { keepalive_timeout 60s; return 200 x; }", True),
+    ("keepalive_timeout 0; location / { keepalive_timeout 60s; try_files /n /e; } location /e { keepalive_timeout 60s; return 200 x; }", False),
+    ("location / { limit_except POST { allow all; } keepalive_timeout 0; return 200 x; }", False),
+]
+
+
+@pytest.mark.parametrize("server, kept", REACHED, ids=[row[0][:90] for row in REACHED])
+def test_every_location_reached_can_end_a_connection(shared, server, kept):
+    wire = shared(server).connect()
+    wire.send(GET)
+    assert wire.read_response().get("Connection") == ("keep-alive" if kept else "close")
+
+
+def test_an_old_msie_that_has_posted(shared):
+    proxy = shared("location / { error_page 404 /e; return 404; } location /e { return 200 e; }")
+    wire = proxy.connect()
+    wire.send(b"POST / HTTP/1.1\r\nHost: a\r\nUser-Agent: MSIE 6.0; Windows\r\nContent-Length: 0\r\n\r\n")
+    assert wire.read_response().get("Connection") == "close"
 
 
 MSIE = [

@@ -1,5 +1,6 @@
 """The rewrite module: return, rewrite, set, if, break, and what they do to URI, args and redirects."""
 
+import os
 import re
 
 import pytest
@@ -274,6 +275,13 @@ IF = [
     ("if (-x $document_root/file) { return 200 yes; }", "", False),
     ("if (!-x $document_root/file) { return 200 yes; }", "", True),
     ("if (-x $document_root/run) { return 200 yes; }", "", True),
+    ("if (-x $document_root/theirs) { return 200 yes; }", "", False),
+    ("if (-e $document_root/fifo) { return 200 yes; }", "", False),
+    ("if (!-e $document_root/fifo) { return 200 yes; }", "", True),
+    ("if (-f $document_root/link) { return 200 yes; }", "", True),
+    ("disable_symlinks on from=$document_root; if (-f $document_root/link) { return 200 yes; }", "", False),
+    ("disable_symlinks on from=$document_root; if (!-e $document_root/link) { return 200 yes; }", "", True),
+    ("disable_symlinks on from=$document_root; if (-f $document_root/run) { return 200 yes; }", "", True),
     ("if ($arg_a = 1) { set $z 1; } if ($z = 1) { return 200 yes; }", "?a=1", True),
     ("if ( $arg_a = 1 ) { return 200 yes; }", "?a=1", True),
     ("if ($http_x_y = z) { return 200 yes; }", "", True),
@@ -286,11 +294,14 @@ IF = [
 @pytest.fixture(scope="module")
 def conditions(shared):
     blocks = "\n".join(f"location /i{n} {{ {row[0]} try_files /none @no; }}" for n, row in enumerate(IF))
-    files = {"html/file": "", "html/run": "", "html/dir/x": ""}
+    files = {"html/file": "", "html/run": "", "html/theirs": "", "html/dir/x": ""}
     proxy = shared(
         f"location /yes {{ return 200 yes; }} location @no {{ return 200 no; }} error_page 404 =200 @no;\n{blocks}", files=files
     )
     (proxy.prefix / "html/run").chmod(0o755)
+    (proxy.prefix / "html/theirs").chmod(0o655)
+    os.mkfifo(proxy.prefix / "html/fifo")
+    os.symlink("file", proxy.prefix / "html/link")
     return proxy
 
 
@@ -298,6 +309,32 @@ def conditions(shared):
 def test_conditions(conditions, at):
     _, args, holds = IF[at]
     assert conditions.get(f"/i{at}{args}", "X-Y: z").body == (b"yes" if holds else b"no")
+
+
+UNKNOWN = ["if (-f {path}) {{ return 200 yes; }} return 200 no;", "try_files /loop @no;"]
+
+
+@pytest.mark.parametrize("steps", UNKNOWN, ids=["if", "try_files"])
+def test_a_file_of_which_nothing_is_known_is_told(serve, steps):
+    proxy = serve(
+        f"""
+        server {{
+            listen 127.0.0.1:@port@;
+            location / {{ {steps.format(path="$document_root/loop")} }}
+            location /missing {{ try_files /none /file/x /{"x" * 300} @no; }}
+            location /linked {{ disable_symlinks on from=$document_root; try_files /link @no; }}
+            location @no {{ return 200 no; }}
+        }}
+        """
+    )
+    os.symlink("loop", proxy.prefix / "html/loop")
+    os.symlink("file", proxy.prefix / "html/link")
+    (proxy.prefix / "html/file").write_text("")
+    assert [proxy.get(target).body for target in ("/missing", "/linked", "/")] == [b"no"] * 3
+    line = proxy.logged(f'stat() "{proxy.prefix}/html/loop" failed (40: Too many levels of symbolic links)')
+    assert "[crit]" in line
+    assert "[crit]" in proxy.logged(f'openat() "{proxy.prefix}/html/link" failed (40: Too many levels of symbolic links)')
+    assert proxy.error_log().count("[crit]") == 2
 
 
 SETTINGS = [
@@ -337,6 +374,14 @@ PASSED = [
     ("location /p { proxy_pass http://@up@; if ($arg_a) { rewrite ^ /q break; } }", "/p?a=1", "/q?a=1"),
     ("location /p { proxy_pass http://@up@; set $args b=2; }", "/p?a=1", "/p?b=2"),
     ("location /p { proxy_pass http://@up@/to; rewrite ^ /q break; }", "/p/x?a=1", "/q?a=1"),
+    ("location /p { proxy_pass http://@up@/to; rewrite ^ /q; break; }", "/p/x?a=1", "/q?a=1"),
+    ("location /p { proxy_pass http://@up@/to; if ($arg_a) { rewrite ^ /q; break; } }", "/p/x?a=1", "/q?a=1"),
+    ("location /p { proxy_pass http://@up@/to; break; }", "/p/x?a=1", "/to/x?a=1"),
+    ("rewrite ^/old/(.*) /p/$1 break; location /p/ { proxy_pass http://@up@/to/; }", "/old/x", "/p/x"),
+    ("rewrite ^/old/(.*) /p/$1; break; location /p/ { proxy_pass http://@up@/to/; }", "/old/x", "/p/x"),
+    ("rewrite ^/old/(.*) /p/$1; location /p/ { proxy_pass http://@up@/to/; }", "/old/x", "/to/x"),
+    ("rewrite ^/old/(.*) /p/$1 last; location /p/ { proxy_pass http://@up@/to/; }", "/old/x", "/to/x"),
+    ("rewrite ^/old /p/y break; location /p/ { error_page 404 =200 /q/z; return 404; } location /q/ { proxy_pass http://@up@/to/; }", "/old", "/to/z"),
     ("location /p { proxy_pass http://@up@; rewrite ^/p/(.*) /q/$1 break; }", "/p/a%20b%3F", "/q/a%20b%3F"),
     ("location /p { proxy_pass http://@up@; rewrite ^/p(.*) /q$1 last; } location /q { proxy_pass http://@up@; }", "/p/%41", "/q/A"),
     ("location /p { proxy_pass http://@up@; }", "/p/%41?%41", "/p/%41?%41"),
@@ -373,6 +418,12 @@ def test_the_steps_of_the_server_come_first(shared):
     assert {target: proxy.get(target).body for target in targets} == targets
 
 
+@pytest.mark.parametrize("rewrite", ["rewrite ^/(.*)$ /pub/$1 break;", "rewrite ^/(.*)$ /pub/$1;"])
+def test_the_steps_of_the_server_run_once_where_there_is_no_location(shared, rewrite):
+    proxy = shared(f"root html; {rewrite}", files={"html/pub/f": "f"})
+    assert proxy.get("/f").body == b"f"
+
+
 ENDS = [
     ("location /a { rewrite ^ /a last; }", "/a", 500, 'rewrite or internal redirection cycle while processing "/a"'),
     ("location /b { rewrite ^ /c; } location /c { rewrite ^ /b; }", "/b", 500, "rewrite or internal redirection cycle"),
@@ -380,6 +431,8 @@ ENDS = [
     ("location /e { try_files /none /e; }", "/e", 500, 'cycle while internally redirecting to "/e"'),
     ("location /f { rewrite ^ $arg_none last; }", "/f", 500, "the rewritten URI has a zero length"),
     ("location /g { alias html/; rewrite ^ /h break; }", "/g", 500, '"alias" cannot be used in location "/g" where URI was rewritten'),
+    ("location /g { alias html/; rewrite ^ /h; break; }", "/g", 500, '"alias" cannot be used in location "/g" where URI was rewritten'),
+    ("rewrite ^/old /g break; location /g { alias html/; }", "/old", 500, '"alias" cannot be used in location "/g" where URI was rewritten'),
 ]
 
 
@@ -401,6 +454,35 @@ def test_ten_changes_of_the_uri_are_allowed(shared):
     assert proxy.get("/10").body == b"/20"
 
 
+CAPTURED = [
+    # of a location for ^/p/(.*)$
+    ('set $c $1; return 200 "[$c][$1]";', "/p/a%20b", "[a%20b][a b]"),
+    ('set $c $1; return 200 "[$c][$1]";', "/p/a&b", "[a&b][a&b]"),
+    ('set $c $1; return 200 "[$c][$1]";', "/p/a&b+", "[a%26b%2B][a&b+]"),
+    ('set $c x$1y$1; return 200 "[$c]";', "/p/%26", "[x%26y%26]"),
+    ('set $c $uri; return 200 "[$c]";', "/p/%26", "[/4/p/&]"),
+    ('if ($arg_v = $1) { return 200 same; } return 200 other;', "/p/%26?v=%26", "same"),
+    ('if ($uri ~ "&(.)") { set $c $1; } return 200 "[$c]";', "/p/%26%26", "[%26]"),
+    ('if ($arg_v) { set $c $1; } return 200 "[$c]";', "/p/%26?v=1", "[%26]"),
+    ('rewrite ^/none /x; set $c $1; return 200 "[$c]";', "/p/%26", "[]"),
+    ('rewrite /p/(.*) /q/$1; set $c $1; return 200 "[$c]";', "/p/%26", "[&]"),
+    ('if ($arg_v) { rewrite /p/(.*) /q/$1; } set $c $1; return 200 "[$c]";', "/p/%26?v=1", "[&]"),
+    ('set $args v=$1; return 200 "[$args]";', "/p/%26", "[v=%26]"),
+]
+
+
+@pytest.mark.parametrize("at", range(len(CAPTURED)), ids=ids(CAPTURED))
+def test_captures_in_values(shared, at):
+    proxy = shared("\n".join(f"location ~ ^/{n}/p/(.*)$ {{ {row[0]} }}" for n, row in enumerate(CAPTURED)))
+    _, target, expected = CAPTURED[at]
+    assert proxy.get(f"/{at}{target}").body.decode() == expected
+
+
+def test_a_capture_in_the_name_of_a_file(shared):
+    proxy = shared('root html; location ~ ^/(.*)$ { if (-f $document_root/$1) { return 200 yes; } return 200 no; }', files={"html/a%20b": "", "html/c": ""})
+    assert [proxy.get(target).body for target in ("/a%20b", "/c", "/d")] == [b"yes", b"yes", b"no"]
+
+
 def test_rewrite_log(serve):
     proxy = serve(
         """
@@ -408,20 +490,26 @@ def test_rewrite_log(serve):
             listen 127.0.0.1:@port@;
             rewrite_log on;
             location / { rewrite ^/none /x; rewrite ^/(.*)$ /to/$1?b=2 last; }
-            location /to { rewrite ^ http://b/?; }
+            location /to { if ($args ~ ^b) { } if ($args !~* ^B=3) { } rewrite ^ http://b/?; }
+            location /quiet { rewrite_log off; if ($args ~ q) { rewrite_log on; rewrite ^ /q; } return 204; }
         }
         """,
         error_level="notice",
     )
+    assert proxy.get("/quiet?q").status == 204
     assert proxy.get("/x?a=1").status == 302
     for text in (
         '"^/none" does not match "/x"',
         '"^/(.*)$" matches "/x"',
         'rewritten data: "/to/x", args: "b=2&a=1"',
+        '"^b" matches "b=2&a=1"',
+        '"^B=3" does not match "b=2&a=1"',
         '"^" matches "/to/x"',
         'rewritten redirect: "http://b/"',
     ):
         assert "[notice]" in proxy.logged(text)
+    # A block of `if` is not asked.
+    assert '"q"' not in proxy.error_log() and "/q" not in proxy.error_log().replace("/quiet", "")
 
 
 REFUSED = [

@@ -295,6 +295,54 @@ def test_lengths_and_counts(values, binary):
     assert lines[1] == [str(len(two)), str(len(second.raw) + 5), "5", "2", "p"]
 
 
+def test_empty_lines_before_a_request_are_not_of_its_length(values, binary):
+    proxy = values("request_length", "return 200 12345;")
+    requests = [b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", b"GET /0.9\r\n", b"GET / HTTP/1.1\r\nX: y\r\n\r\n"]
+    for count, sent in enumerate(requests, 1):
+        with proxy.connect() as wire:
+            wire.send(b"\r\n\n" + sent)
+            wire.read_some()
+            expect(values.logged(count), {"request_length": str(len(sent))}, binary)
+
+
+DISCARDED = [
+    (b"Content-Length: 2\r\n\r\n", b"12"),
+    (b"Transfer-Encoding: chunked\r\n\r\n", b"1\r\nx\r\n0\r\n\r\n"),
+]
+
+
+@pytest.mark.parametrize("lines, body", DISCARDED, ids=["length", "chunks"])
+@pytest.mark.parametrize("comes", ["with the head", "later"])
+def test_a_body_that_nobody_reads_is_not_of_the_requests_length(values, binary, lines, body, comes):
+    proxy = values("request_length", "return 200 12345;")
+    head = b"POST / HTTP/1.1\r\nHost: a\r\n" + lines
+    with proxy.connect() as wire:
+        wire.send(head + body if comes == "with the head" else head)
+        assert wire.read_response().status == 200
+        if comes == "later":
+            wire.send(body)
+        expect(values.logged(), {"request_length": str(len(head))}, binary)
+
+
+def test_the_length_of_what_had_come_of_a_head(values, binary):
+    proxy = values("request_length", "client_header_timeout 300ms; return 200 x;")
+    for count, (sent, length) in enumerate([(b"GET /", 0), (b"GET / HTTP/1.1\r\nHost", 16), (b"GET / HTTP/1.1\r\nHost: a\r\nX", 25)], 1):
+        with proxy.connect() as wire:
+            wire.send(b"\r\n" + sent)
+            wire.expect_end()
+        expect(values.logged(count), {"request_length": str(length)}, binary)
+
+
+def test_100_continue_counts_as_body(values, binary):
+    proxy = values("bytes_sent body_bytes_sent", "return 200 ok;")
+    with proxy.connect() as wire:
+        wire.send(b"POST / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n12")
+        told = len(wire.read_until(b"\r\n\r\n"))
+        answer = wire.read_response()
+    sent = {"bytes_sent": str(told + len(answer.raw) + 2), "body_bytes_sent": str(told + 2)}
+    expect(values.logged(), sent, binary)
+
+
 def test_a_head_request_sends_no_body(values, binary):
     proxy = values("body_bytes_sent sent_http_content_length request_method status", "return 200 12345;")
     proxy.get("/", method="HEAD")

@@ -172,8 +172,8 @@ pub async fn tell_continue(c: &Connection, r: &mut Request) -> Result<(), Close>
     let send_timeout = *c.settings(r).core.send_timeout;
     let mut slices = [IoSlice::new(b"HTTP/1.1 100 Continue\r\n\r\n")];
     let (sent, result) = c.stream.send_all(&mut slices, send_timeout).await;
+    // As in nginx, only the final head is no part of what `$body_bytes_sent` counts.
     count::add(&mut r.response.bytes_sent, sent);
-    count::add(&mut r.response.head_bytes, sent);
     Ok(result?)
 }
 
@@ -394,6 +394,7 @@ async fn receive(c: &Connection, r: &mut Request, patience: Patience) -> Result<
     let close = match received {
         Ok(0) => Close::ClientAborted,
         Ok(_) => return Ok(()),
+        Err(Failure::TimedOut) => Close::BodyTimedOut,
         Err(failure) => Close::from(failure),
     };
     if matches!(close, Close::ClientAborted) && r.response.status == 0 {
@@ -563,11 +564,15 @@ fn is_well_formed(r: &Request) -> bool {
 pub fn discard_received(c: &Connection, r: &mut Request) -> Result<(), BodyError> {
     take_over(r);
     consume(r);
-    while r.body.state != State::Done && !r.body.raw.is_empty() {
-        take(c, r)?;
+    // What nobody has read is no part of `$request_length`.
+    let read = r.body.received;
+    let mut discarded = Ok(());
+    while discarded.is_ok() && r.body.state != State::Done && !r.body.raw.is_empty() {
+        discarded = take(c, r).map(drop);
         consume(r);
     }
-    Ok(())
+    r.body.received = read;
+    discarded
 }
 
 /// Whether bytes may come that nobody is going to read: asked while a response is sent that needs no
@@ -622,9 +627,11 @@ pub async fn discard(c: &Connection, r: &mut Request) -> Result<(), BodyError> {
     let until_ms = Some(timer::now_ms().saturating_add(total));
     let patience = Patience { each: *core.lingering_timeout, until_ms };
     r.body.until_ms = None;
+    let read = r.body.received;
     while next_within(c, r, patience).await?.is_some() {
         consume(r);
     }
+    r.body.received = read;
     Ok(())
 }
 

@@ -19,6 +19,8 @@ pub enum Close {
     ClientAbortedExchange,
     /// A deadline of the client's side passed.
     ClientTimedOut,
+    /// The client was silent in the middle of its body, which nginx says nothing of.
+    BodyTimedOut,
     /// An idle keepalive connection's time was up.
     KeepaliveTimedOut,
     /// The response could not be completed (the upstream broke off): the client must notice.
@@ -39,6 +41,7 @@ impl Close {
         match self {
             Close::Orderly
             | Close::Silently
+            | Close::BodyTimedOut
             | Close::KeepaliveTimedOut
             | Close::Truncated
             | Close::Interrupted

@@ -468,7 +468,7 @@ async fn end(c: &Connection, r: &mut Request, close: Close) {
     if !r.started.is_zero() && !r.logged {
         if r.response.status == 0 {
             r.response.status = match close {
-                Close::ClientTimedOut => 408,
+                Close::ClientTimedOut | Close::BodyTimedOut => 408,
                 Close::ClientAborted if r.head_len > 0 => 499,
                 Close::ClientAborted => 400,
                 _ => 0,
@@ -489,7 +489,7 @@ async fn end(c: &Connection, r: &mut Request, close: Close) {
     c.shard.flush_logs();
     let is_for_reset = match close {
         // Of one that has sent nothing there is nothing to take back.
-        Close::ClientTimedOut => !r.started.is_zero(),
+        Close::ClientTimedOut | Close::BodyTimedOut => !r.started.is_zero(),
         Close::Silently => r.response.status == 444,
         _ => false,
     };
@@ -560,7 +560,7 @@ pub fn may_keep_alive(c: &Connection, r: &Request) -> bool {
         && c.requests.get() < *core.keepalive_requests
         && r.started.saturating_sub(c.accepted) <= *core.keepalive_time
         && !(disable.contains(KeepaliveDisable::MSIE6)
-            && r.method == Method::Post
+            && r.head.method_kind == Method::Post
             && matches!(browser(r), Browser::Msie { old: true }))
         && !(disable.contains(KeepaliveDisable::SAFARI) && browser(r) == Browser::Safari)
         && !c.shard.is_quitting()

@@ -9,7 +9,7 @@ use super::close::Close;
 use super::connection::{self, Connection};
 use super::location::{Found, Handler, LocationTree};
 use super::modules::access::{self, Gate, Next};
-use super::modules::core::{self, ErrorPageStatus, ErrorPageTarget, Maps, TryFilesLast};
+use super::modules::core::{self, ErrorPage, ErrorPageStatus, ErrorPageTarget, Maps, TryFilesLast};
 use super::modules::rewrite::{self, Rewritten};
 use super::modules::static_files::{self, Validators, Verdict};
 use super::modules::{realip, status, stub_status};
@@ -17,7 +17,7 @@ use super::request::{Request, URI_CHANGES_MAX};
 use super::response::{self, Head, Length};
 use super::server::{Http, LocationId};
 use super::upstream::exchange;
-use super::variable::{Captures, GaveUp, Template};
+use super::variable::{GaveUp, Template};
 use super::{fault, special_response, value};
 use crate::error_log::Level;
 use crate::http1::encode;
@@ -113,12 +113,14 @@ async fn run(c: &Connection, r: &mut Request, enter: Enter) -> Result<Outcome, C
             return Ok(outcome);
         }
     }
-    loop {
+    // Where there is no location, the steps of the server are done already.
+    while r.location != http.server(r.server).level {
         match rewrite::run(c, r, http) {
             Rewritten::Respond(outcome) => return respond(c, r, outcome).await,
             Rewritten::Stay => break,
             Rewritten::Relocate => {
-                if count_uri_change(c, r, "processing") {
+                leave_location(c, r);
+                if count_uri_change(c, r, UriChange::Rewrite) {
                     return Ok(Outcome::Status(500));
                 }
                 if let Some(outcome) = enter_location(c, r, http) {
@@ -150,36 +152,19 @@ async fn run(c: &Connection, r: &mut Request, enter: Enter) -> Result<Outcome, C
 /// Finds the location of the current URI and makes the checks that come with it.
 fn enter_location(c: &Connection, r: &mut Request, http: &Http) -> Option<Outcome> {
     let server = http.server(r.server);
-    r.rewritten_in_place = false;
-    r.uri_follows_alias = false;
-    let mut captures = std::mem::take(r.captures.get_mut());
-    let search = find(&server.locations, http, &r.uri, &mut captures);
-    *r.captures.get_mut() = captures;
-    let Ok(search) = search else {
+    let Ok(search) = find(&server.locations, http, r) else {
         // What was not found out may have been a refusal.
         c.log(r, Level::Error, format_args!("matching the locations took too many steps"));
         return Some(Outcome::Status(500));
     };
-    match search {
-        Search::None => r.location = server.level,
-        Search::Prefix(location) | Search::Exact(location) => r.location = location,
-        Search::Regex(location, regex) => {
-            r.location = location;
-            r.set_named_captures(&regex);
+    let found = match search {
+        Search::None => server.level,
+        Search::Prefix(location) | Search::Final(location) | Search::AutoRedirect(location) => {
+            location
         }
-        Search::AutoRedirect(location) => {
-            r.location = location;
-            let mut target = Vec::new();
-            escape_uri(http.location(location).name.as_bytes(), &mut target);
-            if !r.args.is_empty() {
-                target.push(b'?');
-                target.extend_from_slice(&r.args);
-            }
-            r.response.location = Some(target);
-            return Some(Outcome::Status(301));
-        }
-    }
-    let core = &http.location(r.location).settings.core;
+    };
+    r.location = found;
+    let core = &http.location(found).settings.core;
     if *core.internal && !r.internal {
         return Some(Outcome::Status(404));
     }
@@ -197,7 +182,23 @@ fn enter_location(c: &Connection, r: &mut Request, http: &Http) -> Option<Outcom
         body::abandon(r);
         return Some(Outcome::Status(413));
     }
+    if let Search::AutoRedirect(_) = search {
+        let mut target = Vec::new();
+        escape_uri(http.location(found).name.as_bytes(), &mut target);
+        if !r.args.is_empty() {
+            target.push(b'?');
+            target.extend_from_slice(&r.args);
+        }
+        r.response.location = Some(target);
+        return Some(Outcome::Status(301));
+    }
     None
+}
+
+/// Every location that a request comes through can end the connection, not only the last one, which
+/// is asked when the response begins.
+fn leave_location(c: &Connection, r: &mut Request) {
+    r.keepalive = r.keepalive && connection::may_keep_alive(c, r);
 }
 
 /// The access phase: everybody who controls access is asked, and `satisfy` weighs what they say.
@@ -227,31 +228,26 @@ async fn control_access(c: &Connection, r: &mut Request, http: &Http) -> Option<
 
 enum Search {
     None,
+    /// A regex of an outer level may still be preferred.
     Prefix(LocationId),
-    /// By `=`: no regex of an outer level has a say.
-    Exact(LocationId),
-    Regex(LocationId, Arc<super::variable::Regex>),
+    /// By `=` or a regex: no regex of an outer level has a say.
+    Final(LocationId),
     AutoRedirect(LocationId),
 }
 
-/// http-core, section 5.
-fn find(
-    tree: &LocationTree,
-    http: &Http,
-    uri: &[u8],
-    captures: &mut Captures,
-) -> Result<Search, GaveUp> {
+/// http-core, section 5. Each regex that matches on the way leaves its captures.
+fn find(tree: &LocationTree, http: &Http, r: &mut Request) -> Result<Search, GaveUp> {
     let mut best = Search::None;
     let mut regexes_allowed = true;
-    match tree.find_prefix(uri) {
-        Found::Exact(location) => return Ok(Search::Exact(location)),
+    match tree.find_prefix(&r.uri) {
+        Found::Exact(location) => return Ok(Search::Final(location)),
         Found::AutoRedirect(location) => return Ok(Search::AutoRedirect(location)),
         Found::Prefix { location, no_regex } => {
             regexes_allowed = !no_regex;
             best = Search::Prefix(location);
             let nested = &http.location(location).nested;
             if !nested.is_empty() {
-                match find(nested, http, uri, captures)? {
+                match find(nested, http, r)? {
                     Search::None => {}
                     Search::Prefix(inner) => best = Search::Prefix(inner),
                     found => return Ok(found),
@@ -262,20 +258,12 @@ fn find(
     }
     if regexes_allowed {
         for (regex, location) in &tree.regexes {
-            if regex.matches(uri, captures)? {
+            if regex.matches(&r.uri, r.captures.get_mut())? {
+                r.set_named_captures(regex);
                 let nested = &http.location(*location).nested;
-                let inner = if nested.is_empty() {
-                    Search::None
-                } else {
-                    let mut inner_captures = captures.clone();
-                    let inner = find(nested, http, uri, &mut inner_captures)?;
-                    if let Search::Regex(..) = inner {
-                        *captures = inner_captures;
-                    }
-                    inner
-                };
+                let inner = if nested.is_empty() { Search::None } else { find(nested, http, r)? };
                 return Ok(match inner {
-                    Search::None => Search::Regex(*location, Arc::clone(regex)),
+                    Search::None => Search::Final(*location),
                     inner => inner,
                 });
             }
@@ -284,17 +272,33 @@ fn find(
     Ok(best)
 }
 
+/// How a URI comes to be changed.
+#[derive(Clone, Copy)]
+enum UriChange<'a> {
+    Rewrite,
+    InternalRedirect,
+    NamedLocation(&'a str),
+}
+
 /// One more change of the URI; true when that is one too many.
-fn count_uri_change(c: &Connection, r: &mut Request, what: &str) -> bool {
+fn count_uri_change(c: &Connection, r: &mut Request, change: UriChange<'_>) -> bool {
     if r.uri_changes >= URI_CHANGES_MAX {
         // Past the limit: not even an error page may change it again.
         r.uri_changes = URI_CHANGES_MAX + 1;
         let uri = crate::error_log::escape(&r.uri);
-        c.log(
-            r,
-            Level::Error,
-            format_args!("rewrite or internal redirection cycle while {what} \"{uri}\""),
-        );
+        let cycle = "rewrite or internal redirection cycle while";
+        match change {
+            UriChange::Rewrite => {
+                c.log(r, Level::Error, format_args!("{cycle} processing \"{uri}\""));
+            }
+            UriChange::InternalRedirect => {
+                c.log(r, Level::Error, format_args!("{cycle} internally redirecting to \"{uri}\""));
+            }
+            UriChange::NamedLocation(name) => {
+                let text = format_args!("{cycle} redirect to named location \"{name}\"");
+                c.log(r, Level::Error, text);
+            }
+        }
         return true;
     }
     r.uri_changes = r.uri_changes.saturating_add(1);
@@ -308,12 +312,19 @@ fn redirect_internally(
     uri: Vec<u8>,
     args: Vec<u8>,
 ) -> Option<u16> {
+    leave_location(c, r);
     r.uri = uri;
     r.args = args;
-    if count_uri_change(c, r, "internally redirecting to") {
+    if count_uri_change(c, r, UriChange::InternalRedirect) {
         return Some(500);
     }
     r.internal = true;
+    r.rewritten_in_place = false;
+    r.uri_follows_alias = false;
+    // The server is one of those that the request comes through.
+    let generation = Rc::clone(&r.generation);
+    r.location = generation.http().server(r.server).level;
+    leave_location(c, r);
     None
 }
 
@@ -329,7 +340,8 @@ fn redirect_to_named(c: &Connection, r: &mut Request, name: &str) -> Option<u16>
         return Some(500);
     };
     let was_original = r.uri_is_original;
-    if count_uri_change(c, r, "redirect to named location") {
+    leave_location(c, r);
+    if count_uri_change(c, r, UriChange::NamedLocation(name)) {
         return Some(500);
     }
     r.uri_is_original = was_original;
@@ -508,55 +520,60 @@ async fn special(c: &Connection, r: &mut Request, code: u16) -> Result<Outcome, 
     }
     let generation = Rc::clone(&r.generation);
     let core = &generation.http().location(r.location).settings.core;
-    let in_cycle = r.uri_changes > URI_CHANGES_MAX;
-    if !in_cycle && (!r.in_error_page || *core.recursive_error_pages) {
-        let page = core.error_page.iter().find(|page| page.codes.contains(&code));
-        if let Some(page) = page {
-            r.in_error_page = true;
-            // A page that takes the status's place may want the body; for any other, who waits for
-            // `100 Continue` is told the status instead.
-            if !matches!(page.answer, ErrorPageStatus::OfTarget | ErrorPageStatus::Code(200)) {
-                r.head.expect_continue = false;
+    let Some(page) = error_page(r, core, code) else {
+        r.response.status_override = None;
+        return built_in(c, r, code).await;
+    };
+    r.only_built_in_pages = !*core.recursive_error_pages;
+    // A page that takes the status's place may want the body; for any other, who waits for
+    // `100 Continue` is told the status instead.
+    if !matches!(page.answer, ErrorPageStatus::OfTarget | ErrorPageStatus::Code(200)) {
+        r.head.expect_continue = false;
+    }
+    r.response.status_override = match page.answer {
+        // Of 494 to 497 the client never hears.
+        ErrorPageStatus::Original => Some(special_response::status(code)),
+        ErrorPageStatus::Code(code) => Some(code),
+        ErrorPageStatus::OfTarget => None,
+    };
+    match &page.target {
+        ErrorPageTarget::Uri(uri) => {
+            if r.method != Method::Head {
+                r.method = Method::Get;
             }
-            r.response.status_override = match page.answer {
-                // Of 494 to 497 the client never hears.
-                ErrorPageStatus::Original => Some(special_response::status(code)),
-                ErrorPageStatus::Code(code) => Some(code),
-                ErrorPageStatus::OfTarget => None,
+            Ok(internal(value::expanded(uri, c, r)))
+        }
+        ErrorPageTarget::Named(name) => Ok(Outcome::Named(Arc::clone(name))),
+        ErrorPageTarget::Url(url) => {
+            let location = value::expanded(url, c, r);
+            if location.starts_with(b"@") {
+                return Ok(Outcome::Named(String::from_utf8_lossy(&location).into()));
+            }
+            if location.starts_with(b"/") {
+                // Out of variables: a URI all the same.
+                if r.method != Method::Head {
+                    r.method = Method::Get;
+                }
+                return Ok(internal(location));
+            }
+            r.response.location = Some(location);
+            let redirect = match page.answer {
+                ErrorPageStatus::Code(code @ (301 | 302 | 303 | 307 | 308)) => code,
+                _ => 302,
             };
-            match &page.target {
-                ErrorPageTarget::Uri(uri) => {
-                    if r.method != Method::Head {
-                        r.method = Method::Get;
-                    }
-                    return Ok(internal(value::expanded(uri, c, r)));
-                }
-                ErrorPageTarget::Named(name) => return Ok(Outcome::Named(Arc::clone(name))),
-                ErrorPageTarget::Url(url) => {
-                    let location = value::expanded(url, c, r);
-                    if location.starts_with(b"@") {
-                        return Ok(Outcome::Named(String::from_utf8_lossy(&location).into()));
-                    }
-                    if location.starts_with(b"/") {
-                        // Out of variables: a URI all the same.
-                        if r.method != Method::Head {
-                            r.method = Method::Get;
-                        }
-                        return Ok(internal(location));
-                    }
-                    r.response.location = Some(location);
-                    let redirect = match page.answer {
-                        ErrorPageStatus::Code(code @ (301 | 302 | 303 | 307 | 308)) => code,
-                        _ => 302,
-                    };
-                    r.response.status_override = None;
-                    return built_in(c, r, redirect).await;
-                }
-            }
+            r.response.status_override = None;
+            built_in(c, r, redirect).await
         }
     }
-    r.response.status_override = None;
-    built_in(c, r, code).await
+}
+
+/// The page that the location of an error has for it, unless the location of an earlier one lets its
+/// page have none, or the request is in a cycle.
+pub fn error_page<'a>(r: &Request, core: &'a core::Settings, code: u16) -> Option<&'a ErrorPage> {
+    if r.only_built_in_pages || r.uri_changes > URI_CHANGES_MAX {
+        return None;
+    }
+    core.error_page.iter().find(|page| page.codes.contains(&code))
 }
 
 /// The built-in page of a status, or an empty response where there is none.

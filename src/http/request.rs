@@ -50,8 +50,8 @@ pub struct Request {
     pub args: Vec<u8>,
     /// Whether `uri` and `args` still are what the client asked for.
     pub uri_is_original: bool,
-    /// The URI was changed by `rewrite … break`, after its location was chosen: what stands in for
-    /// the location's name no longer fits.
+    /// The URI was changed by `rewrite … break`, or by a `rewrite` with a `break` behind it: what stands
+    /// in for the location's name does not fit it.
     pub rewritten_in_place: bool,
     /// The URI is what `try_files` has found behind the `alias` of a regex location.
     pub uri_follows_alias: bool,
@@ -65,8 +65,9 @@ pub struct Request {
     /// Reached by a rewrite or an internal redirect: `internal` locations are open.
     pub internal: bool,
     pub uri_changes: u8,
-    /// An error page is being made: its own errors get the built-in pages.
-    pub in_error_page: bool,
+    /// An error page is being made whose own errors get the built-in pages: the location of the error
+    /// that it is for does without `recursive_error_pages`.
+    pub only_built_in_pages: bool,
 
     /// Of the last match. In a cell like what follows, because a variable that is only looked at may
     /// have to be computed by a match.
@@ -263,7 +264,7 @@ impl Request {
             host_port: None,
             internal: false,
             uri_changes: 0,
-            in_error_page: false,
+            only_built_in_pages: false,
             captures: RefCell::default(),
             gave_up: Cell::new(false),
             slots: Slots::default(),
@@ -321,7 +322,7 @@ impl Request {
         self.host_port = None;
         self.internal = false;
         self.uri_changes = 0;
-        self.in_error_page = false;
+        self.only_built_in_pages = false;
         self.captures.get_mut().clear();
         self.gave_up.set(false);
         self.slots.clear();
@@ -510,7 +511,7 @@ mod tests {
             host_port,
             internal,
             uri_changes,
-            in_error_page,
+            only_built_in_pages,
             captures,
             gave_up,
             slots,
@@ -554,7 +555,7 @@ mod tests {
         *host_port = Some(b"1".to_vec());
         *internal = true;
         *uri_changes = 1;
-        *in_error_page = true;
+        *only_built_in_pages = true;
         captures.get_mut().subject.push(b'a');
         captures.get_mut().groups.push(Some((0, 1)));
         gave_up.set(true);

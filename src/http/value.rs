@@ -233,9 +233,9 @@ pub fn append(variable: &Variable, c: &Connection, r: &Request, out: &mut Vec<u8
         Variable::RequestId => put(out, r.id.get_or_init(crate::os::random_hex)),
         Variable::RequestLength => {
             let head = match r.refused {
-                None => r.head_len,
                 Some(RefusedPart::RequestLine) => 0,
-                Some(RefusedPart::Headers) => r.head.read_len(),
+                // Without the empty lines before it.
+                None | Some(RefusedPart::Headers) => r.head.read_len(),
             };
             number(out, r.body.received.saturating_add(head as u64))
         }

@@ -154,23 +154,8 @@ impl HttpDate {
     }
 }
 
-/// The seconds since 1970 that a date header means, in any of the three forms of RFC 9110 section
-/// 5.6.7.
-pub fn parse_date(value: &[u8]) -> Option<u64> {
-    let time = httpdate::parse_http_date(std::str::from_utf8(value).ok()?).ok()?;
-    Some(time.duration_since(UNIX_EPOCH).ok()?.as_secs())
-}
-
-/// A date that is understood is written and understood again.
-pub fn fuzz_date(data: &[u8]) {
-    let Some(seconds) = parse_date(data) else { return };
-    assert_eq!(parse_date(HttpDate::default().get(seconds)), Some(seconds));
-}
-
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
-
     use super::*;
 
     #[test]
@@ -216,31 +201,5 @@ mod tests {
         assert_eq!(date.get(784_111_777), b"Sun, 06 Nov 1994 08:49:37 GMT");
         assert_eq!(date.get(784_111_777), b"Sun, 06 Nov 1994 08:49:37 GMT");
         assert_eq!(date.get(u64::MAX), b"Fri, 31 Dec 9999 23:59:59 GMT");
-        for form in [
-            "Sun, 06 Nov 1994 08:49:37 GMT",
-            "Sunday, 06-Nov-94 08:49:37 GMT",
-            "Sun Nov  6 08:49:37 1994",
-        ] {
-            assert_eq!(parse_date(form.as_bytes()), Some(784_111_777));
-        }
-        assert_eq!(parse_date(b"yesterday"), None);
-        assert_eq!(parse_date(b"\xff"), None);
-    }
-
-    proptest! {
-        #[test]
-        fn any_bytes(data: Vec<u8>) {
-            fuzz_date(&data);
-        }
-
-        #[test]
-        fn any_second(seconds in 0..=UNIX_SECONDS_MAX) {
-            prop_assert_eq!(parse_date(HttpDate::default().get(seconds)), Some(seconds));
-        }
-
-        #[test]
-        fn likely_dates(data in "Sun, [0-9]{2} (Feb|Nov) [0-9]{4} [0-9]{2}:[0-9]{2}:[0-9]{2} GMT") {
-            fuzz_date(data.as_bytes());
-        }
     }
 }

@@ -15,7 +15,7 @@ use crate::http::connection::Connection;
 use crate::http::request::Request;
 use crate::http::value;
 use crate::http::variable::Template;
-use crate::http1::{chunked, encode};
+use crate::http1::{chunked, date, encode};
 use crate::local_time;
 use crate::modules::Build;
 pub use expires::{Expires, fuzz_expires};
@@ -206,7 +206,7 @@ fn put_expires(c: &Connection, r: &mut Request, expires: &Expires) {
     let head = &mut r.response.head;
     let moment = Moment {
         now,
-        last_modified: lines::value(head, 0, b"last-modified").and_then(encode::parse_date),
+        last_modified: lines::value(head, 0, b"last-modified").and_then(date::parse),
         next_daily: match expires {
             Expires::At { kind: Kind::Daily, seconds } => local_time::next_daily(now, *seconds),
             _ => now,

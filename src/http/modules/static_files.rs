@@ -13,7 +13,7 @@ use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use rustix::fs::FileType;
+use rustix::fs::{FileType, Stat};
 use rustix::io::Errno;
 use smallvec::SmallVec;
 
@@ -27,7 +27,7 @@ use crate::http::action::Action;
 use crate::http::body;
 use crate::http::close::Close;
 use crate::http::connection::Connection;
-use crate::http::phase::Outcome;
+use crate::http::phase::{self, Outcome};
 use crate::http::request::Request;
 use crate::http::response::{self, Head, Length};
 use crate::http::variable::Part;
@@ -160,15 +160,15 @@ fn index(c: &Connection, r: &Request, directory: &[u8]) -> Outcome {
         if leaves_root(c, r, &path) {
             return Outcome::Status(404);
         }
-        let Err(error) = symlinks(c, r, &path).stat(&path) else {
+        let Err(failed) = symlinks(c, r, &path).stat(&path) else {
             return Outcome::Internal {
                 uri: [r.uri.as_slice(), &name].concat(),
                 args: r.args.clone(),
             };
         };
-        match error {
+        match failed.error {
             Errno::LOOP => return Outcome::Status(403),
-            Errno::NOTDIR | Errno::NAMETOOLONG | Errno::ACCESS => {
+            error @ (Errno::NOTDIR | Errno::NAMETOOLONG | Errno::ACCESS) => {
                 return Outcome::Status(refuse_index(c, r, &path, error));
             }
             _ => {}
@@ -180,9 +180,8 @@ fn index(c: &Connection, r: &Request, directory: &[u8]) -> Outcome {
             }
             is_directory_tested = true;
         }
-        if error != Errno::NOENT {
-            let text = format_args!("stat() \"{}\" failed", escape(&path));
-            c.log_errno(r, Level::Crit, text, &error.into());
+        if failed.error != Errno::NOENT {
+            tell_failed(c, r, &path, &failed);
             return Outcome::Status(500);
         }
     }
@@ -204,11 +203,12 @@ fn test_directory(c: &Connection, r: &Request, directory: &[u8], index: &[u8]) -
             c.log(r, Level::Alert, text);
             Some(500)
         }
-        Err(Errno::LOOP) => Some(403),
-        Err(error @ Errno::NOENT) => Some(refuse_index(c, r, index, error)),
-        Err(error) => {
-            let text = format_args!("stat() \"{}\" failed", escape(directory));
-            c.log_errno(r, Level::Crit, text, &error.into());
+        Err(OpenError { error: Errno::LOOP, .. }) => Some(403),
+        Err(OpenError { error: error @ Errno::NOENT, .. }) => {
+            Some(refuse_index(c, r, index, error))
+        }
+        Err(failed) => {
+            tell_failed(c, r, directory, &failed);
             Some(500)
         }
     }
@@ -260,8 +260,25 @@ pub fn is_there(c: &Connection, r: &Request, path: &[u8], wants_directory: bool)
     if leaves_root(c, r, path) {
         return false;
     }
-    let found = symlinks(c, r, path).stat(path);
-    found.is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode).is_dir() == wants_directory)
+    look_up(c, r, path)
+        .is_some_and(|stat| FileType::from_raw_mode(stat.st_mode).is_dir() == wants_directory)
+}
+
+/// What is at a path that need not be there. When that cannot be found out, it is told.
+pub fn look_up(c: &Connection, r: &Request, path: &[u8]) -> Option<Stat> {
+    match symlinks(c, r, path).stat(path) {
+        Ok(stat) => Some(stat),
+        Err(OpenError { error: Errno::NOENT | Errno::NOTDIR | Errno::NAMETOOLONG, .. }) => None,
+        Err(failed) => {
+            tell_failed(c, r, path, &failed);
+            None
+        }
+    }
+}
+
+fn tell_failed(c: &Connection, r: &Request, path: &[u8], failed: &OpenError) {
+    let text = format_args!("{} \"{}\" failed", failed.call, escape(path));
+    c.log_errno(r, Level::Crit, text, &failed.error.into());
 }
 
 /// The descriptor is asked what it is, so that nothing can be exchanged in between.
@@ -531,8 +548,7 @@ async fn send_not_satisfiable(
 ) -> Result<Outcome, Close> {
     const STATUS: u16 = 416;
     let core = &c.settings(r).core;
-    let may_redirect = !r.in_error_page || *core.recursive_error_pages;
-    if may_redirect && core.error_page.iter().any(|page| page.codes.contains(&STATUS)) {
+    if phase::error_page(r, core, STATUS).is_some() {
         return Ok(Outcome::Status(STATUS));
     }
     let padded = *core.msie_padding

@@ -17,6 +17,7 @@ use crate::http::modules::static_files::range::{self, Selection};
 use crate::http::request::Request;
 use crate::http::response::{self, Head, Length};
 use crate::http::value;
+use crate::http1::date;
 use crate::http1::encode;
 use crate::http1::framing::BodyLength;
 use crate::http1::header::Known;
@@ -236,7 +237,7 @@ pub fn select_range(r: &mut Request, location: &Location) -> Result<(), u64> {
     let raw = r.upstream_bytes.as_slice();
     let sent = |known| r.upstream_head.headers.find(known).map(|field| field.value.of(raw));
     let current = Validators {
-        last_modified: sent(Known::LastModified).and_then(encode::parse_date),
+        last_modified: sent(Known::LastModified).and_then(date::parse),
         etag: sent(Known::Etag),
     };
     if !header(Known::IfRange).is_none_or(|value| conditional::is_range_allowed(value, &current)) {

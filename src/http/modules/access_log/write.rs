@@ -161,10 +161,16 @@ impl LogWriters {
         out.push(b'\n');
         if buffered {
             if out.len() > hold.buffer {
-                // The lines before this one fill the buffer; this one begins the next.
+                // The lines before this one fill the buffer; this one begins the next, if that has
+                // room for it.
                 let line = out.split_off(start);
                 writer.write_later(lines);
                 lines.later = line;
+                lines.flush_at_ms = None;
+                if lines.later.len() > hold.buffer {
+                    writer.write_later(lines);
+                    return;
+                }
             }
             if let Some(flush) = hold.flush
                 && lines.flush_at_ms.is_none()

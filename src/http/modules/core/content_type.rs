@@ -6,10 +6,8 @@ use super::{Settings, Types};
 
 /// `types`, else `default_type`; `None` when that is empty.
 pub fn content_type(core: &Settings, uri: &[u8]) -> Option<Arc<str>> {
-    let segment = uri.rsplit(|&b| b == b'/').next().unwrap_or_default();
-    let extension = memchr::memrchr(b'.', segment).and_then(|at| segment.get(at..)?.get(1..));
     let types: &Types = &core.types;
-    let known = extension.filter(|e| !e.is_empty()).and_then(|extension| {
+    let known = extension(uri).and_then(|extension| {
         if extension.iter().any(u8::is_ascii_uppercase) {
             types.get(extension.to_ascii_lowercase().as_slice())
         } else {
@@ -18,4 +16,11 @@ pub fn content_type(core: &Settings, uri: &[u8]) -> Option<Arc<str>> {
     });
     let found = known.unwrap_or(&core.default_type);
     (!found.is_empty()).then(|| Arc::clone(found))
+}
+
+fn extension(uri: &[u8]) -> Option<&[u8]> {
+    let name = uri.rsplit(|&byte| byte == b'/').next()?;
+    // The dot that a name begins with hides a file, and says nothing of its type.
+    let dot = memchr::memrchr(b'.', name).filter(|dot| *dot > 0)?;
+    name.get(dot..)?.get(1..).filter(|extension| !extension.is_empty())
 }

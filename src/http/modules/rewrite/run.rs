@@ -1,15 +1,16 @@
 //! Running the steps of one level against a request.
 
-use std::rc::Rc;
+use rustix::fs::{FileType, Mode, Stat};
 
 use super::{Condition, FileTest, Return, Rewrite, RewriteFlag, Step};
 use crate::error_log::{Level, escape};
 use crate::http::connection::Connection;
+use crate::http::modules::static_files;
 use crate::http::pace;
 use crate::http::request::Request;
 use crate::http::server::Http;
 use crate::http::value;
-use crate::http::variable::GaveUp;
+use crate::http::variable::{Part, Regex, Template, Variable};
 use crate::http1::uri::{escape_args, unescape_redirect};
 
 /// What the steps of a level amount to.
@@ -42,73 +43,200 @@ enum Next {
 
 /// Runs the steps of the request's current location.
 pub fn run(c: &Connection, r: &mut Request, http: &Http) -> Rewritten {
-    let steps = &http.location(r.location).settings.rewrite.steps;
-    if steps.is_empty() {
+    let settings = &http.location(r.location).settings.rewrite;
+    if settings.steps.is_empty() {
         return Rewritten::Stay;
     }
-    let mut changed = false;
-    match run_steps(c, r, http, steps, &mut changed) {
+    let mut run = Run { c, http, logs: *settings.log, uri_changed: false, has_rewritten: false };
+    match run.steps(r, &settings.steps) {
         Next::Respond(answer) => Rewritten::Respond(answer),
         Next::Last => Rewritten::Relocate,
-        Next::Step if changed => Rewritten::Relocate,
+        Next::Step if run.uri_changed => Rewritten::Relocate,
         Next::Step | Next::Break => Rewritten::Stay,
     }
 }
 
-fn run_steps(
-    c: &Connection,
-    r: &mut Request,
-    http: &Http,
-    steps: &[Step],
-    changed: &mut bool,
-) -> Next {
-    for step in steps {
-        let next = match step {
-            Step::Return(answer) => Next::Respond(answer_of(answer, c, r)),
-            Step::Break => Next::Break,
+/// A level's steps as they are taken.
+struct Run<'a> {
+    c: &'a Connection,
+    http: &'a Http,
+    /// `rewrite_log` of the level itself: its blocks of `if` are not asked.
+    logs: bool,
+    /// The URI was changed, and its location has not been found yet.
+    uri_changed: bool,
+    /// A `rewrite` has matched.
+    has_rewritten: bool,
+}
+
+impl Run<'_> {
+    fn steps(&mut self, r: &mut Request, steps: &[Step]) -> Next {
+        for step in steps {
+            let next = self.step(r, step);
+            if r.has_given_up() {
+                return Next::Respond(Answer::Status(500));
+            }
+            if !matches!(next, Next::Step) {
+                return next;
+            }
+        }
+        Next::Step
+    }
+
+    fn step(&mut self, r: &mut Request, step: &Step) -> Next {
+        match step {
+            Step::Return(answer) => return Next::Respond(answer_of(answer, self.c, r)),
+            Step::Break => {
+                r.rewritten_in_place |= self.uri_changed;
+                return Next::Break;
+            }
             Step::Set { slot, value } => {
-                let value = value::expanded(value, c, r);
+                let value = self.value(r, value);
                 r.set_slot(*slot, &value);
-                Next::Step
             }
             Step::SetArgs { value } => {
-                r.args = value::expanded(value, c, r);
+                r.args = self.value(r, value);
                 r.uri_is_original = false;
-                Next::Step
             }
             Step::SetLimitRate { value } => {
-                let value = value::expanded(value, c, r);
+                let value = self.value(r, value);
                 if let Some(rate) = pace::parse_size(&value) {
                     r.response.limit_rate = Some(rate);
                 } else {
                     let text = escape(&value);
-                    c.log(r, Level::Error, format_args!("invalid $limit_rate \"{text}\""));
+                    self.c.log(r, Level::Error, format_args!("invalid $limit_rate \"{text}\""));
                 }
-                Next::Step
             }
-            Step::Rewrite(rewrite) => apply(rewrite, c, r, changed),
+            Step::Rewrite(rewrite) => return self.rewrite(r, rewrite),
             Step::If { condition, location } => {
-                let holds = holds(condition, c, r);
-                if r.has_given_up() {
-                    Next::Respond(Answer::Status(500))
-                } else if holds {
+                if self.holds(r, condition) && !r.has_given_up() {
                     // The block's settings are in force from here on.
                     r.location = *location;
-                    let steps = &http.location(*location).settings.rewrite.steps;
-                    run_steps(c, r, http, steps, changed)
-                } else {
-                    Next::Step
+                    return self.steps(r, &self.http.location(*location).settings.rewrite.steps);
                 }
             }
+        }
+        Next::Step
+    }
+
+    /// The text of a step, but for `return` and `rewrite`. Until a `rewrite` has matched, nginx escapes
+    /// captures in it as in a redirect.
+    fn value(&self, r: &Request, template: &Template) -> Vec<u8> {
+        let mut value = Vec::new();
+        for part in &template.parts {
+            match part {
+                Part::Literal(text) => value.extend_from_slice(text),
+                Part::Variable(Variable::Capture(n))
+                    if !self.has_rewritten && must_escape_captures(r) =>
+                {
+                    put_escaped_capture(*n, r, &mut value);
+                }
+                Part::Variable(variable) => {
+                    value::append(variable, self.c, r, &mut value);
+                }
+            }
+        }
+        value
+    }
+
+    /// One `rewrite` step.
+    fn rewrite(&mut self, r: &mut Request, rewrite: &Rewrite) -> Next {
+        let uri = std::mem::take(&mut r.uri);
+        let matched = self.matches(r, &rewrite.regex, &uri);
+        r.uri = uri;
+        if !matched {
+            return Next::Step;
+        }
+        self.has_rewritten = true;
+        let redirect = match rewrite.flag {
+            RewriteFlag::Permanent => Some(301),
+            RewriteFlag::Redirect => Some(302),
+            _ => None,
         };
-        if r.has_given_up() {
+        let c = self.c;
+        let Replaced { mut target, args_at } =
+            expand_replacement(rewrite, redirect.is_some(), c, r);
+        if let Some(code) = redirect {
+            target = unescape_redirect(&target);
+            if !rewrite.drop_args && !r.args.is_empty() {
+                target.push(if args_at.is_some() { b'&' } else { b'?' });
+                target.extend_from_slice(&r.args);
+            }
+            if self.logs {
+                let text = format_args!("rewritten redirect: \"{}\"", escape(&target));
+                c.log(r, Level::Notice, text);
+            }
+            return Next::Respond(Answer::Redirect { code, location: target });
+        }
+
+        if let Some(at) = args_at {
+            let mut args = target.split_off(at);
+            if !rewrite.drop_args && !r.args.is_empty() {
+                args.push(b'&');
+                args.extend_from_slice(&r.args);
+            }
+            r.args = args;
+        } else if rewrite.drop_args {
+            r.args.clear();
+        }
+        r.uri = target;
+        r.uri_is_original = false;
+        r.internal = true;
+        self.uri_changed = true;
+        if self.logs {
+            let (uri, args) = (escape(&r.uri), escape(&r.args));
+            c.log(r, Level::Notice, format_args!("rewritten data: \"{uri}\", args: \"{args}\""));
+        }
+        if r.uri.is_empty() {
+            c.log(r, Level::Error, format_args!("the rewritten URI has a zero length"));
             return Next::Respond(Answer::Status(500));
         }
-        if !matches!(next, Next::Step) {
-            return next;
+        match rewrite.flag {
+            RewriteFlag::Break => {
+                r.rewritten_in_place = true;
+                Next::Break
+            }
+            RewriteFlag::Last => Next::Last,
+            _ => Next::Step,
         }
     }
-    Next::Step
+
+    /// Whether a regex of a step matches. What it captures takes the place of what was captured before;
+    /// when it does not match, that is gone, too.
+    fn matches(&self, r: &mut Request, regex: &Regex, subject: &[u8]) -> bool {
+        let Ok(matched) = regex.matches(subject, r.captures.get_mut()) else {
+            r.give_up(self.c, regex);
+            return false;
+        };
+        if matched {
+            r.set_named_captures(regex);
+        } else {
+            r.captures.get_mut().clear();
+        }
+        if self.logs {
+            let verb = if matched { "matches" } else { "does not match" };
+            let (pattern, subject) = (&regex.pattern, escape(subject));
+            self.c.log(r, Level::Notice, format_args!("\"{pattern}\" {verb} \"{subject}\""));
+        }
+        matched
+    }
+
+    fn holds(&self, r: &mut Request, condition: &Condition) -> bool {
+        match condition {
+            Condition::True(value) => value::is_true(&self.value(r, value)),
+            Condition::Equal { left, right, negate } => {
+                (self.value(r, left) == self.value(r, right)) != *negate
+            }
+            Condition::Match { value, regex, negate } => {
+                let value = self.value(r, value);
+                self.matches(r, regex, &value) != *negate
+            }
+            Condition::File { path, test, negate } => {
+                let path = self.value(r, path);
+                let found = static_files::look_up(self.c, r, &path);
+                found.is_some_and(|stat| is_file(&stat, *test)) != *negate
+            }
+        }
+    }
 }
 
 fn answer_of(answer: &Return, c: &Connection, r: &mut Request) -> Answer {
@@ -130,79 +258,6 @@ fn answer_of(answer: &Return, c: &Connection, r: &mut Request) -> Answer {
     }
 }
 
-/// One `rewrite` step.
-fn apply(rewrite: &Rewrite, c: &Connection, r: &mut Request, changed: &mut bool) -> Next {
-    let uri = std::mem::take(&mut r.uri);
-    let matched = rewrite.regex.matches(&uri, r.captures.get_mut());
-    r.uri = uri;
-    let Ok(matched) = matched else {
-        r.give_up(c, &rewrite.regex);
-        return Next::Step;
-    };
-    let generation = Rc::clone(&r.generation);
-    let logs = *generation.http().location(r.location).settings.rewrite.log;
-    if logs {
-        let verb = if matched { "matches" } else { "does not match" };
-        let uri = escape(&r.uri);
-        c.log(r, Level::Notice, format_args!("\"{}\" {verb} \"{uri}\"", rewrite.regex.pattern));
-    }
-    if !matched {
-        // Whatever was captured before is gone, too.
-        r.captures.get_mut().clear();
-        return Next::Step;
-    }
-    r.set_named_captures(&rewrite.regex);
-
-    let redirect = match rewrite.flag {
-        RewriteFlag::Permanent => Some(301),
-        RewriteFlag::Redirect => Some(302),
-        _ => None,
-    };
-    let Replaced { mut target, args_at } = expand_replacement(rewrite, redirect.is_some(), c, r);
-    if let Some(code) = redirect {
-        target = unescape_redirect(&target);
-        if !rewrite.drop_args && !r.args.is_empty() {
-            target.push(if args_at.is_some() { b'&' } else { b'?' });
-            target.extend_from_slice(&r.args);
-        }
-        if logs {
-            c.log(r, Level::Notice, format_args!("rewritten redirect: \"{}\"", escape(&target)));
-        }
-        return Next::Respond(Answer::Redirect { code, location: target });
-    }
-
-    if let Some(at) = args_at {
-        let mut args = target.split_off(at);
-        if !rewrite.drop_args && !r.args.is_empty() {
-            args.push(b'&');
-            args.extend_from_slice(&r.args);
-        }
-        r.args = args;
-    } else if rewrite.drop_args {
-        r.args.clear();
-    }
-    r.uri = target;
-    r.uri_is_original = false;
-    r.internal = true;
-    *changed = true;
-    if logs {
-        let (uri, args) = (escape(&r.uri), escape(&r.args));
-        c.log(r, Level::Notice, format_args!("rewritten data: \"{uri}\", args: \"{args}\""));
-    }
-    if r.uri.is_empty() {
-        c.log(r, Level::Error, format_args!("the rewritten URI has a zero length"));
-        return Next::Respond(Answer::Status(500));
-    }
-    match rewrite.flag {
-        RewriteFlag::Break => {
-            r.rewritten_in_place = true;
-            Next::Break
-        }
-        RewriteFlag::Last => Next::Last,
-        _ => Next::Step,
-    }
-}
-
 struct Replaced {
     target: Vec<u8>,
     /// Where the args begin that the replacement itself has: behind its `?`, which is kept in a
@@ -211,10 +266,9 @@ struct Replaced {
 }
 
 /// The replacement's text. Captures are escaped where they stand in the args, or anywhere in a
-/// redirect, if the client's path held escapes or `+` (http-core, section 11).
+/// redirect.
 fn expand_replacement(rewrite: &Rewrite, redirects: bool, c: &Connection, r: &Request) -> Replaced {
-    use crate::http::variable::{Part, Variable};
-    let escape_captures = r.escape || has_plus(r.text(r.head.path));
+    let must_escape = must_escape_captures(r);
     let (mut target, mut args_at) = (Vec::new(), None);
     for part in &rewrite.replacement.parts {
         match part {
@@ -230,11 +284,9 @@ fn expand_replacement(rewrite: &Rewrite, redirects: bool, c: &Connection, r: &Re
                 }
             }
             Part::Variable(Variable::Capture(n))
-                if escape_captures && (redirects || args_at.is_some()) =>
+                if must_escape && (redirects || args_at.is_some()) =>
             {
-                let captures = r.captures.borrow();
-                let value = captures.group(usize::from(*n)).unwrap_or_default();
-                escape_args(value, &mut target);
+                put_escaped_capture(*n, r, &mut target);
             }
             Part::Variable(variable) => {
                 value::append(variable, c, r, &mut target);
@@ -244,43 +296,30 @@ fn expand_replacement(rewrite: &Rewrite, redirects: bool, c: &Connection, r: &Re
     Replaced { target, args_at }
 }
 
+fn put_escaped_capture(n: u8, r: &Request, out: &mut Vec<u8>) {
+    let captures = r.captures.borrow();
+    escape_args(captures.group(usize::from(n)).unwrap_or_default(), out);
+}
+
+/// Whether captures are escaped at all, where they may be: if the client's path held escapes or `+`
+/// (http-core, section 11).
+fn must_escape_captures(r: &Request) -> bool {
+    r.escape || has_plus(r.text(r.head.path))
+}
+
 /// Whether the path of a target holds a `+`.
 fn has_plus(target: &[u8]) -> bool {
     let path = target.iter().take_while(|&&byte| !matches!(byte, b'?' | b'#'));
     path.into_iter().any(|&byte| byte == b'+')
 }
 
-fn holds(condition: &Condition, c: &Connection, r: &mut Request) -> bool {
-    match condition {
-        Condition::True(value) => value::is_true(&value::expanded(value, c, r)),
-        Condition::Equal { left, right, negate } => {
-            (value::expanded(left, c, r) == value::expanded(right, c, r)) != *negate
-        }
-        Condition::Match { value, regex, negate } => {
-            let value = value::expanded(value, c, r);
-            let matched = regex.matches(&value, r.captures.get_mut());
-            match matched {
-                Ok(true) => r.set_named_captures(regex),
-                Ok(false) => r.captures.get_mut().clear(),
-                Err(GaveUp) => r.give_up(c, regex),
-            }
-            matched != Ok(*negate)
-        }
-        Condition::File { path, test, negate } => {
-            let path = value::expanded(path, c, r);
-            let path: &std::ffi::OsStr = std::os::unix::ffi::OsStrExt::from_bytes(&path);
-            file_is(path, *test) != *negate
-        }
-    }
-}
-
-fn file_is(path: &std::ffi::OsStr, test: FileTest) -> bool {
-    use std::os::unix::fs::PermissionsExt;
-    let Ok(found) = std::fs::metadata(path) else { return false };
-    match test {
-        FileTest::Exists => true,
-        FileTest::File => found.is_file(),
-        FileTest::Directory => found.is_dir(),
-        FileTest::Executable => found.permissions().mode() & 0o111 != 0,
+fn is_file(stat: &Stat, test: FileTest) -> bool {
+    let mode = stat.st_mode;
+    match (test, FileType::from_raw_mode(mode)) {
+        // A device or a FIFO is nothing to nginx.
+        (FileTest::Exists, kind) => kind.is_file() || kind.is_dir(),
+        (FileTest::File, kind) => kind.is_file(),
+        (FileTest::Directory, kind) => kind.is_dir(),
+        (FileTest::Executable, _) => Mode::from_raw_mode(mode).contains(Mode::XUSR),
     }
 }

@@ -2,7 +2,7 @@
 //! section 13). Header values and validators in, verdict out.
 
 use crate::http::modules::core::IfModifiedSince;
-use crate::http1::encode::parse_date;
+use crate::http1::date;
 
 /// What a client can tell the state of a file by (RFC 9110 section 8.8).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -59,19 +59,19 @@ pub fn is_range_allowed(if_range: &[u8], current: &Validators<'_>) -> bool {
     if if_range.len() >= 2 && if_range.ends_with(b"\"") {
         return current.etag == Some(if_range);
     }
-    current.last_modified.is_some() && parse_date(if_range) == current.last_modified
+    current.last_modified.is_some() && date::parse(if_range) == current.last_modified
 }
 
 /// A date that cannot be read counts as older than any file.
 fn is_unmodified_since(date: &[u8], current: &Validators<'_>) -> bool {
-    match (parse_date(date), current.last_modified) {
+    match (date::parse(date), current.last_modified) {
         (Some(since), Some(modified)) => modified <= since,
         _ => false,
     }
 }
 
 fn is_modified_since(date: &[u8], current: &Validators<'_>, mode: IfModifiedSince) -> bool {
-    match (parse_date(date), current.last_modified) {
+    match (date::parse(date), current.last_modified) {
         (Some(since), Some(modified)) => match mode {
             IfModifiedSince::Off => true,
             IfModifiedSince::Exact => modified != since,
@@ -132,7 +132,7 @@ pub fn fuzz_conditional(data: &[u8]) {
         assert!(asked, "{conditions:?}");
     }
     if is_range_allowed(data, &current) {
-        assert!(Some(data) == current.etag || parse_date(data) == current.last_modified);
+        assert!(Some(data) == current.etag || date::parse(data) == current.last_modified);
     }
 }
 

@@ -50,12 +50,12 @@ impl Symlinks {
     }
 
     /// What `path` is.
-    pub fn stat(self, path: &[u8]) -> Result<Stat, Errno> {
+    pub fn stat(self, path: &[u8]) -> Result<Stat, OpenError> {
         if self.mode == SymlinkMode::Off {
-            return rustix::fs::stat(path);
+            return rustix::fs::stat(path).map_err(|error| OpenError { call: "stat()", error });
         }
-        let file = self.open_checked(path, FILE).map_err(|failed| failed.error)?;
-        rustix::fs::fstat(file)
+        let file = self.open_checked(path, FILE)?;
+        rustix::fs::fstat(file).map_err(|error| OpenError { call: "fstat()", error })
     }
 
     fn open_checked(self, path: &[u8], flags: OFlags) -> Result<OwnedFd, OpenError> {
