@@ -260,7 +260,7 @@ fn answer_of(answer: &Return, c: &Connection, r: &mut Request) -> Answer {
 
 struct Replaced {
     target: Vec<u8>,
-    /// Where the args begin that the replacement itself has: behind its `?`, which is kept in a
+    /// Where the args begin that the replacement itself has: behind its first `?`, which is kept in a
     /// redirect only. One that comes out of a capture or a variable is an ordinary character.
     args_at: Option<usize>,
 }
@@ -273,14 +273,16 @@ fn expand_replacement(rewrite: &Rewrite, redirects: bool, c: &Connection, r: &Re
     for part in &rewrite.replacement.parts {
         match part {
             Part::Literal(text) => {
-                for (n, piece) in text.split(|&byte| byte == b'?').enumerate() {
-                    if n > 0 {
-                        if redirects {
-                            target.push(b'?');
-                        }
-                        args_at = Some(target.len());
+                // A later one is part of the args.
+                let first = text.iter().position(|&byte| byte == b'?' && args_at.is_none());
+                let (path, args) = text.split_at(first.unwrap_or(text.len()));
+                target.extend_from_slice(path);
+                if let [mark, args @ ..] = args {
+                    if redirects {
+                        target.push(*mark);
                     }
-                    target.extend_from_slice(piece);
+                    args_at = Some(target.len());
+                    target.extend_from_slice(args);
                 }
             }
             Part::Variable(Variable::Capture(n))
