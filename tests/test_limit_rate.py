@@ -267,3 +267,10 @@ def test_a_client_that_leaves_a_slowed_exchange(limited):
     wire.close()
     proxy.logged("client prematurely closed connection, so upstream connection is closed too")
     eventually(lambda: gone, "the server's connection is closed")
+
+
+def test_a_limit_that_the_head_of_the_response_tells(limited):
+    text = "location / { limit_rate $upstream_http_x_rate; proxy_pass http://@upstream@; }"
+    proxy = limited(text, answering(response(b"ok", "X-Rate: 1000000")))
+    assert proxy.get("/").body == b"ok"
+    assert proxy.accessed() == ["/ 1000000 200 2"]

@@ -537,6 +537,33 @@ def test_what_is_refused(through, directives, told):
         through(b"", directives)
 
 
+# Whatever is decided about a response may go by its head.
+
+
+@pytest.mark.parametrize(
+    "directives, name, value",
+    [
+        ("add_header X $upstream_http_x_a;", "X", "/a"),
+        ("add_header X $upstream_cookie_c;", "X", "1"),
+        ("proxy_cookie_path / $upstream_http_x_a;", "Set-Cookie", "c=1; Path=/a"),
+        ("proxy_redirect /from $upstream_http_x_a;", "Location", "http://example.com:@port@/a/x"),
+        ("proxy_redirect /from $upstream_http_x_a;", "Refresh", "1; url=/a/y"),
+    ],
+)
+def test_variables_of_the_head_that_is_passed_on(through, directives, name, value):
+    lines = ["X-A: /a", "Location: /from/x", "Refresh: 1; url=/from/y", "Set-Cookie: c=1; Path=/"]
+    proxy = through(response(b"ok", *lines), directives)
+    assert proxy.get("/app/").get(name) == value.replace("@port@", str(proxy.port))
+
+
+def test_variables_of_the_head_in_a_trailer(through):
+    answer = b"HTTP/1.1 200 OK\r\nX-A: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+    proxy = through(answer + chunked(b"ok"), "add_trailer X $upstream_http_x_a;")
+    with proxy.connect() as wire:
+        wire.send("GET /app/ HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert wire.read_response().trailers == ["X: a"]
+
+
 # X-Accel-*
 
 

@@ -379,6 +379,10 @@ impl<'a> Relay<'a, '_> {
         let first = std::mem::take(&mut r.upstream_bytes);
         #[expect(clippy::arithmetic_side_effects, reason = "counted behind the head")]
         let head_len = first.len() - ahead;
+        if r.response.has_trailers {
+            // These may tell of it before the last of it has gone.
+            r.upstream_bytes.extend(first.as_slice().get(..head_len).unwrap_or_default());
+        }
         let relayed = self.relay(r, &first, head_len).await;
         r.upstream_bytes = first;
         if let Some(attempt) = r.attempts.last_mut() {
