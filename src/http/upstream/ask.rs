@@ -519,6 +519,7 @@ impl Exchange<'_> {
                     self.c.log(r, Level::Error, format_args!("{NO_VALID_HEADER}"));
                 }
                 r.upstream_head_len = len;
+                head::take_limit_rate(r, self.settings);
                 for duplicate in &r.upstream_head.duplicates {
                     let text = duplicate.text(r.upstream_bytes.as_slice());
                     self.c.log(r, Level::Warn, format_args!("{text}"));

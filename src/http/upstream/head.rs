@@ -96,8 +96,6 @@ pub fn put_head(
         date: hides(b"date") || (family == Family::Uwsgi && !has(Known::Date)),
         upgrade: upstream.code == 101,
     };
-    // Before the head begins: it begins with how fast the response goes.
-    put_limit_rate(r, settings, &upstream.headers, raw);
     response::begin(c, r, &head);
     let location_is_put = absolute.is_some();
     r.upstream_head = upstream;
@@ -157,16 +155,11 @@ pub fn decodes_chunked(family: Family, location: &Location) -> bool {
     family == Family::Proxy || *location.settings.uwsgi.decode_chunked
 }
 
-/// `X-Accel-Limit-Rate`
-fn put_limit_rate(
-    r: &mut Request,
-    settings: &Settings,
-    headers: &crate::http1::header::Headers,
-    raw: &[u8],
-) {
-    if let Some(field) = headers.find(Known::XAccelLimitRate)
+/// `X-Accel-Limit-Rate`: it holds for whatever the client gets, be that another location's.
+pub fn take_limit_rate(r: &mut Request, settings: &Settings) {
+    if let Some(field) = r.upstream_head.headers.find(Known::XAccelLimitRate)
         && !settings.ignore_headers.contains(IgnoreHeaders::X_ACCEL_LIMIT_RATE)
-        && let Ok(text) = std::str::from_utf8(field.value.of(raw))
+        && let Ok(text) = std::str::from_utf8(field.value.of(r.upstream_bytes.as_slice()))
         && let Some(rate) = crate::config::value::number(text)
     {
         r.response.limit_rate = Some(rate as u64);
