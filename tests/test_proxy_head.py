@@ -656,6 +656,13 @@ def test_intercepted_errors(through, status, page, intercepted):
     assert (answer.get("X-Up") is None) is intercepted
 
 
+@pytest.mark.parametrize("page, body", [("error_page 403 /page;", b"page"), ("error_page 404 /page;", b"inner /inner GET")])
+def test_an_intercepted_error_is_not_redirected(through, page, body):
+    upstream = response(b"", "X-Accel-Redirect: /inner", status="403 Forbidden")
+    answer = through(upstream, f"proxy_intercept_errors on; {page}").get("/app/")
+    assert (answer.status, answer.body) == (403 if body == b"page" else 200, body)
+
+
 def test_an_intercepted_401_says_how_to_log_in(through):
     upstream = response(b"upstream", "X-Up: 1", "WWW-Authenticate: Basic realm=x", status="401 No")
     answer = through(upstream, "proxy_intercept_errors on; error_page 401 /page;").get("/app/")

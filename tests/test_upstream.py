@@ -89,6 +89,52 @@ def test_what_keeps_a_connection(group, answer, connections):
     assert len(proxy.servers[0].connections) == connections
 
 
+@pytest.mark.parametrize(
+    "fields, status, body, connections",
+    [
+        (["Content-Length: 0"], "200 OK", b"", 1),
+        ([], "204 No Content", b"", 1),
+        ([], "304 Not Modified", b"", 1),
+        (["Content-Length: 0", "Connection: close"], "200 OK", b"", 2),
+        (["Content-Length: 2"], "200 OK", b"ok", 2),
+        (["Transfer-Encoding: chunked"], "200 OK", b"0\r\n\r\n", 2),
+    ],
+)
+@pytest.mark.parametrize("how", ["redirected", "intercepted"])
+def test_what_keeps_a_connection_whose_response_another_takes_the_place_of(group, fields, status, body, connections, how):
+    if how == "redirected":
+        fields = [*fields, "X-Accel-Redirect: /page"]
+    elif status == "200 OK":
+        status = "403 Forbidden"
+    elif status.startswith("204"):
+        pytest.skip("no error")
+    answer = "".join(f"{line}\r\n" for line in [f"HTTP/1.1 {status}", *fields]).encode() + b"\r\n" + body
+    proxy = group(
+        answering(answer),
+        location="proxy_intercept_errors on; error_page 403 304 =200 /page;",
+        more="location /page { return 200 page; }",
+    )
+    assert ask(proxy, "/1", "/2") == [b"page"] * 2
+    assert len(proxy.servers[0].connections) == connections
+
+
+@ringx_only("the bytes behind the head would be the answer to the next request")
+def test_surplus_behind_a_response_that_another_takes_the_place_of(group):
+    answer = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nX-Accel-Redirect: /page\r\n\r\nHTTP/1.1 200 OK\r\n\r\n"
+    proxy = group(answering(answer), more="location /page { return 200 page; }")
+    assert ask(proxy, "/1", "/2") == [b"page"] * 2
+    assert len(proxy.servers[0].connections) == 2
+
+
+def test_a_head_keeps_a_connection_whose_response_another_takes_the_place_of(group):
+    proxy = group(
+        answering(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nX-Accel-Redirect: /page\r\n\r\n"),
+        more="location /page { return 200 page; }",
+    )
+    ask(proxy, "/1", "/2", method="HEAD")
+    assert len(proxy.servers[0].connections) == 1
+
+
 def test_a_head_keeps_a_connection(group):
     proxy = group(answering(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n"))
     ask(proxy, "/", "/", method="HEAD")

@@ -511,6 +511,26 @@ impl Exchange<'_> {
         })
     }
 
+    /// What the client gets in place of this answer, of which no more is kept than goes with that.
+    fn replacement(&self, r: &mut Request) -> Option<Outcome> {
+        let code = r.upstream_head.code;
+        if self.intercepts(code) {
+            head::keep_for_page(r);
+            return Some(Outcome::Status(code));
+        }
+        let outcome = self.accel_redirect(r)?;
+        head::keep_for_redirect(r);
+        Some(outcome)
+    }
+
+    /// `*_intercept_errors`: the page of that status is the configuration's to give.
+    fn intercepts(&self, code: u16) -> bool {
+        let pages = &self.location.settings.core.error_page;
+        code >= 300
+            && *self.settings.intercept_errors
+            && pages.iter().any(|page| page.codes.contains(&code))
+    }
+
     /// `X-Accel-Redirect`: the response is another location's to give.
     fn accel_redirect(&self, r: &mut Request) -> Option<Outcome> {
         let field = r.upstream_head.headers.find(Known::XAccelRedirect)?;
@@ -561,20 +581,13 @@ impl Exchange<'_> {
             };
             return Err(tunnel::open(self.c, r, connection.stream, self.settings, server).await);
         }
-        if let Some(outcome) = self.accel_redirect(r) {
+        if let Some(outcome) = self.replacement(r) {
             self.learn(r, member, true);
-            head::keep_for_redirect(r);
             set_response_time(r, started);
+            // What is still to come of a body nobody waits for.
+            let is_all_here = is_without_body(r) && r.behind_upstream_head().is_empty();
+            self.let_go(r, &member.peer, connection, is_all_here);
             return Ok(outcome);
-        }
-        if code >= 300
-            && *self.settings.intercept_errors
-            && self.location.settings.core.error_page.iter().any(|page| page.codes.contains(&code))
-        {
-            self.learn(r, member, true);
-            head::keep_for_page(r);
-            set_response_time(r, started);
-            return Ok(Outcome::Status(code));
         }
         if *self.settings.force_ranges
             && let Err(length) = head::select_range(r, self.location)
@@ -609,6 +622,14 @@ struct Delivery<'a> {
     connection: UpstreamConnection,
     active: Active,
     started: Duration,
+}
+
+/// Whether the server's answer is its head alone.
+fn is_without_body(r: &Request) -> bool {
+    matches!(
+        r.upstream_head.body_for(r.message.is_head()),
+        BodyLength::None | BodyLength::Length(0)
+    )
 }
 
 /// Whether the client has asked for an upgrade at all: a configuration may send one on its own.
