@@ -620,6 +620,18 @@ def test_kept_word_of_ranges(through, target, lines):
     assert answer.all("Accept-Ranges") == ["none", "bytes"][:lines]
 
 
+def test_a_cookie_that_outlives_an_accel_redirect_is_rewritten(through):
+    upstream = response(b"", "X-Accel-Redirect: /page", "Set-Cookie: a=1; Path=/", "Set-Cookie: b")
+    answer = through(upstream, "proxy_cookie_path / /app/; proxy_cookie_flags ~ secure;").get("/app/")
+    assert (answer.body, answer.all("Set-Cookie")) == (b"page", ["a=1; Path=/app/; Secure", "b"])
+
+
+def test_a_hidden_cookie_behind_an_accel_redirect(through):
+    upstream = response(b"", "X-Accel-Redirect: /page", "Set-Cookie: a=1")
+    answer = through(upstream, "proxy_hide_header Set-Cookie;").get("/app/")
+    assert (answer.body, answer.all("Set-Cookie")) == (b"page", ["a=1"])
+
+
 def test_the_type_of_a_page_behind_an_accel_redirect(through):
     upstream = response(b"", "X-Accel-Redirect: /none", "Content-Type: a/b", "Set-Cookie: c=1")
     answer = through(upstream).get("/app/")

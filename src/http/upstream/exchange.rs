@@ -519,7 +519,7 @@ impl Exchange<'_> {
             return Some(Outcome::Status(code));
         }
         let outcome = self.accel_redirect(r)?;
-        head::keep_for_redirect(r);
+        head::keep_for_redirect(self.c, r, self.family, self.location);
         Some(outcome)
     }
 

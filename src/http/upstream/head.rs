@@ -282,14 +282,17 @@ const KEPT: [Known; 5] = [
     Known::AcceptRanges,
 ];
 
-/// Keeps those of the upstream's head for the response to come.
-pub fn keep_for_redirect(r: &mut Request) {
-    let raw = r.upstream_bytes.as_slice();
-    for field in &r.upstream_head.headers {
-        let value = field.value.of(raw);
+/// Keeps those of the upstream's head for the response to come, rewritten as if it were passed on.
+pub fn keep_for_redirect(c: &Connection, r: &mut Request, family: Family, location: &Location) {
+    for at in 0..r.upstream_head.headers.len() {
+        let Some(&field) = r.upstream_head.headers.as_slice().get(at) else { break };
         if field.known == Known::ContentType {
+            let value = field.value.of(r.upstream_bytes.as_slice());
             r.response.kept.content_type = Some(value.into());
         } else if KEPT.contains(&field.known) {
+            let rewritten = rewritten(c, r, family, location, field);
+            let raw = r.upstream_bytes.as_slice();
+            let value = rewritten.as_deref().unwrap_or(field.value.of(raw));
             encode::header(field.name.of(raw), value, &mut r.response.kept.lines);
         }
     }
