@@ -298,6 +298,16 @@ def test_lines_that_may_be_repeated(through, name):
     assert own(answer) == [f"{name}: a", "X-Between: 1", f"{name}: b"]
 
 
+def test_an_empty_type_is_none(through):
+    answer = through(response(b"ok", "Content-Type:", "X-A:")).get("/app/")
+    assert (answer.body, own(answer)) == (b"ok", ["X-A: "])
+
+
+def test_an_empty_type_of_a_response_that_another_takes_the_place_of(through):
+    answer = through(response(b"", "Content-Type: ", "X-Accel-Redirect: /files/file.css")).get("/app/")
+    assert (answer.body, answer.get("Content-Type")) == (b"0123456789", "text/plain")
+
+
 def test_what_is_hidden(through):
     lines = [
         "Date: d", "Server: s", "X-Pad: 1", "X-Accel-Expires: 1", "X-Accel-Limit-Rate: 0", "X-Accel-Buffering: yes",

@@ -117,7 +117,10 @@ pub fn begin(c: &Connection, r: &mut Request, head: &Head<'_>) {
         });
     }
     let kept_type = r.response.kept.content_type.as_deref();
-    if let Some(content_type) = kept_type.or(head.content_type).filter(|_| !is_own_204) {
+    if let Some(content_type) = kept_type.or(head.content_type)
+        && !is_own_204
+        && !content_type.is_empty()
+    {
         encode::header(b"Content-Type", content_type, &mut out);
     }
     if let Length::Known(n) = length

@@ -288,7 +288,8 @@ pub fn keep_for_redirect(c: &Connection, r: &mut Request, family: Family, locati
         let Some(&field) = r.upstream_head.headers.as_slice().get(at) else { break };
         if field.known == Known::ContentType {
             let value = field.value.of(r.upstream_bytes.as_slice());
-            r.response.kept.content_type = Some(value.into());
+            // An empty one is none: then the type is the other response's.
+            r.response.kept.content_type = (!value.is_empty()).then(|| value.into());
         } else if KEPT.contains(&field.known) {
             let rewritten = rewritten(c, r, family, location, field);
             let raw = r.upstream_bytes.as_slice();
