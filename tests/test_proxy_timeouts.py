@@ -489,3 +489,41 @@ def test_a_client_that_leaves_in_the_middle_of_its_body(through, text):
         assert told.wait(5), "the server is told"
     else:
         assert not server.connections
+
+
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+def test_a_body_that_is_kept_back_is_read_first(through, version):
+    proxy, server = through(
+        answering(response(b"ok")),
+        location=OFF + f'proxy_pass_request_body off; proxy_set_header Content-Length ""; proxy_http_version {version};',
+    )
+    wire = proxy.connect()
+    wire.send(b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n")
+    eventually(wire.is_taken, "the beginning has been read")
+    wire.send(b"0\r\n\r\n")
+    assert wire.read_response("POST").body == b"ok"
+    got = server.request()
+    assert (got.get("Transfer-Encoding"), got.get("Content-Length"), got.body) == (None, None, b"")
+
+
+def test_a_body_that_is_kept_back_does_not_keep_others_from_being_tried(serve, upstream):
+    first = upstream(answering(response(b"", status="503 Busy")))
+    second = upstream(answering(response(b"ok")))
+    proxy = serve(
+        f"""
+        upstream group {{ server {first.address}; server {second.address}; }}
+        server {{
+            listen 127.0.0.1:@port@;
+            location / {{
+                {MODERN} {OFF} proxy_pass_request_body off; proxy_set_header Content-Length "";
+                proxy_next_upstream http_503;
+                proxy_pass http://group;
+            }}
+        }}
+        """
+    )
+    wire = proxy.connect()
+    wire.send(b"PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\n")
+    eventually(wire.is_taken, "the head has been read")
+    wire.send(b"abc")
+    assert wire.read_response("PUT").body == b"ok"

@@ -196,15 +196,19 @@ async fn run(c: &Connection, r: &mut Request, family: Family) -> Result<Outcome,
 
 /// Whether the body goes out as it comes in. A chunked one needs a protocol that can say so.
 fn streams_body(exchange: &Exchange<'_>, r: &Request) -> bool {
-    if *exchange.settings.request_buffering || !body::is_announced(r) || r.body.is_started() {
+    if *exchange.settings.request_buffering
+        // Nothing of it goes out: it is read like any other, and does not keep the request from
+        // being sent to another server.
+        || !*exchange.settings.pass_request_body
+        || !body::is_announced(r)
+        || r.body.is_started()
+    {
         return false;
     }
     let (proxy, uwsgi) = (&exchange.location.settings.proxy, &exchange.location.settings.uwsgi);
     match (exchange.family, r.head.body) {
         // Also when it is here already: the application reads chunks.
-        (Family::Uwsgi, BodyLength::Chunked) => {
-            *uwsgi.chunked_body == ChunkedBody::Raw && *exchange.settings.pass_request_body
-        }
+        (Family::Uwsgi, BodyLength::Chunked) => *uwsgi.chunked_body == ChunkedBody::Raw,
         _ if body::is_here(r) => false,
         (Family::Proxy, _) if proxy.set_body.is_some() => false,
         (Family::Proxy, BodyLength::Chunked) => *proxy.http_version == HttpVersion::Http11,
