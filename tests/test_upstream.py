@@ -526,3 +526,34 @@ def test_without_an_upstream_there_are_none(group):
     proxy = group(answering(OK), log="[$upstream_addr][$upstream_status][$upstream_response_time]", more="location = /x { return 204; }")
     proxy.get("/x")
     assert proxy.accessed() == ["[-][-][-]"]
+
+
+# The head of an earlier try is nobody's any more.
+
+
+@pytest.mark.parametrize("second", [None, script(head, close), answering(response(b"", "X-B: 1", status="503 Busy"))])
+def test_headers_of_an_earlier_try(group, second):
+    first = answering(response(b"", "X-A: 1", "Set-Cookie: c=2", status="503 Busy"))
+    proxy = group(first, second, location="proxy_next_upstream http_503 error; add_header X $upstream_http_x_a$upstream_cookie_c always;")
+    answer = proxy.get("/")
+    assert answer.status in (502, 503)
+    assert answer.get("X") is None
+
+
+def test_headers_of_the_last_try_when_there_is_no_other(group):
+    first = answering(response(b"", "X-A: 1", status="503 Busy"))
+    proxy = group(first, None, parameters="max_fails=1", location="proxy_next_upstream http_503 error; add_header X $upstream_http_x_a always;")
+    assert [proxy.get("/").get("X") for _ in range(2)] == [None, None]
+
+
+@differs("it forgets them when it has begun to connect")
+def test_headers_of_an_earlier_try_and_a_socket_that_is_not_there(serve, upstream):
+    server = upstream(answering(response(b"", "X-A: 1", status="503 Busy")))
+    proxy = serve(
+        "upstream group { server @upstream@; server unix:/nonexistent/socket; }"
+        " server { listen 127.0.0.1:@port@; location / { proxy_next_upstream http_503 error; proxy_pass http://group;"
+        " add_header X $upstream_http_x_a always; } }",
+        upstream=server.address,
+    )
+    answer = proxy.get("/")
+    assert (answer.status, answer.get("X")) == (502, None)

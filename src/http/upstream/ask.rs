@@ -77,6 +77,8 @@ impl Exchange<'_> {
         is_fresh: bool,
     ) -> Result<UpstreamConnection, NoAnswer> {
         self.c.action.set(Action::ConnectingToUpstream);
+        // What a server before it has said is over, also for variables.
+        r.upstream_head.clear();
         let idle = self.idle_connection(r, peer, is_fresh);
         let (mut connection, ahead) = if let Some(connection) = idle {
             (connection, 0)
@@ -92,7 +94,6 @@ impl Exchange<'_> {
         self.c.action.set(Action::SendingRequestToUpstream);
         fault::at(r, "before the request is sent on");
         let mut answer = Answer::default();
-        r.upstream_head.clear();
         r.upstream_bytes = Buffer::with_capacity(*self.settings.buffer_size);
         let send_error = match self.send(r, &connection.stream, ahead, &mut answer).await? {
             SendEnd::Open => {
