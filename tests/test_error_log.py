@@ -402,6 +402,17 @@ def test_a_client_that_leaves(server, upstream):
     assert "while sending request to upstream" in line or "while reading response header from upstream" in line
 
 
+@pytest.mark.parametrize("uwsgi", [False, True])
+def test_a_second_exchange_has_no_server_yet(server, uwsgi):
+    second = "set $b nohost:81; uwsgi_pass $b;" if uwsgi else "proxy_pass http://$nohost;"
+    proxy = server(
+        "error_page 502 @fallback; recursive_error_pages on; set $nohost nohost;"
+        f" location / {{ proxy_pass http://127.0.0.1:{free_port()}; }} location @fallback {{ error_page 502 /none; {second} }}"
+    )
+    proxy.get("/x")
+    assert "upstream: " not in proxy.logged("no resolver defined to resolve nohost")
+
+
 def test_a_kept_connection_closed_by_its_client(server):
     proxy = server("return 200 x;")
     wire = proxy.connect()

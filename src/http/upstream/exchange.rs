@@ -49,11 +49,19 @@ pub enum Family {
     Uwsgi,
 }
 
-impl Family {
-    /// The upstream as the error log shows it.
+/// An exchange under way, for the log.
+#[derive(Debug, Clone, Copy)]
+pub struct UnderWay {
+    pub family: Family,
+    /// Tries of exchanges before it: an error's page, too, may come from a server.
+    earlier_attempts: usize,
+}
+
+impl UnderWay {
+    /// The upstream as the error log shows it, once there is one.
     pub fn url(self, r: &Request) -> Option<Vec<u8>> {
-        let address = &r.attempts.last()?.address;
-        let mut url = match self {
+        let address = &r.attempts.get(self.earlier_attempts..)?.last()?.address;
+        let mut url = match self.family {
             Family::Proxy => b"http://".to_vec(),
             Family::Uwsgi => b"uwsgi://".to_vec(),
         };
@@ -64,7 +72,9 @@ impl Family {
         url.extend_from_slice(r.message.uri());
         Some(url)
     }
+}
 
+impl Family {
     fn settings(self, location: &Location) -> &Settings {
         match self {
             Family::Proxy => &location.settings.proxy.exchange,
@@ -91,7 +101,7 @@ pub async fn uwsgi(c: &Connection, r: &mut Request) -> Result<Outcome, Close> {
 }
 
 async fn exchange(c: &Connection, r: &mut Request, family: Family) -> Result<Outcome, Close> {
-    c.exchange.set(Some(family));
+    c.exchange.set(Some(UnderWay { family, earlier_attempts: r.attempts.len() }));
     let outcome = run(c, r, family).await;
     if outcome.is_ok() {
         c.exchange.set(None);
