@@ -428,6 +428,40 @@ def test_refresh(through, value, directives, expected):
     assert redirected(through, value, directives, line="Refresh") == expected
 
 
+def test_a_redirect_from_where_variables_lead(serve, upstream):
+    server = upstream()
+    server.handlers = (answering(response(b"", f"Location: http://{server.address}/x", status="302 Found")),)
+    proxy = serve(
+        """
+        log_format destination '$proxy_host $proxy_port';
+        access_log logs/access.log destination;
+        server {
+            listen 127.0.0.1:@port@;
+            location / { set $b @upstream@; proxy_pass http://$b; proxy_redirect http://$proxy_host/ /moved/; }
+        }
+        """,
+        upstream=server.address,
+    )
+    assert proxy.get("/").get("Location") == f"http://example.com:{proxy.port}/moved/x"
+    assert proxy.accessed() == [f"{server.address} {server.port}"]
+
+
+def test_a_location_that_is_redirected_to_has_a_destination_of_its_own(serve, upstream):
+    server = upstream(answering(response(b"ok")))
+    proxy = serve(
+        """
+        server {
+            listen 127.0.0.1:@port@;
+            location / { set $b 127.0.0.1:1; proxy_pass http://$b; error_page 502 = /other; }
+            location /other { set $was "<$proxy_host>"; set $b @upstream@; proxy_pass http://$b; add_header X-Was $was; }
+        }
+        """,
+        upstream=server.address,
+    )
+    answer = proxy.get("/")
+    assert (answer.body, answer.get("X-Was")) == (b"ok", "<>")
+
+
 def test_rules_are_inherited_but_not_mixed(through):
     options = {"server": "proxy_redirect http://outer/ /outer/;"}
     assert redirected(through, "http://outer/x", **options) == "http://example.com:PORT/outer/x"

@@ -310,6 +310,7 @@ fn redirect_internally(
 ) -> Option<u16> {
     r.uri = uri;
     r.args = args;
+    r.proxied_to = None;
     if count_uri_change(c, r, "internally redirecting to") {
         return Some(500);
     }
@@ -333,6 +334,7 @@ fn redirect_to_named(c: &Connection, r: &mut Request, name: &str) -> Option<u16>
         return Some(500);
     }
     r.uri_is_original = was_original;
+    r.proxied_to = None;
     r.internal = true;
     r.location = generation.http().for_method(*location, value::method(r));
     None

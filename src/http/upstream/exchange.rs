@@ -134,7 +134,7 @@ async fn run(c: &Connection, r: &mut Request, family: Family) -> Result<Outcome,
         Family::Uwsgi => location.settings.uwsgi.pass.get().map(|pass| &pass.target),
     };
     let Some(pass) = pass else { return Ok(Outcome::Status(500)) };
-    let resolved;
+    let (target, to);
     let (upstream, group, destination) = match pass {
         Pass::Upstream(id) => {
             let destination = location.settings.proxy.pass.get().map(Destination::from);
@@ -145,6 +145,8 @@ async fn run(c: &Connection, r: &mut Request, family: Family) -> Result<Outcome,
                 Ok(value) => value,
                 Err(status) => return Ok(Outcome::Status(status)),
             };
+            to = Rc::new(value.to);
+            r.proxied_to = Some(Rc::clone(&to));
             if let Target::Name { name, port } = &value.target {
                 // A client whose body is still to be read is found gone by that.
                 let ignore = *settings.ignore_client_abort || body::is_announced(r);
@@ -156,13 +158,13 @@ async fn run(c: &Connection, r: &mut Request, family: Family) -> Result<Outcome,
                     Err(LookupError::Close(close)) => return Err(close),
                 };
             }
-            resolved = value;
-            let (upstream, group) = match &resolved.target {
+            target = value.target;
+            let (upstream, group) = match &target {
                 Target::Group(id) => (http.upstream(*id), generation.upstreams.group(*id)),
                 Target::Literal(upstream, group) => (&**upstream, &**group),
                 Target::Name { .. } => return Ok(Outcome::Status(502)),
             };
-            (upstream, group, Some(resolved.destination()))
+            (upstream, group, Some(Destination::from(&*to)))
         }
     };
 
