@@ -444,6 +444,23 @@ def test_a_server_that_cannot_be_connected_to(server, name, tmp_path):
     assert f'upstream: "http://{address}{uri}"' in line, line
 
 
+@pytest.mark.parametrize("how", ["close", "reset"])
+def test_the_words_about_a_client_that_leaves(server, upstream, how):
+    asked = threading.Event()
+    back = upstream(script(head, lambda wire: asked.set(), to_end))
+    proxy = server(f"location / {{ proxy_pass http://{back.address}; }}")
+    wire = proxy.connect()
+    wire.send(b"GET /x HTTP/1.1\r\nHost: a\r\n\r\n")
+    assert asked.wait(10)
+    getattr(wire, how)()
+    line = proxy.logged("prematurely closed connection")
+    text = "epoll_wait() reported that client prematurely closed connection, so upstream connection is closed too"
+    error = r" \(104: Connection reset by peer\)" if how == "reset" else ""
+    tail = rf', client: 127\.0\.0\.1, server: , request: "GET /x HTTP/1\.1", upstream: "http://{back.address}/x", host: "a"'
+    assert re.fullmatch(HEAD + re.escape(text) + error + " while (sending request|reading response header) ?(to|from) upstream" + tail, line), line
+    assert "[info]" in line
+
+
 def test_a_kept_connection_closed_by_its_client(server):
     proxy = server("return 200 x;")
     wire = proxy.connect()

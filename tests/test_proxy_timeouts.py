@@ -527,3 +527,51 @@ def test_a_body_that_is_kept_back_does_not_keep_others_from_being_tried(serve, u
     eventually(wire.is_taken, "the head has been read")
     wire.send(b"abc")
     assert wire.read_response("PUT").body == b"ok"
+
+
+@pytest.mark.parametrize("how", ["close", "reset"])
+@pytest.mark.parametrize("ahead", [b"GET /2 HTTP/1.1\r\nHost: a\r\n\r\n", b"x" * 100_000])
+def test_a_client_that_leaves_with_bytes_sent_ahead(through, how, ahead):
+    asked, told = threading.Event(), threading.Event()
+
+    def handler(wire):
+        wire.read_request()
+        asked.set()
+        wire.read_to_end()
+        told.set()
+
+    proxy, _ = through(handler)
+    wire = proxy.connect()
+    wire.send(GET)
+    assert asked.wait(10)
+    # What is sent while the server works on the first request.
+    time.sleep(SEEN)
+    wire.send(ahead)
+    time.sleep(SEEN)
+    getattr(wire, how)()
+    assert told.wait(5), "the server is told"
+    line = proxy.logged(LEFT)
+    assert ("(104: Connection reset by peer) while " in line) is (how == "reset"), line
+    assert proxy.accessed()[0] == "499 - 0"
+
+
+def test_a_client_that_has_sent_bytes_ahead_and_stays(through):
+    asked, go = threading.Event(), threading.Event()
+
+    def handler(wire):
+        for number in range(2):
+            wire.read_request()
+            asked.set()
+            assert go.wait(10)
+            wire.send(response(b"%d" % number))
+
+    proxy, _ = through(handler, http="upstream kept { server @upstream@; keepalive 1; }", pass_="proxy_pass http://kept;")
+    wire = proxy.connect()
+    wire.send(GET)
+    assert asked.wait(10)
+    time.sleep(SEEN)
+    wire.send(GET)
+    time.sleep(SEEN)
+    go.set()
+    assert [wire.read_response().body for _ in range(2)] == [b"0", b"1"]
+    assert "prematurely" not in proxy.error_log()
