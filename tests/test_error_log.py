@@ -402,6 +402,65 @@ def test_a_client_that_leaves(server, upstream):
     assert "while sending request to upstream" in line or "while reading response header from upstream" in line
 
 
+@pytest.mark.parametrize("uwsgi", [False, True])
+def test_a_second_exchange_has_no_server_yet(server, uwsgi):
+    second = "set $b nohost:81; uwsgi_pass $b;" if uwsgi else "proxy_pass http://$nohost;"
+    proxy = server(
+        "error_page 502 @fallback; recursive_error_pages on; set $nohost nohost;"
+        f" location / {{ proxy_pass http://127.0.0.1:{free_port()}; }} location @fallback {{ error_page 502 /none; {second} }}"
+    )
+    proxy.get("/x")
+    assert "upstream: " not in proxy.logged("no resolver defined to resolve nohost")
+
+
+# Failures of connect(): those that are told at once name the address.
+CONNECT = {
+    "refused": ("127.0.0.1:@closed@", "error", "connect() failed (111: Connection refused)"),
+    "unreachable": ("127.255.255.255:81", "error", "connect() to 127.255.255.255:81 failed (101: Network is unreachable)"),
+    "missing": ("unix:@folder@/none", "crit", "connect() to unix:@folder@/none failed (2: No such file or directory)"),
+    "no-folder": ("unix:@folder@/file/x", "crit", "connect() to unix:@folder@/file/x failed (20: Not a directory)"),
+    "no-socket": ("unix:@folder@/file", "error", "connect() to unix:@folder@/file failed (111: Connection refused)"),
+    "datagrams": (
+        "unix:@folder@/datagrams",
+        "crit",
+        "connect() to unix:@folder@/datagrams failed (91: Protocol wrong type for socket)",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CONNECT)
+def test_a_server_that_cannot_be_connected_to(server, name, tmp_path):
+    address, level, text = (
+        part.replace("@folder@", str(tmp_path)).replace("@closed@", str(free_port())) for part in CONNECT[name]
+    )
+    (tmp_path / "file").write_text("")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as datagrams:
+        datagrams.bind(str(tmp_path / "datagrams"))
+        (url, uri) = (f"http://{address}:", ":/") if address.startswith("unix:") else (f"http://{address}", "/")
+        proxy = server(f"location / {{ proxy_pass {url}; }}")
+        assert proxy.get("/").status == 502
+        line = proxy.logged("connect()")
+    assert re.search(rf"\[{level}\] .* {re.escape(text)} while connecting to upstream, ", line), line
+    assert f'upstream: "http://{address}{uri}"' in line, line
+
+
+@pytest.mark.parametrize("how", ["close", "reset"])
+def test_the_words_about_a_client_that_leaves(server, upstream, how):
+    asked = threading.Event()
+    back = upstream(script(head, lambda wire: asked.set(), to_end))
+    proxy = server(f"location / {{ proxy_pass http://{back.address}; }}")
+    wire = proxy.connect()
+    wire.send(b"GET /x HTTP/1.1\r\nHost: a\r\n\r\n")
+    assert asked.wait(10)
+    getattr(wire, how)()
+    line = proxy.logged("prematurely closed connection")
+    text = "epoll_wait() reported that client prematurely closed connection, so upstream connection is closed too"
+    error = r" \(104: Connection reset by peer\)" if how == "reset" else ""
+    tail = rf', client: 127\.0\.0\.1, server: , request: "GET /x HTTP/1\.1", upstream: "http://{back.address}/x", host: "a"'
+    assert re.fullmatch(HEAD + re.escape(text) + error + " while (sending request|reading response header) ?(to|from) upstream" + tail, line), line
+    assert "[info]" in line
+
+
 def test_a_kept_connection_closed_by_its_client(server):
     proxy = server("return 200 x;")
     wire = proxy.connect()

@@ -267,3 +267,26 @@ def test_a_client_that_leaves_a_slowed_exchange(limited):
     wire.close()
     proxy.logged("client prematurely closed connection, so upstream connection is closed too")
     eventually(lambda: gone, "the server's connection is closed")
+
+
+def test_a_limit_that_the_head_of_the_response_tells(limited):
+    text = "location / { limit_rate $upstream_http_x_rate; proxy_pass http://@upstream@; }"
+    proxy = limited(text, answering(response(b"ok", "X-Rate: 1000000")))
+    assert proxy.get("/").body == b"ok"
+    assert proxy.accessed() == ["/ 1000000 200 2"]
+
+
+@pytest.mark.parametrize(
+    "status, location",
+    [
+        ("200 OK", "proxy_pass http://@upstream@;"),
+        ("403 Forbidden", "proxy_pass http://@upstream@; proxy_intercept_errors on; error_page 403 = /f;"),
+    ],
+)
+@pytest.mark.parametrize("ignored", [False, True])
+def test_the_limit_of_a_response_that_another_takes_the_place_of(limited, status, location, ignored):
+    fields = ["X-Accel-Limit-Rate: 1000000", *(["X-Accel-Redirect: /f"] if status == "200 OK" else [])]
+    ignores = "proxy_ignore_headers X-Accel-Limit-Rate;" if ignored else ""
+    proxy = limited(f"location / {{ {location} {ignores} }} location = /f {{ root html; }}", answering(response(b"", *fields, status=status)))
+    assert proxy.get("/").body == b"x" * 40 * K
+    assert proxy.accessed() == [f"/f {0 if ignored else 1000000} {status[:3]} {40 * K}".replace(" 403 ", " 200 ")]

@@ -298,6 +298,16 @@ def test_lines_that_may_be_repeated(through, name):
     assert own(answer) == [f"{name}: a", "X-Between: 1", f"{name}: b"]
 
 
+def test_an_empty_type_is_none(through):
+    answer = through(response(b"ok", "Content-Type:", "X-A:")).get("/app/")
+    assert (answer.body, own(answer)) == (b"ok", ["X-A: "])
+
+
+def test_an_empty_type_of_a_response_that_another_takes_the_place_of(through):
+    answer = through(response(b"", "Content-Type: ", "X-Accel-Redirect: /files/file.css")).get("/app/")
+    assert (answer.body, answer.get("Content-Type")) == (b"0123456789", "text/plain")
+
+
 def test_what_is_hidden(through):
     lines = [
         "Date: d", "Server: s", "X-Pad: 1", "X-Accel-Expires: 1", "X-Accel-Limit-Rate: 0", "X-Accel-Buffering: yes",
@@ -416,6 +426,40 @@ def test_redirects(through, location, directives, expected):
 )
 def test_refresh(through, value, directives, expected):
     assert redirected(through, value, directives, line="Refresh") == expected
+
+
+def test_a_redirect_from_where_variables_lead(serve, upstream):
+    server = upstream()
+    server.handlers = (answering(response(b"", f"Location: http://{server.address}/x", status="302 Found")),)
+    proxy = serve(
+        """
+        log_format destination '$proxy_host $proxy_port';
+        access_log logs/access.log destination;
+        server {
+            listen 127.0.0.1:@port@;
+            location / { set $b @upstream@; proxy_pass http://$b; proxy_redirect http://$proxy_host/ /moved/; }
+        }
+        """,
+        upstream=server.address,
+    )
+    assert proxy.get("/").get("Location") == f"http://example.com:{proxy.port}/moved/x"
+    assert proxy.accessed() == [f"{server.address} {server.port}"]
+
+
+def test_a_location_that_is_redirected_to_has_a_destination_of_its_own(serve, upstream):
+    server = upstream(answering(response(b"ok")))
+    proxy = serve(
+        """
+        server {
+            listen 127.0.0.1:@port@;
+            location / { set $b 127.0.0.1:1; proxy_pass http://$b; error_page 502 = /other; }
+            location /other { set $was "<$proxy_host>"; set $b @upstream@; proxy_pass http://$b; add_header X-Was $was; }
+        }
+        """,
+        upstream=server.address,
+    )
+    answer = proxy.get("/")
+    assert (answer.body, answer.get("X-Was")) == (b"ok", "<>")
 
 
 def test_rules_are_inherited_but_not_mixed(through):
@@ -537,6 +581,33 @@ def test_what_is_refused(through, directives, told):
         through(b"", directives)
 
 
+# Whatever is decided about a response may go by its head.
+
+
+@pytest.mark.parametrize(
+    "directives, name, value",
+    [
+        ("add_header X $upstream_http_x_a;", "X", "/a"),
+        ("add_header X $upstream_cookie_c;", "X", "1"),
+        ("proxy_cookie_path / $upstream_http_x_a;", "Set-Cookie", "c=1; Path=/a"),
+        ("proxy_redirect /from $upstream_http_x_a;", "Location", "http://example.com:@port@/a/x"),
+        ("proxy_redirect /from $upstream_http_x_a;", "Refresh", "1; url=/a/y"),
+    ],
+)
+def test_variables_of_the_head_that_is_passed_on(through, directives, name, value):
+    lines = ["X-A: /a", "Location: /from/x", "Refresh: 1; url=/from/y", "Set-Cookie: c=1; Path=/"]
+    proxy = through(response(b"ok", *lines), directives)
+    assert proxy.get("/app/").get(name) == value.replace("@port@", str(proxy.port))
+
+
+def test_variables_of_the_head_in_a_trailer(through):
+    answer = b"HTTP/1.1 200 OK\r\nX-A: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+    proxy = through(answer + chunked(b"ok"), "add_trailer X $upstream_http_x_a;")
+    with proxy.connect() as wire:
+        wire.send("GET /app/ HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert wire.read_response().trailers == ["X: a"]
+
+
 # X-Accel-*
 
 
@@ -593,6 +664,18 @@ def test_kept_word_of_ranges(through, target, lines):
     assert answer.all("Accept-Ranges") == ["none", "bytes"][:lines]
 
 
+def test_a_cookie_that_outlives_an_accel_redirect_is_rewritten(through):
+    upstream = response(b"", "X-Accel-Redirect: /page", "Set-Cookie: a=1; Path=/", "Set-Cookie: b")
+    answer = through(upstream, "proxy_cookie_path / /app/; proxy_cookie_flags ~ secure;").get("/app/")
+    assert (answer.body, answer.all("Set-Cookie")) == (b"page", ["a=1; Path=/app/; Secure", "b"])
+
+
+def test_a_hidden_cookie_behind_an_accel_redirect(through):
+    upstream = response(b"", "X-Accel-Redirect: /page", "Set-Cookie: a=1")
+    answer = through(upstream, "proxy_hide_header Set-Cookie;").get("/app/")
+    assert (answer.body, answer.all("Set-Cookie")) == (b"page", ["a=1"])
+
+
 def test_the_type_of_a_page_behind_an_accel_redirect(through):
     upstream = response(b"", "X-Accel-Redirect: /none", "Content-Type: a/b", "Set-Cookie: c=1")
     answer = through(upstream).get("/app/")
@@ -627,6 +710,13 @@ def test_intercepted_errors(through, status, page, intercepted):
     answer = proxy.get("/app/")
     assert (answer.body != b"upstream") is intercepted
     assert (answer.get("X-Up") is None) is intercepted
+
+
+@pytest.mark.parametrize("page, body", [("error_page 403 /page;", b"page"), ("error_page 404 /page;", b"inner /inner GET")])
+def test_an_intercepted_error_is_not_redirected(through, page, body):
+    upstream = response(b"", "X-Accel-Redirect: /inner", status="403 Forbidden")
+    answer = through(upstream, f"proxy_intercept_errors on; {page}").get("/app/")
+    assert (answer.status, answer.body) == (403 if body == b"page" else 200, body)
 
 
 def test_an_intercepted_401_says_how_to_log_in(through):

@@ -380,3 +380,30 @@ def test_values_that_lead_nowhere(serve, value, status, told):
     proxy = serve("server { listen 127.0.0.1:@port@; location / { proxy_pass $arg_u; } }")
     assert proxy.get(f"/?u={value}").status == status
     proxy.logged(told)
+
+
+@pytest.mark.parametrize(
+    "location, pass_",
+    [("~ ^/(.*)$", "proxy_pass http://@upstream@/$1;"), ("/", "proxy_pass http://@upstream@$uri;"), ("/", "proxy_pass http://group$uri;")],
+)
+def test_a_value_is_sent_byte_for_byte(sent, location, pass_):
+    assert sent(get("/caf%E9/%c3%a9"), location=location, pass_=pass_).target == "/caf\xe9/\xc3\xa9"
+
+
+# $proxy_host and $proxy_port of a URL with variables are those of its value.
+
+
+@pytest.mark.parametrize(
+    "pass_, host, port",
+    [
+        ("set $b @upstream@; proxy_pass http://$b;", "127.0.0.1:@upstream_port@", "@upstream_port@"),
+        ("set $b group; proxy_pass http://$b/x;", "group", "80"),
+    ],
+)
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+def test_the_destination_that_a_value_names(sent, pass_, host, port, version):
+    lines = "proxy_set_header Host $proxy_host; proxy_set_header X-Port $proxy_port; proxy_set_header X-Host $proxy_host;"
+    got = sent(get("/x"), directives=f"{lines} proxy_http_version {version};", pass_=pass_, modern=False)
+    told = got.address.split(":")[1]
+    host, port = (text.replace("@upstream_port@", told) for text in (host, port))
+    assert (got.get("Host"), got.get("X-Host"), got.get("X-Port")) == (host, host, port)

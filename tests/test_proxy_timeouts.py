@@ -489,3 +489,89 @@ def test_a_client_that_leaves_in_the_middle_of_its_body(through, text):
         assert told.wait(5), "the server is told"
     else:
         assert not server.connections
+
+
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+def test_a_body_that_is_kept_back_is_read_first(through, version):
+    proxy, server = through(
+        answering(response(b"ok")),
+        location=OFF + f'proxy_pass_request_body off; proxy_set_header Content-Length ""; proxy_http_version {version};',
+    )
+    wire = proxy.connect()
+    wire.send(b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n")
+    eventually(wire.is_taken, "the beginning has been read")
+    wire.send(b"0\r\n\r\n")
+    assert wire.read_response("POST").body == b"ok"
+    got = server.request()
+    assert (got.get("Transfer-Encoding"), got.get("Content-Length"), got.body) == (None, None, b"")
+
+
+def test_a_body_that_is_kept_back_does_not_keep_others_from_being_tried(serve, upstream):
+    first = upstream(answering(response(b"", status="503 Busy")))
+    second = upstream(answering(response(b"ok")))
+    proxy = serve(
+        f"""
+        upstream group {{ server {first.address}; server {second.address}; }}
+        server {{
+            listen 127.0.0.1:@port@;
+            location / {{
+                {MODERN} {OFF} proxy_pass_request_body off; proxy_set_header Content-Length "";
+                proxy_next_upstream http_503;
+                proxy_pass http://group;
+            }}
+        }}
+        """
+    )
+    wire = proxy.connect()
+    wire.send(b"PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\n")
+    eventually(wire.is_taken, "the head has been read")
+    wire.send(b"abc")
+    assert wire.read_response("PUT").body == b"ok"
+
+
+@pytest.mark.parametrize("how", ["close", "reset"])
+@pytest.mark.parametrize("ahead", [b"GET /2 HTTP/1.1\r\nHost: a\r\n\r\n", b"x" * 100_000])
+def test_a_client_that_leaves_with_bytes_sent_ahead(through, how, ahead):
+    asked, told = threading.Event(), threading.Event()
+
+    def handler(wire):
+        wire.read_request()
+        asked.set()
+        wire.read_to_end()
+        told.set()
+
+    proxy, _ = through(handler)
+    wire = proxy.connect()
+    wire.send(GET)
+    assert asked.wait(10)
+    # What is sent while the server works on the first request.
+    time.sleep(SEEN)
+    wire.send(ahead)
+    time.sleep(SEEN)
+    getattr(wire, how)()
+    assert told.wait(5), "the server is told"
+    line = proxy.logged(LEFT)
+    assert ("(104: Connection reset by peer) while " in line) is (how == "reset"), line
+    assert proxy.accessed()[0] == "499 - 0"
+
+
+def test_a_client_that_has_sent_bytes_ahead_and_stays(through):
+    asked, go = threading.Event(), threading.Event()
+
+    def handler(wire):
+        for number in range(2):
+            wire.read_request()
+            asked.set()
+            assert go.wait(10)
+            wire.send(response(b"%d" % number))
+
+    proxy, _ = through(handler, http="upstream kept { server @upstream@; keepalive 1; }", pass_="proxy_pass http://kept;")
+    wire = proxy.connect()
+    wire.send(GET)
+    assert asked.wait(10)
+    time.sleep(SEEN)
+    wire.send(GET)
+    time.sleep(SEEN)
+    go.set()
+    assert [wire.read_response().body for _ in range(2)] == [b"0", b"1"]
+    assert "prematurely" not in proxy.error_log()

@@ -89,6 +89,52 @@ def test_what_keeps_a_connection(group, answer, connections):
     assert len(proxy.servers[0].connections) == connections
 
 
+@pytest.mark.parametrize(
+    "fields, status, body, connections",
+    [
+        (["Content-Length: 0"], "200 OK", b"", 1),
+        ([], "204 No Content", b"", 1),
+        ([], "304 Not Modified", b"", 1),
+        (["Content-Length: 0", "Connection: close"], "200 OK", b"", 2),
+        (["Content-Length: 2"], "200 OK", b"ok", 2),
+        (["Transfer-Encoding: chunked"], "200 OK", b"0\r\n\r\n", 2),
+    ],
+)
+@pytest.mark.parametrize("how", ["redirected", "intercepted"])
+def test_what_keeps_a_connection_whose_response_another_takes_the_place_of(group, fields, status, body, connections, how):
+    if how == "redirected":
+        fields = [*fields, "X-Accel-Redirect: /page"]
+    elif status == "200 OK":
+        status = "403 Forbidden"
+    elif status.startswith("204"):
+        pytest.skip("no error")
+    answer = "".join(f"{line}\r\n" for line in [f"HTTP/1.1 {status}", *fields]).encode() + b"\r\n" + body
+    proxy = group(
+        answering(answer),
+        location="proxy_intercept_errors on; error_page 403 304 =200 /page;",
+        more="location /page { return 200 page; }",
+    )
+    assert ask(proxy, "/1", "/2") == [b"page"] * 2
+    assert len(proxy.servers[0].connections) == connections
+
+
+@ringx_only("the bytes behind the head would be the answer to the next request")
+def test_surplus_behind_a_response_that_another_takes_the_place_of(group):
+    answer = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nX-Accel-Redirect: /page\r\n\r\nHTTP/1.1 200 OK\r\n\r\n"
+    proxy = group(answering(answer), more="location /page { return 200 page; }")
+    assert ask(proxy, "/1", "/2") == [b"page"] * 2
+    assert len(proxy.servers[0].connections) == 2
+
+
+def test_a_head_keeps_a_connection_whose_response_another_takes_the_place_of(group):
+    proxy = group(
+        answering(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nX-Accel-Redirect: /page\r\n\r\n"),
+        more="location /page { return 200 page; }",
+    )
+    ask(proxy, "/1", "/2", method="HEAD")
+    assert len(proxy.servers[0].connections) == 1
+
+
 def test_a_head_keeps_a_connection(group):
     proxy = group(answering(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n"))
     ask(proxy, "/", "/", method="HEAD")
@@ -480,3 +526,34 @@ def test_without_an_upstream_there_are_none(group):
     proxy = group(answering(OK), log="[$upstream_addr][$upstream_status][$upstream_response_time]", more="location = /x { return 204; }")
     proxy.get("/x")
     assert proxy.accessed() == ["[-][-][-]"]
+
+
+# The head of an earlier try is nobody's any more.
+
+
+@pytest.mark.parametrize("second", [None, script(head, close), answering(response(b"", "X-B: 1", status="503 Busy"))])
+def test_headers_of_an_earlier_try(group, second):
+    first = answering(response(b"", "X-A: 1", "Set-Cookie: c=2", status="503 Busy"))
+    proxy = group(first, second, location="proxy_next_upstream http_503 error; add_header X $upstream_http_x_a$upstream_cookie_c always;")
+    answer = proxy.get("/")
+    assert answer.status in (502, 503)
+    assert answer.get("X") is None
+
+
+def test_headers_of_the_last_try_when_there_is_no_other(group):
+    first = answering(response(b"", "X-A: 1", status="503 Busy"))
+    proxy = group(first, None, parameters="max_fails=1", location="proxy_next_upstream http_503 error; add_header X $upstream_http_x_a always;")
+    assert [proxy.get("/").get("X") for _ in range(2)] == [None, None]
+
+
+@differs("it forgets them when it has begun to connect")
+def test_headers_of_an_earlier_try_and_a_socket_that_is_not_there(serve, upstream):
+    server = upstream(answering(response(b"", "X-A: 1", status="503 Busy")))
+    proxy = serve(
+        "upstream group { server @upstream@; server unix:/nonexistent/socket; }"
+        " server { listen 127.0.0.1:@port@; location / { proxy_next_upstream http_503 error; proxy_pass http://group;"
+        " add_header X $upstream_http_x_a always; } }",
+        upstream=server.address,
+    )
+    answer = proxy.get("/")
+    assert (answer.status, answer.get("X")) == (502, None)

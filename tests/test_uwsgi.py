@@ -362,6 +362,7 @@ def respond(apps, recorder, answer: bytes, *more: str, method: str = "GET") -> R
         ("Status: 404 Gone Fishing\r\n", "404 Gone Fishing"),
         pytest.param("Status: 404\r\n", "404 Not Found", marks=differs("older ones send no phrase")),
         ("HTTP/1.1 200 OK\r\nStatus: 500 Oops\r\n", "200 OK"),
+        pytest.param("Status: 200OK\r\n", "200 OK", marks=differs("no status line: HTTP/1.1 200OK")),
         ("Location: http://elsewhere/\r\n", "302 Moved Temporarily"),
         ("Content-Type: text/html\r\n", "200 OK"),
         ("", "200 OK"),
@@ -378,6 +379,8 @@ def test_forms_of_the_status(apps, recorder, head, status):
     [
         ("Status: abc\r\n", 'upstream sent invalid status "abc"'),
         ("Status: 4\r\n", 'upstream sent invalid status "4"'),
+        pytest.param("Status: 200 O\x01K\r\n", 'upstream sent invalid status "200 O', marks=differs("it is passed on")),
+        pytest.param("Status: 2000 OK\r\n", 'upstream sent invalid status "2000 OK"', marks=differs("another status for the client than for the log")),
         ("hello world\r\n", "upstream sent invalid header"),
         pytest.param(
             "HTTP/1.1 200 OK\r\nContent-Length: 4\r\nContent-Length: 4\r\n",

@@ -62,13 +62,25 @@ const UNIX_PATH_MAX: usize = 108;
 
 impl Address {
     pub fn parse(text: &str, form: Form) -> Result<Address, AddressError> {
-        if text.get(..5).is_some_and(|scheme| scheme.eq_ignore_ascii_case("unix:")) {
-            unix(text, form)
+        let (text, uri) = match form {
+            Form::Url => {
+                let (address, uri) = split_url(text.as_bytes());
+                let uri_start = text.len().saturating_sub(uri.len());
+                (
+                    text.get(..address.len()).unwrap_or_default(),
+                    text.get(uri_start..).unwrap_or_default(),
+                )
+            }
+            Form::Listen | Form::Peer => (text, ""),
+        };
+        let address = if is_unix(text.as_bytes()) {
+            unix(text)
         } else if text.starts_with('[') {
             inet6(text, form)
         } else {
             inet(text, form)
-        }
+        }?;
+        Ok(Address { uri: uri.to_owned(), ..address })
     }
 
     /// The port, when one is written and it is no range.
@@ -98,12 +110,32 @@ impl Address {
     }
 }
 
-fn unix(text: &str, form: Form) -> Result<Address, AddressError> {
-    let rest = text.get(5..).unwrap_or_default();
-    let (path, uri) = match rest.split_once(':') {
-        Some((path, uri)) if form == Form::Url => (path, uri),
-        _ => (rest, ""),
+const UNIX: &[u8] = b"unix:";
+
+fn is_unix(text: &[u8]) -> bool {
+    text.get(..UNIX.len()).is_some_and(|scheme| scheme.eq_ignore_ascii_case(UNIX))
+}
+
+/// Cuts what follows a URL's scheme into address and URI, which may be any bytes.
+pub fn split_url(url: &[u8]) -> (&[u8], &[u8]) {
+    let is_unix = is_unix(url);
+    let (from, uri_starts): (usize, &[u8]) = match url {
+        _ if is_unix => (UNIX.len(), b":"),
+        // An IPv6 address may be followed by a URI.
+        [b'[', ..] => (memchr::memchr(b']', url).unwrap_or(url.len()), b"/?"),
+        _ => (0, b"/?"),
     };
+    let behind = url.get(from..).unwrap_or_default();
+    let length = behind.iter().position(|byte| uri_starts.contains(byte));
+    let at = length.map_or(url.len(), |length| from.saturating_add(length));
+    let (address, uri) = url.split_at_checked(at).unwrap_or((url, b""));
+    // The colon behind a path is not the URI's.
+    let uri = if is_unix { uri.strip_prefix(b":").unwrap_or(uri) } else { uri };
+    (address, uri)
+}
+
+fn unix(text: &str) -> Result<Address, AddressError> {
+    let path = text.get(UNIX.len()..).unwrap_or_default();
     if path.is_empty() {
         return Err(AddressError::NoPath);
     }
@@ -114,7 +146,7 @@ fn unix(text: &str, form: Form) -> Result<Address, AddressError> {
         host: Host::Unix(path.into()),
         host_text: format!("unix:{path}"),
         ports: None,
-        uri: uri.to_owned(),
+        uri: String::new(),
     })
 }
 
@@ -122,10 +154,6 @@ fn inet6(text: &str, form: Form) -> Result<Address, AddressError> {
     let close = text.find(']').ok_or(AddressError::InvalidHost)?;
     #[expect(clippy::arithmetic_side_effects, reason = "close < text.len()")]
     let (host_text, after) = text.split_at(close + 1);
-    let (after, uri) = match after.find(['/', '?']) {
-        Some(at) if form == Form::Url => after.split_at(at),
-        _ => (after, ""),
-    };
     let ports = match after.strip_prefix(':') {
         Some(port) => Some(ports(port, form)?),
         None if after.is_empty() => None,
@@ -140,25 +168,22 @@ fn inet6(text: &str, form: Form) -> Result<Address, AddressError> {
         host: Host::Ip(ip.into()),
         host_text: host_text.to_owned(),
         ports,
-        uri: uri.to_owned(),
+        uri: String::new(),
     })
 }
 
 fn inet(text: &str, form: Form) -> Result<Address, AddressError> {
-    let (before, uri) = match text.find(['/', '?']) {
-        Some(at) if form == Form::Url => text.split_at(at),
+    let first = text.find(['/', '?']).and_then(|at| text.as_bytes().get(at));
+    if first == Some(&b'/') {
         // A query does not end a host where no URI may stand; it makes a name that is not found.
-        Some(at) if text.as_bytes().get(at) == Some(&b'/') => {
-            return Err(AddressError::InvalidHost);
-        }
-        _ => (text, ""),
-    };
-    let (host_text, ports) = match before.split_once(':') {
+        return Err(AddressError::InvalidHost);
+    }
+    let (host_text, ports) = match text.split_once(':') {
         Some((host, port)) => (host, Some(ports(port, form)?)),
-        None if form == Form::Listen && before.bytes().all(|b| b.is_ascii_digit() || b == b'-') => {
-            ("*", Some(ports(before, form)?))
+        None if form == Form::Listen && text.bytes().all(|b| b.is_ascii_digit() || b == b'-') => {
+            ("*", Some(ports(text, form)?))
         }
-        None => (before, None),
+        None => (text, None),
     };
     let host = match host_text {
         "" => return Err(AddressError::NoHost),
@@ -168,7 +193,7 @@ fn inet(text: &str, form: Form) -> Result<Address, AddressError> {
             Err(_) => Host::Name(name.to_owned()),
         },
     };
-    Ok(Address { host, host_text: host_text.to_owned(), ports, uri: uri.to_owned() })
+    Ok(Address { host, host_text: host_text.to_owned(), ports, uri: String::new() })
 }
 
 fn ports(text: &str, form: Form) -> Result<RangeInclusive<u16>, AddressError> {
@@ -248,6 +273,9 @@ mod tests {
         assert_eq!(url("1.2.3.4:80?x"), "Ip(1.2.3.4) Some(80..=80) ?x");
         assert_eq!(url("[::1]/x"), "Ip(::1) None /x");
         assert_eq!(url("unix:/a:/b"), "Unix(\"/a\") None /b");
+        assert_eq!(url("unix:/a?b"), "Unix(\"/a?b\") None ");
+        assert_eq!(url("[::1"), "invalid host");
+        assert_eq!(split_url(b"a:1/\xff?/"), (&b"a:1"[..], &b"/\xff?/"[..]));
         assert_eq!(url(""), "no host");
         assert_eq!(shown("1.2.3.4:80/x", Form::Peer), "invalid host");
         assert_eq!(shown("unix:/a:", Form::Peer), "Unix(\"/a:\") None ");

@@ -17,7 +17,7 @@ use super::modules::core::{self, KeepaliveDisable, LingeringClose};
 use super::phase;
 use super::reading::{NoHead, read_head};
 use super::request::{RefusedPart, Request};
-use super::upstream::exchange::Family;
+use super::upstream::exchange::UnderWay;
 use super::user_agent::Browser;
 use crate::clock;
 use crate::error_log::{Context, Level};
@@ -44,8 +44,7 @@ pub struct Connection {
     /// Requests so far, with the one under way.
     pub requests: Cell<u64>,
     pub action: Cell<Action>,
-    /// The protocol of the upstream exchange under way, for the log.
-    pub exchange: Cell<Option<Family>>,
+    pub exchange: Cell<Option<UnderWay>>,
     local: OnceCell<Option<SocketAddr>>,
     /// What a balancer sent ahead (`listen … proxy_protocol`), if it names addresses.
     proxy_protocol: OnceCell<Box<proxy_protocol::Header>>,
@@ -179,7 +178,7 @@ impl Connection {
         action: Action,
         use_it: impl FnOnce(&Context<'_>) -> T,
     ) -> T {
-        let upstream = self.exchange.get().and_then(|family| family.url(r));
+        let upstream = self.exchange.get().and_then(|exchange| exchange.url(r));
         let mut line = r.text(r.head.line);
         if line.is_empty() && r.head_len == 0 && !r.started.is_zero() {
             // As far as it has come.

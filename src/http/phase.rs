@@ -315,6 +315,7 @@ fn redirect_internally(
     leave_location(c, r);
     r.uri = uri;
     r.args = args;
+    r.proxied_to = None;
     if count_uri_change(c, r, UriChange::InternalRedirect) {
         return Some(500);
     }
@@ -345,6 +346,7 @@ fn redirect_to_named(c: &Connection, r: &mut Request, name: &str) -> Option<u16>
         return Some(500);
     }
     r.uri_is_original = was_original;
+    r.proxied_to = None;
     r.internal = true;
     r.location = generation.http().for_method(*location, value::method(r));
     None

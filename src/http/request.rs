@@ -12,7 +12,7 @@ use super::modules::realip::Found;
 use super::server::{AddressId, LocationId, ServerId};
 use super::slots::Slots;
 use super::upstream::Attempt;
-use super::upstream::protocol::Message;
+use super::upstream::protocol::{Message, ProxiedTo};
 use super::upstream::rest::Unsent;
 use super::upstream::window::Window;
 use super::variable::Captures;
@@ -88,6 +88,8 @@ pub struct Request {
     pub response: Response,
     /// Every try of every upstream exchange so far, for the `$upstream_*` variables.
     pub attempts: Vec<Attempt>,
+    /// What the current location's `proxy_pass` has come to, where that has variables.
+    pub proxied_to: Option<Rc<ProxiedTo>>,
     /// What is sent to the upstream.
     pub message: Message,
     /// The head of the last upstream response, and the bytes it refers to (`$upstream_http_*`).
@@ -275,6 +277,7 @@ impl Request {
             body: RequestBody::default(),
             response: Response::default(),
             attempts: Vec::new(),
+            proxied_to: None,
             message: Message::default(),
             upstream_head: ResponseHead::default(),
             upstream_bytes: Buffer::empty(),
@@ -334,6 +337,7 @@ impl Request {
         self.body.reset();
         self.response.reset();
         self.attempts.clear();
+        self.proxied_to = None;
         self.message.clear();
         self.upstream_head.clear();
         self.upstream_bytes = Buffer::empty();
@@ -522,6 +526,7 @@ mod tests {
             body,
             response,
             attempts,
+            proxied_to,
             message: _,
             upstream_head,
             upstream_bytes,
@@ -604,6 +609,7 @@ mod tests {
             bytes_received: 0,
             starts_group: true,
         });
+        *proxied_to = Some(Rc::default());
         upstream_head.code = 200;
         upstream_head.content_length = Some(1);
         upstream_bytes.extend(b"a");

@@ -117,7 +117,10 @@ pub fn begin(c: &Connection, r: &mut Request, head: &Head<'_>) {
         });
     }
     let kept_type = r.response.kept.content_type.as_deref();
-    if let Some(content_type) = kept_type.or(head.content_type).filter(|_| !is_own_204) {
+    if let Some(content_type) = kept_type.or(head.content_type)
+        && !is_own_204
+        && !content_type.is_empty()
+    {
         encode::header(b"Content-Type", content_type, &mut out);
     }
     if let Length::Known(n) = length
@@ -168,7 +171,6 @@ pub fn begin(c: &Connection, r: &mut Request, head: &Head<'_>) {
         out.extend_from_slice(b"\r\n");
     }
     r.response.head = out;
-    r.response.pace = pace::of_response(c, r);
 }
 
 /// Whether a Location of ringx's own making gets scheme and host: `absolute_redirect`.
@@ -210,7 +212,7 @@ fn http_date(seconds: u64) -> String {
     UNIX_EPOCH.checked_add(since).map(httpdate::fmt_http_date).unwrap_or_default()
 }
 
-/// Adds what the configuration adds, and the empty line.
+/// Decides how fast it goes, adds what the configuration adds, and the empty line.
 pub fn finish(c: &Connection, r: &mut Request) {
     finish_with(c, r, None);
 }
@@ -220,6 +222,7 @@ pub fn finish(c: &Connection, r: &mut Request) {
 pub fn finish_with(c: &Connection, r: &mut Request, line: Option<(&[u8], &[u8])>) {
     let generation = Rc::clone(&r.generation);
     let headers = &generation.http().location(r.location).settings.headers;
+    r.response.pace = pace::of_response(c, r);
     if headers.is_used {
         headers::put(c, r, headers);
     }

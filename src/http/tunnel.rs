@@ -80,7 +80,7 @@ pub async fn open(
     settings: &Settings,
     server: Server,
 ) -> Close {
-    let family = c.exchange.get().unwrap_or(Family::Proxy);
+    let family = c.exchange.get().map_or(Family::Proxy, |exchange| exchange.family);
     let generation = Rc::clone(&r.generation);
     let location = generation.http().location(r.location);
     r.keepalive = false;

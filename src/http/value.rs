@@ -10,6 +10,7 @@ use super::connection::{Connection, client_address};
 use super::location::Handler;
 use super::modules::access_log::Escape;
 use super::modules::core::{Maps, Root};
+use super::modules::exchange::Pass;
 use super::request::{RefusedPart, Request};
 use super::slots::Held;
 use super::upstream::Attempt;
@@ -289,7 +290,7 @@ pub fn append(variable: &Variable, c: &Connection, r: &Request, out: &mut Vec<u8
         Variable::TimeLocal => put(out, LocalTime::at(clock::now().as_secs() as i64).common()),
         Variable::Uri => put_known(out, &r.uri),
 
-        Variable::ProxyHost => proxy_pass(r).is_some_and(|pass| put(out, pass.host.as_bytes())),
+        Variable::ProxyHost => proxied_to(r).is_some_and(|(host, _)| put(out, host.as_bytes())),
         Variable::ProxyInternalBodyLength => {
             proxied_length(c, r).is_some_and(|length| number(out, length))
         }
@@ -299,7 +300,7 @@ pub fn append(variable: &Variable, c: &Connection, r: &Request, out: &mut Vec<u8
                 && r.head.body == BodyLength::Chunked
                 && put(out, b"chunked")
         }
-        Variable::ProxyPort => proxy_pass(r).is_some_and(|pass| put(out, pass.port.as_bytes())),
+        Variable::ProxyPort => proxied_to(r).is_some_and(|(_, port)| put(out, port.as_bytes())),
         Variable::ProxyAddXForwardedFor => {
             if known_header(r, Known::XForwardedFor, out) {
                 out.extend_from_slice(b", ");
@@ -654,8 +655,13 @@ fn proxied_length(c: &Connection, r: &Request) -> Option<u64> {
     }
 }
 
-fn proxy_pass(r: &Request) -> Option<&super::modules::proxy::ProxyPass> {
-    r.generation.http().location(r.location).settings.proxy.pass.get()
+/// Host and port that the location's `proxy_pass` leads to: out of variables, only the exchange tells.
+fn proxied_to(r: &Request) -> Option<(&str, &str)> {
+    let pass = r.generation.http().location(r.location).settings.proxy.pass.get()?;
+    match pass.target {
+        Pass::Upstream(_) => Some((&pass.host, &pass.port)),
+        Pass::Template(_) => r.proxied_to.as_ref().map(|to| (to.host.as_str(), to.port.as_str())),
+    }
 }
 
 fn root(r: &Request) -> &Root {

@@ -9,6 +9,7 @@ use std::time::Duration;
 use monoio::buf::IoBufMut;
 use monoio::io::AsyncReadRent;
 use monoio::net::TcpStream;
+use rustix::event::epoll;
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown};
 use socket2::{Domain, SockAddr, Socket, TcpKeepalive, Type};
 
@@ -303,11 +304,25 @@ impl Stream {
         is_quiet(self.fd())
     }
 
-    /// Whether there are bytes to receive (not an end, not an error).
-    pub fn has_unread_bytes(&self) -> bool {
-        let peeked =
-            rustix::net::recv(self.fd(), &mut [0u8; 1], RecvFlags::DONTWAIT | RecvFlags::PEEK);
-        matches!(peeked, Ok((n, _)) if n > 0)
+    /// Whether there is a byte to receive: no is the end of the stream.
+    pub fn has_unread_bytes(&self) -> io::Result<bool> {
+        let flags = RecvFlags::DONTWAIT | RecvFlags::PEEK;
+        Ok(rustix::net::recv(self.fd(), &mut [0u8; 1], flags)?.0 > 0)
+    }
+
+    /// Waits until the peer has ended its side or is gone, whatever is still unread of what it sent.
+    /// It takes a descriptor for that time, which there may not be: the ring's own polls are for input,
+    /// and that is there.
+    pub async fn ended(&self) -> io::Result<()> {
+        let ends = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        epoll::add(&ends, self.fd(), epoll::EventData::new_u64(0), epoll::EventFlags::RDHUP)?;
+        Stream::new(ends)?.readable_unlimited().await
+    }
+
+    /// What has become of the socket, told once.
+    pub fn take_error(&self) -> Option<io::Error> {
+        let error = rustix::net::sockopt::socket_error(self.fd());
+        Some(error.ok()?.err()?.into())
     }
 
     /// Sends what the socket takes at once; `WouldBlock` when that is nothing.

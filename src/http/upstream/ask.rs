@@ -3,6 +3,7 @@
 use std::io::{self, IoSlice};
 use std::time::Duration;
 
+use rustix::io::Errno;
 use smallvec::SmallVec;
 
 use super::exchange::{Exchange, Family};
@@ -25,7 +26,7 @@ use crate::http1::refusal::ResponseRefusal;
 use crate::http1::response::{self, NO_VALID_HEADER};
 use crate::http1::{Progress, Span, chunked};
 use crate::io::select::{Either, either, yield_now};
-use crate::io::stream::{Address, Connecting, Failure, NewSocket};
+use crate::io::stream::{Address, Failure, NewSocket};
 use crate::io::timer::{self, Wait};
 use crate::io::{Buffer, Stream};
 
@@ -77,6 +78,8 @@ impl Exchange<'_> {
         is_fresh: bool,
     ) -> Result<UpstreamConnection, NoAnswer> {
         self.c.action.set(Action::ConnectingToUpstream);
+        // What a server before it has said is over, also for variables.
+        r.upstream_head.clear();
         let idle = self.idle_connection(r, peer, is_fresh);
         let (mut connection, ahead) = if let Some(connection) = idle {
             (connection, 0)
@@ -92,7 +95,6 @@ impl Exchange<'_> {
         self.c.action.set(Action::SendingRequestToUpstream);
         fault::at(r, "before the request is sent on");
         let mut answer = Answer::default();
-        r.upstream_head.clear();
         r.upstream_bytes = Buffer::with_capacity(*self.settings.buffer_size);
         let send_error = match self.send(r, &connection.stream, ahead, &mut answer).await? {
             SendEnd::Open => {
@@ -158,64 +160,74 @@ impl Exchange<'_> {
             PeerAddress::Inet(address) => Address::Inet(*address),
             PeerAddress::Unix(path) => Address::Unix(path.clone()),
         };
-        let mut ahead = 0;
-        let begun = match NewSocket::to(&address) {
-            Ok(socket) => {
-                if let Err(failed) = local::prepare(self.c, r, self.settings, &socket) {
-                    self.c.log_errno(r, failed.level, format_args!("{failed}"), &failed.error);
-                    return Err(NoAnswer::Client(BodyError::Status(500)));
-                }
-                socket.begin().and_then(|mut connecting| {
-                    if !connecting.is_established() {
-                        let mut unchunked = [0; 18];
-                        let first = self.first_piece(r);
-                        ahead = connecting.try_send(&first.slices(r, &mut unchunked))?;
-                    }
-                    Ok(connecting)
-                })
-            }
+        let socket = match NewSocket::to(&address) {
+            Ok(socket) => socket,
             Err(e) => {
                 // The proxy's want, and no server's failure.
                 self.c.log_errno(r, Level::Alert, format_args!("socket() failed"), &e);
                 return Err(NoAnswer::Client(BodyError::Status(500)));
             }
         };
-        let connected = match begun.map(Connecting::try_into_stream) {
-            Ok(Ok(stream)) => Ok(stream),
-            Ok(Err(connecting)) => {
+        if let Err(failed) = local::prepare(self.c, r, self.settings, &socket) {
+            self.c.log_errno(r, failed.level, format_args!("{failed}"), &failed.error);
+            return Err(NoAnswer::Client(BodyError::Status(500)));
+        }
+        let mut connecting = match socket.begin() {
+            Ok(connecting) => connecting,
+            Err(e) => return Err(self.not_begun(r, peer, &e)),
+        };
+        let ahead = if connecting.is_established() {
+            Ok(0)
+        } else {
+            let mut unchunked = [0; 18];
+            connecting.try_send(&self.first_piece(r).slices(r, &mut unchunked))
+        };
+        let connected = match ahead.map(|ahead| (ahead, connecting.try_into_stream())) {
+            Ok((ahead, Ok(stream))) => Ok((stream, ahead)),
+            Ok((ahead, Err(connecting))) => {
                 let established = connecting.established(*self.settings.connect_timeout);
-                watching_client(self.c, r, established, self.ignores_abort(r)).await?
+                let stream = watching_client(self.c, r, established, self.ignores_abort(r)).await?;
+                stream.map(|stream| (stream, ahead))
             }
             Err(e) => Err(Failure::Io(e)),
         };
         match connected {
-            Ok(stream) => {
+            Ok((stream, ahead)) => {
                 if *self.settings.socket_keepalive {
                     stream.set_keepalive();
                 }
                 Ok((stream, ahead))
             }
-            Err(Failure::Io(e))
-                if e.kind() == io::ErrorKind::WouldBlock
-                    && self.group.queue().is_some()
-                    && matches!(peer.address, PeerAddress::Unix(_)) =>
-            {
-                Err(NoAnswer::BacklogFull)
-            }
             Err(Failure::Io(e)) => {
-                let (level, to) = match &peer.address {
-                    PeerAddress::Unix(path) => {
-                        let gone = e.kind() == io::ErrorKind::NotFound;
-                        let level = if gone { Level::Crit } else { Level::Error };
-                        (level, format!(" to unix:{}", path.display()))
-                    }
-                    PeerAddress::Inet(_) => (Level::Error, String::new()),
-                };
-                self.c.log_errno(r, level, format_args!("connect(){to} failed"), &e);
+                self.c.log_errno(r, Level::Error, format_args!("connect() failed"), &e);
                 Err(Failed::error(true).into())
             }
             Err(failure) => Err(self.timed_out(r, &failure, true)),
         }
+    }
+
+    /// `connect()` has failed at once: the network's and the server's failures are errors, what is left
+    /// tells of the configuration or of this host.
+    fn not_begun(&self, r: &Request, peer: &Peer, e: &io::Error) -> NoAnswer {
+        let is_unix = matches!(peer.address, PeerAddress::Unix(_));
+        if is_unix && e.kind() == io::ErrorKind::WouldBlock && self.group.queue().is_some() {
+            return NoAnswer::BacklogFull;
+        }
+        let level = match Errno::from_io_error(e) {
+            Some(
+                Errno::CONNREFUSED
+                | Errno::AGAIN
+                | Errno::CONNRESET
+                | Errno::NETDOWN
+                | Errno::NETUNREACH
+                | Errno::HOSTDOWN
+                | Errno::HOSTUNREACH,
+            ) => Level::Error,
+            _ => Level::Crit,
+        };
+        let name = &peer.name;
+        self.c.log_errno(r, level, format_args!("connect() to {name} failed"), e);
+        Failed::error(true).into()
     }
 
     fn timed_out(&self, r: &Request, failure: &Failure, unsent: bool) -> NoAnswer {
@@ -519,6 +531,7 @@ impl Exchange<'_> {
                     self.c.log(r, Level::Error, format_args!("{NO_VALID_HEADER}"));
                 }
                 r.upstream_head_len = len;
+                head::take_limit_rate(r, self.settings);
                 for duplicate in &r.upstream_head.duplicates {
                     let text = duplicate.text(r.upstream_bytes.as_slice());
                     self.c.log(r, Level::Warn, format_args!("{text}"));

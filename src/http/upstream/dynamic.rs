@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use super::Group;
 use super::exchange::Family;
-use super::protocol::{Destination, DestinationUri};
+use super::protocol::ProxiedTo;
 use super::watch::watching_client;
-use crate::config::address::{Address, Form, Host};
+use crate::config::address::{Address, Form, Host, split_url};
 use crate::error_log::{Level, escape};
 use crate::http::close::Close;
 use crate::http::connection::Connection;
@@ -24,8 +24,7 @@ use crate::shard::Generation;
 /// What the value of a `*_pass` came to, for one request.
 pub struct Resolved {
     pub target: Target,
-    host: String,
-    uri: String,
+    pub to: ProxiedTo,
 }
 
 pub enum Target {
@@ -37,16 +36,6 @@ pub enum Target {
     Literal(Box<Upstream>, Box<Group>),
 }
 
-impl Resolved {
-    pub fn destination(&self) -> Destination<'_> {
-        let uri = match self.uri.as_str() {
-            "" => DestinationUri::Request,
-            uri => DestinationUri::Whole(uri.as_bytes()),
-        };
-        Destination { host: self.host.as_bytes(), uri }
-    }
-}
-
 /// The error is the status to answer with; why has been logged.
 pub fn resolve(
     c: &Connection,
@@ -56,32 +45,39 @@ pub fn resolve(
     family: Family,
 ) -> Result<Resolved, u16> {
     let value = value::expanded(template, c, r);
-    let value = String::from_utf8_lossy(&value);
     let log = |text: std::fmt::Arguments<'_>| c.log(r, Level::Error, text);
-    let (rest, default_port, form) = match family {
-        Family::Proxy => match value.split_at_checked("http://".len()) {
-            Some((scheme, rest)) if scheme.eq_ignore_ascii_case("http://") => {
-                (rest, Some(80), Form::Url)
-            }
+    let (rest, default_port) = match family {
+        Family::Proxy => match value.split_at_checked(b"http://".len()) {
+            Some((scheme, rest)) if scheme.eq_ignore_ascii_case(b"http://") => (rest, Some(80)),
             _ => {
-                log(format_args!("invalid URL prefix in \"{}\"", escape(value.as_bytes())));
+                log(format_args!("invalid URL prefix in \"{}\"", escape(&value)));
                 return Err(500);
             }
         },
-        Family::Uwsgi => (value.strip_prefix("uwsgi://").unwrap_or(&value), None, Form::Peer),
+        Family::Uwsgi => (value.strip_prefix(b"uwsgi://").unwrap_or(&value), None),
     };
-    let address = Address::parse(rest, form).map_err(|error| {
-        log(format_args!("{error} in upstream \"{}\"", escape(rest.as_bytes())));
-        500u16
-    })?;
+    // The URI is sent byte for byte; a name with other bytes than text has no address.
+    let (address, uri) = match family {
+        Family::Proxy => split_url(rest),
+        Family::Uwsgi => (rest, b"".as_slice()),
+    };
+    let address =
+        Address::parse(&String::from_utf8_lossy(address), Form::Peer).map_err(|error| {
+            log(format_args!("{error} in upstream \"{}\"", escape(rest)));
+            500u16
+        })?;
 
     let written_port = address.port();
     let port = written_port.or(default_port);
     let is_unix = matches!(address.host, Host::Unix(_));
-    let host = match written_port {
-        _ if is_unix => "localhost".to_owned(),
-        Some(port) if Some(port) != default_port => format!("{}:{port}", address.host_text),
-        _ => address.host_text.clone(),
+    let to = ProxiedTo {
+        host: match written_port {
+            _ if is_unix => "localhost".to_owned(),
+            Some(port) if Some(port) != default_port => format!("{}:{port}", address.host_text),
+            _ => address.host_text.clone(),
+        },
+        port: port.filter(|_| !is_unix).map(|port| port.to_string()).unwrap_or_default(),
+        uri: uri.to_vec(),
     };
     let is_meant = |upstream: &Upstream| {
         upstream.name.eq_ignore_ascii_case(&address.host_text)
@@ -95,7 +91,7 @@ pub fn resolve(
             Target::of(name, peers)
         }
         (None, _, None) => {
-            log(format_args!("no port in upstream \"{}\"", escape(rest.as_bytes())));
+            log(format_args!("no port in upstream \"{}\"", escape(rest)));
             return Err(500);
         }
         (None, Host::Ip(ip), Some(port)) => {
@@ -106,7 +102,7 @@ pub fn resolve(
             Target::Name { name: address.host_text, port }
         }
     };
-    Ok(Resolved { target, host, uri: address.uri })
+    Ok(Resolved { target, to })
 }
 
 /// The addresses of a name, as the servers of a group: in their order, from one taken by chance on.

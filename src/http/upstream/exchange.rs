@@ -49,11 +49,19 @@ pub enum Family {
     Uwsgi,
 }
 
-impl Family {
-    /// The upstream as the error log shows it.
+/// An exchange under way, for the log.
+#[derive(Debug, Clone, Copy)]
+pub struct UnderWay {
+    pub family: Family,
+    /// Tries of exchanges before it: an error's page, too, may come from a server.
+    earlier_attempts: usize,
+}
+
+impl UnderWay {
+    /// The upstream as the error log shows it, once there is one.
     pub fn url(self, r: &Request) -> Option<Vec<u8>> {
-        let address = &r.attempts.last()?.address;
-        let mut url = match self {
+        let address = &r.attempts.get(self.earlier_attempts..)?.last()?.address;
+        let mut url = match self.family {
             Family::Proxy => b"http://".to_vec(),
             Family::Uwsgi => b"uwsgi://".to_vec(),
         };
@@ -64,7 +72,9 @@ impl Family {
         url.extend_from_slice(r.message.uri());
         Some(url)
     }
+}
 
+impl Family {
     fn settings(self, location: &Location) -> &Settings {
         match self {
             Family::Proxy => &location.settings.proxy.exchange,
@@ -91,7 +101,7 @@ pub async fn uwsgi(c: &Connection, r: &mut Request) -> Result<Outcome, Close> {
 }
 
 async fn exchange(c: &Connection, r: &mut Request, family: Family) -> Result<Outcome, Close> {
-    c.exchange.set(Some(family));
+    c.exchange.set(Some(UnderWay { family, earlier_attempts: r.attempts.len() }));
     let outcome = run(c, r, family).await;
     if outcome.is_ok() {
         c.exchange.set(None);
@@ -124,7 +134,7 @@ async fn run(c: &Connection, r: &mut Request, family: Family) -> Result<Outcome,
         Family::Uwsgi => location.settings.uwsgi.pass.get().map(|pass| &pass.target),
     };
     let Some(pass) = pass else { return Ok(Outcome::Status(500)) };
-    let resolved;
+    let (target, to);
     let (upstream, group, destination) = match pass {
         Pass::Upstream(id) => {
             let destination = location.settings.proxy.pass.get().map(Destination::from);
@@ -135,6 +145,8 @@ async fn run(c: &Connection, r: &mut Request, family: Family) -> Result<Outcome,
                 Ok(value) => value,
                 Err(status) => return Ok(Outcome::Status(status)),
             };
+            to = Rc::new(value.to);
+            r.proxied_to = Some(Rc::clone(&to));
             if let Target::Name { name, port } = &value.target {
                 // A client whose body is still to be read is found gone by that.
                 let ignore = *settings.ignore_client_abort || body::is_announced(r);
@@ -146,13 +158,13 @@ async fn run(c: &Connection, r: &mut Request, family: Family) -> Result<Outcome,
                     Err(LookupError::Close(close)) => return Err(close),
                 };
             }
-            resolved = value;
-            let (upstream, group) = match &resolved.target {
+            target = value.target;
+            let (upstream, group) = match &target {
                 Target::Group(id) => (http.upstream(*id), generation.upstreams.group(*id)),
                 Target::Literal(upstream, group) => (&**upstream, &**group),
                 Target::Name { .. } => return Ok(Outcome::Status(502)),
             };
-            (upstream, group, Some(resolved.destination()))
+            (upstream, group, Some(Destination::from(&*to)))
         }
     };
 
@@ -196,15 +208,19 @@ async fn run(c: &Connection, r: &mut Request, family: Family) -> Result<Outcome,
 
 /// Whether the body goes out as it comes in. A chunked one needs a protocol that can say so.
 fn streams_body(exchange: &Exchange<'_>, r: &Request) -> bool {
-    if *exchange.settings.request_buffering || !body::is_announced(r) || r.body.is_started() {
+    if *exchange.settings.request_buffering
+        // Nothing of it goes out: it is read like any other, and does not keep the request from
+        // being sent to another server.
+        || !*exchange.settings.pass_request_body
+        || !body::is_announced(r)
+        || r.body.is_started()
+    {
         return false;
     }
     let (proxy, uwsgi) = (&exchange.location.settings.proxy, &exchange.location.settings.uwsgi);
     match (exchange.family, r.head.body) {
         // Also when it is here already: the application reads chunks.
-        (Family::Uwsgi, BodyLength::Chunked) => {
-            *uwsgi.chunked_body == ChunkedBody::Raw && *exchange.settings.pass_request_body
-        }
+        (Family::Uwsgi, BodyLength::Chunked) => *uwsgi.chunked_body == ChunkedBody::Raw,
         _ if body::is_here(r) => false,
         (Family::Proxy, _) if proxy.set_body.is_some() => false,
         (Family::Proxy, BodyLength::Chunked) => *proxy.http_version == HttpVersion::Http11,
@@ -511,6 +527,26 @@ impl Exchange<'_> {
         })
     }
 
+    /// What the client gets in place of this answer, of which no more is kept than goes with that.
+    fn replacement(&self, r: &mut Request) -> Option<Outcome> {
+        let code = r.upstream_head.code;
+        if self.intercepts(code) {
+            head::keep_for_page(r);
+            return Some(Outcome::Status(code));
+        }
+        let outcome = self.accel_redirect(r)?;
+        head::keep_for_redirect(self.c, r, self.family, self.location);
+        Some(outcome)
+    }
+
+    /// `*_intercept_errors`: the page of that status is the configuration's to give.
+    fn intercepts(&self, code: u16) -> bool {
+        let pages = &self.location.settings.core.error_page;
+        code >= 300
+            && *self.settings.intercept_errors
+            && pages.iter().any(|page| page.codes.contains(&code))
+    }
+
     /// `X-Accel-Redirect`: the response is another location's to give.
     fn accel_redirect(&self, r: &mut Request) -> Option<Outcome> {
         let field = r.upstream_head.headers.find(Known::XAccelRedirect)?;
@@ -561,20 +597,13 @@ impl Exchange<'_> {
             };
             return Err(tunnel::open(self.c, r, connection.stream, self.settings, server).await);
         }
-        if let Some(outcome) = self.accel_redirect(r) {
+        if let Some(outcome) = self.replacement(r) {
             self.learn(r, member, true);
-            head::keep_for_redirect(r);
             set_response_time(r, started);
+            // What is still to come of a body nobody waits for.
+            let is_all_here = is_without_body(r) && r.behind_upstream_head().is_empty();
+            self.let_go(r, &member.peer, connection, is_all_here);
             return Ok(outcome);
-        }
-        if code >= 300
-            && *self.settings.intercept_errors
-            && self.location.settings.core.error_page.iter().any(|page| page.codes.contains(&code))
-        {
-            self.learn(r, member, true);
-            head::keep_for_page(r);
-            set_response_time(r, started);
-            return Ok(Outcome::Status(code));
         }
         if *self.settings.force_ranges
             && let Err(length) = head::select_range(r, self.location)
@@ -609,6 +638,14 @@ struct Delivery<'a> {
     connection: UpstreamConnection,
     active: Active,
     started: Duration,
+}
+
+/// Whether the server's answer is its head alone.
+fn is_without_body(r: &Request) -> bool {
+    matches!(
+        r.upstream_head.body_for(r.message.is_head()),
+        BodyLength::None | BodyLength::Length(0)
+    )
 }
 
 /// Whether the client has asked for an upgrade at all: a configuration may send one on its own.

@@ -17,12 +17,11 @@ use crate::http::modules::static_files::range::{self, Selection};
 use crate::http::request::Request;
 use crate::http::response::{self, Head, Length};
 use crate::http::value;
-use crate::http1::date;
-use crate::http1::encode;
 use crate::http1::framing::BodyLength;
-use crate::http1::header::Known;
+use crate::http1::header::{Field, Known};
 use crate::http1::request::Version;
 use crate::http1::trailer::Trailers;
+use crate::http1::{Span, date, encode};
 
 /// Translates the head (proxy, sections 4 and 6).
 pub fn put_head(
@@ -46,7 +45,9 @@ pub fn put_head(
         r.keepalive = false;
     }
     let settings = settings_of(family, location);
-    // Both are put back below: the head is written beside them.
+    let redirected = redirected_location(c, r, family, location);
+    // Both are put back as soon as the fixed lines are written beside them: values of the other lines
+    // may tell of them.
     let bytes = std::mem::take(&mut r.upstream_bytes);
     let upstream = std::mem::take(&mut r.upstream_head);
     let raw = bytes.as_slice();
@@ -64,12 +65,6 @@ pub fn put_head(
     if has(Known::Location) {
         r.response.location = None;
     }
-    let redirected = match upstream.headers.find(Known::Location) {
-        Some(field) if family == Family::Proxy && !hides(b"location") => {
-            redirect(c, r, location, field.value.of(raw))
-        }
-        _ => None,
-    };
     let core = &location.settings.core;
     let absolute =
         redirected.as_deref().filter(|location| response::becomes_absolute(core, location));
@@ -101,10 +96,12 @@ pub fn put_head(
         date: hides(b"date") || (family == Family::Uwsgi && !has(Known::Date)),
         upgrade: upstream.code == 101,
     };
-    // Before the head begins: it begins with how fast the response goes.
-    put_limit_rate(r, settings, &upstream.headers, raw);
     response::begin(c, r, &head);
-    for field in &upstream.headers {
+    let location_is_put = absolute.is_some();
+    r.upstream_head = upstream;
+    r.upstream_bytes = bytes;
+    for at in 0..r.upstream_head.headers.len() {
+        let Some(&field) = r.upstream_head.headers.as_slice().get(at) else { break };
         let skipped = match field.known {
             Known::ContentType
             | Known::ContentLength
@@ -113,25 +110,19 @@ pub fn put_head(
             | Known::TransferEncoding => true,
             // Ranges are ringx's to speak of.
             Known::AcceptRanges => *settings.force_ranges,
-            Known::Location => absolute.is_some(),
+            Known::Location => location_is_put,
             _ => false,
         };
-        let name = field.name.of(raw);
-        if skipped || hides(name) {
+        if skipped || hides(field.name.of(r.upstream_bytes.as_slice())) {
             continue;
         }
-        let value = field.value.of(raw);
         let rewritten = match field.known {
-            _ if family != Family::Proxy => None,
             Known::Location => redirected.clone(),
-            Known::Refresh => refreshed(c, r, location, value),
-            Known::SetCookie if location.settings.proxy.rewrites_cookies => {
-                cookie::rewritten(c, r, &location.settings.proxy, value)
-            }
-            _ => None,
+            _ => rewritten(c, r, family, location, field),
         };
-        let value = rewritten.as_deref().unwrap_or(value);
-        encode::header(name, value, &mut r.response.head);
+        let raw = r.upstream_bytes.as_slice();
+        let value = rewritten.as_deref().unwrap_or(field.value.of(raw));
+        encode::header(field.name.of(raw), value, &mut r.response.head);
     }
     // A server that sends trailers does so behind chunks.
     r.response.has_trailers |=
@@ -139,14 +130,12 @@ pub fn put_head(
     let content_range = window.map(|window| window.content_range());
     let range_line: Option<(&[u8], &[u8])> = match &content_range {
         Some(range) => Some((b"Content-Range", range.as_bytes())),
-        None if *settings.force_ranges && is_cut(r, &upstream, *core.max_ranges) => {
+        None if *settings.force_ranges && is_cut(r, *core.max_ranges) => {
             Some((b"Accept-Ranges", b"bytes"))
         }
         None => None,
     };
     response::finish_with(c, r, range_line);
-    r.upstream_head = upstream;
-    r.upstream_bytes = bytes;
 }
 
 fn settings_of(family: Family, location: &Location) -> &Settings {
@@ -166,25 +155,55 @@ pub fn decodes_chunked(family: Family, location: &Location) -> bool {
     family == Family::Proxy || *location.settings.uwsgi.decode_chunked
 }
 
-/// `X-Accel-Limit-Rate`
-fn put_limit_rate(
-    r: &mut Request,
-    settings: &Settings,
-    headers: &crate::http1::header::Headers,
-    raw: &[u8],
-) {
-    if let Some(field) = headers.find(Known::XAccelLimitRate)
+/// `X-Accel-Limit-Rate`: it holds for whatever the client gets, be that another location's.
+pub fn take_limit_rate(r: &mut Request, settings: &Settings) {
+    if let Some(field) = r.upstream_head.headers.find(Known::XAccelLimitRate)
         && !settings.ignore_headers.contains(IgnoreHeaders::X_ACCEL_LIMIT_RATE)
-        && let Ok(text) = std::str::from_utf8(field.value.of(raw))
+        && let Ok(text) = std::str::from_utf8(field.value.of(r.upstream_bytes.as_slice()))
         && let Some(rate) = crate::config::value::number(text)
     {
         r.response.limit_rate = Some(rate as u64);
     }
 }
 
-/// `proxy_redirect` on a Location, or on the URL of a Refresh.
-fn redirect(c: &Connection, r: &mut Request, location: &Location, url: &[u8]) -> Option<Vec<u8>> {
+/// The Location that the client gets in place of the server's.
+fn redirected_location(
+    c: &Connection,
+    r: &mut Request,
+    family: Family,
+    location: &Location,
+) -> Option<Vec<u8>> {
+    let field = r.upstream_head.headers.find(Known::Location)?;
+    if family != Family::Proxy || contains(&location.settings.proxy.exchange.hidden, b"location") {
+        return None;
+    }
+    redirect(c, r, location, field.value)
+}
+
+/// What a line that goes on among the others becomes; `None`: it goes as it came.
+fn rewritten(
+    c: &Connection,
+    r: &mut Request,
+    family: Family,
+    location: &Location,
+    field: Field,
+) -> Option<Vec<u8>> {
     let proxy = &location.settings.proxy;
+    match field.known {
+        _ if family != Family::Proxy => None,
+        Known::Refresh => refreshed(c, r, location, field.value),
+        Known::SetCookie if proxy.rewrites_cookies => {
+            let cookie = field.value.of(r.upstream_bytes.as_slice()).to_vec();
+            cookie::rewritten(c, r, proxy, &cookie)
+        }
+        _ => None,
+    }
+}
+
+/// `proxy_redirect` on a Location, or on the URL of a Refresh.
+fn redirect(c: &Connection, r: &mut Request, location: &Location, url: Span) -> Option<Vec<u8>> {
+    let proxy = &location.settings.proxy;
+    let url = url.of(r.upstream_bytes.as_slice());
     match &*proxy.redirect {
         Redirect::Default => {
             let pass = proxy.pass.get().filter(|pass| !pass.url.is_empty())?;
@@ -197,30 +216,31 @@ fn redirect(c: &Connection, r: &mut Request, location: &Location, url: &[u8]) ->
             };
             Some([to, rest].concat())
         }
-        Redirect::Rules(rules) => rules.apply(c, r, url),
+        Redirect::Rules(rules) => {
+            let url = url.to_vec();
+            rules.apply(c, r, &url)
+        }
     }
 }
 
 /// The same for the part of a Refresh behind `url=`.
-fn refreshed(
-    c: &Connection,
-    r: &mut Request,
-    location: &Location,
-    value: &[u8],
-) -> Option<Vec<u8>> {
+fn refreshed(c: &Connection, r: &mut Request, location: &Location, value: Span) -> Option<Vec<u8>> {
     const URL: &[u8] = b"url=";
-    let at = value.windows(URL.len()).position(|part| part.eq_ignore_ascii_case(URL))?;
-    let (kept, url) = value.split_at_checked(at.saturating_add(URL.len()))?;
-    let url = redirect(c, r, location, url)?;
+    let text = value.of(r.upstream_bytes.as_slice());
+    let at = text.windows(URL.len()).position(|part| part.eq_ignore_ascii_case(URL))?;
+    let kept = at.saturating_add(URL.len());
+    let start = (value.start as usize).saturating_add(kept);
+    let url = redirect(c, r, location, Span::new(start, value.end as usize))?;
+    let kept = value.of(r.upstream_bytes.as_slice()).get(..kept)?;
     Some([kept, &url].concat())
 }
 
 /// Whether a range could be cut out of this response.
-fn is_cut(r: &Request, upstream: &crate::http1::response::ResponseHead, ranges_max: u64) -> bool {
-    upstream.code == 200
+fn is_cut(r: &Request, ranges_max: u64) -> bool {
+    r.upstream_head.code == 200
         // The page for another status is sent whole.
         && r.response.status_override.is_none_or(|status| status == 200)
-        && upstream.content_length.is_some()
+        && r.upstream_head.content_length.is_some()
         && r.version() > Version::Http09
         && ranges_max > 0
 }
@@ -229,7 +249,7 @@ fn is_cut(r: &Request, upstream: &crate::http1::response::ResponseHead, ranges_m
 /// error is the length of a body that has nothing of it: 416.
 pub fn select_range(r: &mut Request, location: &Location) -> Result<(), u64> {
     let Some(length) = r.upstream_head.content_length else { return Ok(()) };
-    if !is_cut(r, &r.upstream_head, *location.settings.core.max_ranges) {
+    if !is_cut(r, *location.settings.core.max_ranges) {
         return Ok(());
     }
     let header = |known| r.head.headers.find(known).map(|field| r.text(field.value));
@@ -262,14 +282,18 @@ const KEPT: [Known; 5] = [
     Known::AcceptRanges,
 ];
 
-/// Keeps those of the upstream's head for the response to come.
-pub fn keep_for_redirect(r: &mut Request) {
-    let raw = r.upstream_bytes.as_slice();
-    for field in &r.upstream_head.headers {
-        let value = field.value.of(raw);
+/// Keeps those of the upstream's head for the response to come, rewritten as if it were passed on.
+pub fn keep_for_redirect(c: &Connection, r: &mut Request, family: Family, location: &Location) {
+    for at in 0..r.upstream_head.headers.len() {
+        let Some(&field) = r.upstream_head.headers.as_slice().get(at) else { break };
         if field.known == Known::ContentType {
-            r.response.kept.content_type = Some(value.into());
+            let value = field.value.of(r.upstream_bytes.as_slice());
+            // An empty one is none: then the type is the other response's.
+            r.response.kept.content_type = (!value.is_empty()).then(|| value.into());
         } else if KEPT.contains(&field.known) {
+            let rewritten = rewritten(c, r, family, location, field);
+            let raw = r.upstream_bytes.as_slice();
+            let value = rewritten.as_deref().unwrap_or(field.value.of(raw));
             encode::header(field.name.of(raw), value, &mut r.response.kept.lines);
         }
     }

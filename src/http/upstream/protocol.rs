@@ -177,6 +177,26 @@ pub enum DestinationUri<'a> {
     Whole(&'a [u8]),
 }
 
+/// What a `proxy_pass` with variables leads to, for one request.
+#[derive(Debug, Default)]
+pub struct ProxiedTo {
+    /// `$proxy_host`
+    pub host: String,
+    /// `$proxy_port`
+    pub port: String,
+    pub uri: Vec<u8>,
+}
+
+impl<'a> From<&'a ProxiedTo> for Destination<'a> {
+    fn from(to: &'a ProxiedTo) -> Self {
+        let uri = match to.uri.as_slice() {
+            b"" => DestinationUri::Request,
+            uri => DestinationUri::Whole(uri),
+        };
+        Destination { host: to.host.as_bytes(), uri }
+    }
+}
+
 impl<'a> From<&'a ProxyPass> for Destination<'a> {
     fn from(pass: &'a ProxyPass) -> Self {
         let uri = match &pass.uri {

@@ -4,6 +4,7 @@
 
 use std::borrow::Cow;
 use std::io::IoSlice;
+use std::pin::pin;
 use std::time::Duration;
 
 use smallvec::SmallVec;
@@ -379,6 +380,10 @@ impl<'a> Relay<'a, '_> {
         let first = std::mem::take(&mut r.upstream_bytes);
         #[expect(clippy::arithmetic_side_effects, reason = "counted behind the head")]
         let head_len = first.len() - ahead;
+        if r.response.has_trailers {
+            // These may tell of it before the last of it has gone.
+            r.upstream_bytes.extend(first.as_slice().get(..head_len).unwrap_or_default());
+        }
         let relayed = self.relay(r, &first, head_len).await;
         r.upstream_bytes = first;
         if let Some(attempt) = r.attempts.last_mut() {
@@ -699,6 +704,9 @@ impl<'a> Relay<'a, '_> {
         let upstream = self.upstream;
         let client = &self.c.stream;
         let ignore_abort = *self.settings.ignore_client_abort;
+        let mut gone = pin!(async {
+            if ignore_abort { std::future::pending().await } else { client_left(client).await }
+        });
         // When the upstream will have been waited for too long, however often the client moves.
         let mut until_ms = None;
         loop {
@@ -746,10 +754,7 @@ impl<'a> Relay<'a, '_> {
             let to_client = async {
                 if rest.is_empty() { std::future::pending().await } else { rest.ready(r).await }
             };
-            let gone = async {
-                if ignore_abort { std::future::pending().await } else { client_left(client).await }
-            };
-            match either(from_upstream, either(to_client, gone)).await {
+            match either(from_upstream, either(to_client, gone.as_mut())).await {
                 Either::First(Ok(Some(leave))) => return Ok(Ok(leave)),
                 Either::First(Ok(None)) => {}
                 Either::First(Err(failure)) => return Ok(Err(failure)),
@@ -757,7 +762,9 @@ impl<'a> Relay<'a, '_> {
                     ready?;
                     self.rest.pump(r).await?;
                 }
-                Either::Second(Either::Second(())) => return Err(client_aborted(self.c, r)),
+                Either::Second(Either::Second(left)) => {
+                    return Err(client_aborted(self.c, r, left));
+                }
             }
         }
     }

@@ -1,5 +1,6 @@
 //! Waiting for an upstream with an eye on the client, who may leave meanwhile.
 
+use std::io;
 use std::pin::pin;
 use std::time::Duration;
 
@@ -45,25 +46,49 @@ pub async fn watching_client<F: Future>(
         Err(_) if ignore_abort => Ok(future.await),
         Err(_) => match either(future.as_mut(), client_left(client)).await {
             Either::First(output) => Ok(output),
-            Either::Second(()) => Err(client_aborted(c, r)),
+            Either::Second(left) => Err(client_aborted(c, r, left)),
         },
     }
 }
 
-/// The client has left while an upstream worked for it.
-pub fn client_aborted(c: &Connection, r: &mut Request) -> Close {
-    let text = "client prematurely closed connection, so upstream connection is closed too";
-    c.log(r, Level::Info, format_args!("{text}"));
+/// The client has left while an upstream worked for it. The words are nginx's, as people look for
+/// them, whatever it is that has reported it.
+pub fn client_aborted(c: &Connection, r: &mut Request, left: Left) -> Close {
+    let text = format_args!(
+        "epoll_wait() reported that client prematurely closed connection, so upstream connection is \
+         closed too"
+    );
+    match left {
+        Left::Ended => c.log(r, Level::Info, text),
+        Left::Failed(error) => c.log_errno(r, Level::Info, text, &error),
+    }
     if !r.response.head_sent {
         r.response.status = 499;
     }
     Close::ClientAbortedExchange
 }
 
-/// Ends when the client has closed its side. Bytes that it sends ahead hide that, as with nginx:
-/// then this waits for ever.
-pub async fn client_left(client: &Stream) {
-    if client.readable_unlimited().await.is_ok() && client.has_unread_bytes() {
-        std::future::pending::<()>().await;
+/// How a client leaves.
+#[derive(Debug)]
+pub enum Left {
+    /// It has closed its side.
+    Ended,
+    /// It has reset the connection, say.
+    Failed(io::Error),
+}
+
+/// Ends when the client has left. Bytes that it has sent ahead do not hide that.
+pub async fn client_left(client: &Stream) -> Left {
+    let _ = client.readable_unlimited().await;
+    match client.has_unread_bytes() {
+        Ok(false) => Left::Ended,
+        Err(error) if error.kind() != io::ErrorKind::WouldBlock => Left::Failed(error),
+        Ok(true) | Err(_) => {
+            if client.ended().await.is_err() {
+                // It cannot be watched: the answer, or a timer, ends the wait.
+                std::future::pending::<()>().await;
+            }
+            client.take_error().map_or(Left::Ended, Left::Failed)
+        }
     }
 }
