@@ -30,7 +30,7 @@ GROUPS = {
     "size": ["9.*"],
     "compressed": COMPRESSED,
 }
-TIMEOUT = 900 if FULL else 60
+TIMEOUT = 2400 if FULL else 60
 
 pytestmark = pytest.mark.timeout(2 * TIMEOUT)
 
