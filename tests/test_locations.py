@@ -907,6 +907,20 @@ def test_a_name_for_two_in_conflict_is_ignored_whole(serve, earlier, host):
     assert proxy.get("/", host=host).body == b"default"
 
 
+IN_REGEX = "location ~ /p { location /p/ { return 200 in; } location = /p { return 200 in; } location ~ q { return 200 q; } return 200 out; }"
+
+
+def test_in_a_regex_location_only_regexes_are_looked_at(shared):
+    proxy = shared(IN_REGEX)
+    assert [proxy.get(target).body for target in ("/p/x", "/p", "/p/q")] == [b"out", b"out", b"q"]
+
+
+@pytest.mark.ringx_only("nginx says nothing")
+def test_a_location_that_is_never_used_is_told(refused):
+    text = "is never used: in a regex location only regexes are looked at in F:6"
+    assert refused(IN_REGEX) == [f'[warn] location "{name}" {text}' for name in ("/p/", "/p")]
+
+
 LISTEN = [
     ("{0}", "127.0.0.1"),
     ("*:{0}", "127.0.0.1"),

@@ -379,7 +379,13 @@ impl Draft {
         for (at, level) in self.levels.iter().enumerate() {
             let id = LocationId(at as u32);
             let Some(tree) = level.outer.and_then(|outer| trees.get_mut(outer)) else { continue };
+            let is_in_regex = level
+                .outer
+                .and_then(|outer| self.levels.get(outer))
+                .is_some_and(|outer| matches!(outer.kind, Kind::Regex(_)));
             match &level.kind {
+                // As in nginx, which makes no tree of these.
+                Kind::Prefix { .. } | Kind::Exact if is_in_regex => {}
                 Kind::Prefix { .. } | Kind::Exact => add_prefix(tree, id, level)?,
                 Kind::Regex(regex) => tree.regexes.push((regex.clone(), id)),
                 Kind::Server | Kind::Named | Kind::If | Kind::LimitExcept(_) => {}

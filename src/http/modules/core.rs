@@ -550,6 +550,7 @@ fn open_location(b: &mut Build, args: Args<'_>) -> Outcome {
         _ if name.starts_with('@') => Kind::Named,
         _ => Kind::Prefix { no_regex: false },
     };
+    let mut unused = None;
     if let Some(outer) = b.http.current() {
         let around = &outer.name;
         match outer.kind {
@@ -571,8 +572,15 @@ fn open_location(b: &mut Build, args: Args<'_>) -> Outcome {
                 if !matches!(kind, Kind::Regex(_)) && !name.starts_with(&**around) {
                     return fault!("location \"{name}\" is outside location \"{around}\"");
                 }
+                if !matches!(kind, Kind::Regex(_)) && matches!(outer.kind, Kind::Regex(_)) {
+                    let text = "is never used: in a regex location only regexes are looked at";
+                    unused = Some(format!("location \"{name}\" {text}"));
+                }
             }
         }
+    }
+    if let Some(warning) = unused {
+        b.warn(Some(args.place()), warning);
     }
     b.http.open(kind, name, args.place());
     Ok(())
