@@ -392,3 +392,26 @@ def test_a_page_given_up_is_logged_as_what_it_became(local):
     )
     assert proxy.get(f"/{'a' * 35}!/x.bak").status == 500
     assert proxy.accessed(1, "status.log") == ["500"]
+
+
+@pytest.mark.parametrize("target", ["/x", "http://b/"])
+def test_a_redirect_by_rewrite_asks_for_no_body(local, target):
+    proxy = local(f"location / {{ rewrite ^ {target} permanent; }}")
+    with proxy.connect() as wire:
+        wire.send("POST / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n")
+        assert wire.read_response().status == 301
+
+
+def test_a_redirect_by_rewrite_comes_before_a_broken_body(local):
+    proxy = local("location / { rewrite ^ /x permanent; }")
+    answer = proxy.ask("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nx\r\n")
+    assert (answer.status, answer.get("Connection")) == (301, "close")
+
+
+def test_a_redirect_by_return_lets_the_body_come(local):
+    proxy = local("location / { return 301 /x; }")
+    with proxy.connect() as wire:
+        wire.send("POST / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n")
+        assert wire.read_response().status == 100
+        wire.send("12345")
+        assert wire.read_response().status == 301

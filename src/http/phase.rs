@@ -426,7 +426,7 @@ async fn respond(
     r: &mut Request,
     answer: rewrite::Answer,
 ) -> Result<Outcome, Close> {
-    if !matches!(answer, rewrite::Answer::Status(400..))
+    if !matches!(answer, rewrite::Answer::Status(400..) | rewrite::Answer::Rewritten { .. })
         && let Some(status) = body::begin_discard(c, r).await?
     {
         return Ok(Outcome::Status(status));
@@ -435,7 +435,8 @@ async fn respond(
         // An error gets its page, the rest is sent as it is.
         rewrite::Answer::Status(code @ 400..) => Ok(Outcome::Status(code)),
         rewrite::Answer::Status(code) => send_text(c, r, code, &[]).await,
-        rewrite::Answer::Redirect { code, location } => {
+        rewrite::Answer::Redirect { code, location }
+        | rewrite::Answer::Rewritten { code, location } => {
             r.response.location = Some(location);
             Ok(Outcome::Status(code))
         }
