@@ -415,3 +415,32 @@ def test_a_redirect_by_return_lets_the_body_come(local):
         assert wire.read_response().status == 100
         wire.send("12345")
         assert wire.read_response().status == 301
+
+
+SENT = "log_format sent '$sent_http_server $sent_http_date'; access_log logs/sent.log sent;"
+
+
+def test_a_server_that_is_not_passed_on_is_not_one_that_was_sent(through):
+    fields = ("Server: up", "Date: Sun, 06 Nov 1994 08:49:37 GMT")
+    proxy = through(
+        answering(response(b"x", *fields)), "location / { proxy_pass http://@upstream@; }", SENT
+    )
+    proxy.get("/")
+    assert proxy.accessed(1, "sent.log") == ["- -"]
+
+
+def test_a_server_that_is_passed_on_was_sent(through):
+    fields = ("Server: up", "Date: now")
+    proxy = through(
+        answering(response(b"x", *fields)),
+        "location / { proxy_pass http://@upstream@; proxy_pass_header Server; proxy_pass_header Date; }",
+        SENT,
+    )
+    proxy.get("/")
+    assert proxy.accessed(1, "sent.log") == ["up now"]
+
+
+def test_a_server_that_is_added_was_sent(local):
+    proxy = local("add_header Server s; add_header Date d; return 200 x;", SENT)
+    proxy.get("/")
+    assert proxy.accessed(1, "sent.log") == ["s d"]

@@ -559,19 +559,17 @@ fn upstream_trailer(r: &Request, name: &HeaderName, out: &mut Vec<u8>) -> bool {
 
 /// Looked up in the head as it was sent. What nginx adds to it on its way is not seen.
 fn sent_header(r: &Request, name: &HeaderName, out: &mut Vec<u8>) -> bool {
+    let head = r.response.head.as_slice();
     match &*name.0 {
         // The request is over for its connection when it is logged.
         b"connection" if r.logged && r.response.status != 101 => return put(out, b"close"),
         b"keep_alive" if r.logged => return false,
-        own @ (b"server" | b"date") => {
-            let bytes = r.upstream_bytes.as_slice();
-            if r.upstream_head.headers.find_name(bytes, own).next().is_none() {
-                return false;
-            }
+        // Passed on or added, they are in the list; the proxy's own have a fixed place.
+        b"server" | b"date" => {
+            return named_lines(head.get(r.response.list_at..).unwrap_or_default(), name, out);
         }
         _ => {}
     }
-    let head = r.response.head.as_slice();
     named_lines(split_once(head, b'\n').map_or(head, |(_, lines)| lines), name, out)
 }
 
