@@ -1,5 +1,6 @@
 """What an independent reading of the code found, each with the request that showed it."""
 
+import re
 import shutil
 import socket
 import threading
@@ -444,3 +445,55 @@ def test_a_server_that_is_added_was_sent(local):
     proxy = local("add_header Server s; add_header Date d; return 200 x;", SENT)
     proxy.get("/")
     assert proxy.accessed(1, "sent.log") == ["s d"]
+
+
+def logged_reset(proxy) -> str:
+    line = proxy.logged("104: Connection reset by peer")
+    assert "prematurely closed" not in proxy.error_log()
+    return line
+
+
+RESETS = [
+    # what is sent before the reset, text, status that is logged
+    ("GET / HT", "recv() failed (104: Connection reset by peer) while reading client request line", "400"),
+    ("GET / HTTP/1.1\r\nHost: a\r\n", "recv() failed (104: Connection reset by peer) while reading client request headers", "400"),
+    (
+        "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nab",
+        "recv() failed (104: Connection reset by peer), client",
+        "400",
+    ),
+]
+
+
+@pytest.mark.parametrize("sent, text, status", RESETS, ids=["line", "headers", "body"])
+def test_the_words_about_a_reset_while_something_is_read(local, upstream, sent, text, status):
+    proxy = local("location / { proxy_pass http://@upstream@; }", STATUS_LOG, upstream=upstream(to_end).address)
+    wire = proxy.connect()
+    wire.send(sent)
+    eventually(wire.is_taken, "what was sent is read")
+    wire.reset()
+    line = logged_reset(proxy)
+    assert "[info]" in line and text in line, line
+    assert proxy.accessed(1, "status.log") == [status]
+
+
+def test_the_words_about_a_reset_while_something_is_sent(local):
+    proxy = local("root html;", STATUS_LOG)
+    (proxy.prefix / "html/big").write_bytes(b"x" * 30_000_000)
+    wire = proxy.connect(receive_buffer=4096)
+    wire.send("GET /big HTTP/1.1\r\nHost: a\r\n\r\n")
+    wire.read_until(b"\r\n\r\n")
+    wire.reset()
+    line = logged_reset(proxy)
+    assert "[info]" in line and re.search(r"(writev|sendfile)\(\) failed .* while sending response to client, ", line), line
+    assert proxy.accessed(1, "status.log") == ["200"]
+
+
+def test_the_words_about_a_reset_while_nothing_is_going_on(local):
+    proxy = local("return 200 x;")
+    wire = proxy.connect()
+    wire.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+    wire.read_response()
+    wire.reset()
+    line = logged_reset(proxy)
+    assert "[info]" in line and "client 127.0.0.1 closed keepalive connection (104" in line, line
