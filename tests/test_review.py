@@ -497,3 +497,39 @@ def test_the_words_about_a_reset_while_nothing_is_going_on(local):
     wire.reset()
     line = logged_reset(proxy)
     assert "[info]" in line and "client 127.0.0.1 closed keepalive connection (104" in line, line
+
+
+LINES = [
+    # what is sent, $request_method, $server_protocol, $request_uri
+    ("GET /a HTTP/1.1\r\nHost: a\r\n\r\n", "GET|HTTP/1.1|/a"),
+    ("GET /a HTTP/1.7\r\nHost: a\r\n\r\n", "GET|HTTP/1.7|/a"),
+    ("GET /a  HTTP/1.0  \r\n\r\n", "GET|HTTP/1.0  |/a"),
+    ("GET /a\r\n", "GET|-|/a"),
+    ("GET /a HTTP/2.0\r\n\r\n", "-||-"),
+    ("GET rel HTTP/1.1\r\n\r\n", "-|-|-"),
+    ("GET /.. HTTP/1.1\r\nHost: a\r\n\r\n", "GET|HTTP/1.1|-"),
+    ("\x16\x03\x01", "-|-|-"),
+    ("G\x01T / HTTP/1.1\r\n\r\n", "-|-|-"),
+    ("GET /" + "x" * 9000 + " HTTP/1.1\r\n\r\n", "-|-|-"),
+    ("GET /a HTTP/1.1\r\nHost: a b\r\n\r\n", "GET|HTTP/1.1|/a"),
+    ("GET /a HTTP/1.1", "-||-"),
+    ("GET /a HTTP/1.1\r\nHost: a\r\n", "GET|HTTP/1.1|/a"),
+]
+
+
+@pytest.mark.parametrize("sent, told", LINES, ids=[repr(row[0][:24]) for row in LINES])
+def test_what_is_known_of_a_request_line(local, sent, told):
+    proxy = local(
+        "location / { return 200 x; }",
+        "log_format line '$request_method|$server_protocol|$request_uri'; access_log logs/line.log line;",
+    )
+    with proxy.connect() as wire:
+        wire.send(sent)
+        wire.finish()
+        wire.read_to_end()
+    assert proxy.accessed(1, "line.log") == [told]
+
+
+def test_a_page_for_a_refused_line_is_a_get(local):
+    proxy = local("error_page 400 =222 /p; location = /p { return 200 '$request_method $server_protocol.'; }")
+    assert proxy.ask("GET rel HTTP/1.1\r\n\r\n").body == b"GET ."

@@ -240,17 +240,17 @@ pub fn append(variable: &Variable, c: &Connection, r: &Request, out: &mut Vec<u8
             };
             number(out, r.body.received.saturating_add(head as u64))
         }
-        Variable::RequestMethod => put_known(out, method(r)),
+        // That of a line which is not accepted is not known, but for the GET that a page makes of it.
+        Variable::RequestMethod => {
+            (r.head.is_line_read() || !r.uri_is_original) && put_known(out, method(r))
+        }
         Variable::RequestPort => r.host_port.as_ref().is_none_or(|port| put(out, port)),
         Variable::IsRequestPort => {
             let has_port = r.host_port.as_ref().is_some_and(|port| !port.is_empty());
             put(out, if has_port { b":" } else { b"" })
         }
         Variable::RequestTime => seconds(out, r.elapsed()),
-        Variable::RequestUri => {
-            r.put_request_uri(out);
-            true
-        }
+        Variable::RequestUri => r.put_request_uri(out),
         Variable::Scheme => put(out, b"http"),
         Variable::ServerAddr => {
             let _ = match c.local_address() {
@@ -263,12 +263,9 @@ pub fn append(variable: &Variable, c: &Connection, r: &Request, out: &mut Vec<u8
         Variable::ServerPort => {
             c.local_address().is_none_or(|address| number(out, u64::from(address.port())))
         }
-        Variable::ServerProtocol => match r.head.version {
-            // The client named none.
-            Version::Http09 => false,
-            Version::Http10 => put(out, b"HTTP/1.0"),
-            Version::Http11 => put(out, b"HTTP/1.1"),
-        },
+        Variable::ServerProtocol => {
+            r.head.protocol().is_some_and(|protocol| put(out, r.text(protocol)))
+        }
         Variable::LimitRate => {
             let response = &r.response;
             let in_force = response.pace.as_ref().map(super::pace::Pace::rate);
