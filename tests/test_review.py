@@ -533,3 +533,43 @@ def test_what_is_known_of_a_request_line(local, sent, told):
 def test_a_page_for_a_refused_line_is_a_get(local):
     proxy = local("error_page 400 =222 /p; location = /p { return 200 '$request_method $server_protocol.'; }")
     assert proxy.ask("GET rel HTTP/1.1\r\n\r\n").body == b"GET ."
+
+
+def test_a_root_that_is_not_there_is_told(local):
+    proxy = local("root none; location / { return 200 '$realpath_root.'; }")
+    assert proxy.get("/").body == b"."
+    line = proxy.logged("realpath()")
+    assert '[crit] ' in line and f'realpath() "{proxy.prefix}/none" failed (2: No such file or directory)' in line
+
+
+USERS = [
+    ("dXNlcjpwYXNz", "user"),
+    ("dX5+Pj86Og==", "u~~>?"),
+    ("dX5-Pj86Og==", ""),
+    ("dTo_", ""),
+    ("dTo=x_", "u"),
+    ("dTo", "u"),
+    ("dTpwd", ""),
+    ("dT==pw", ""),
+]
+
+
+@pytest.mark.parametrize("encoded, user", USERS)
+def test_the_alphabet_of_credentials(local, encoded, user):
+    proxy = local("location / { return 200 '[$remote_user]'; }")
+    assert proxy.get("/", f"Authorization: Basic {encoded}").body.decode() == f"[{user}]"
+
+
+COOKIES = [("a; a=1", ""), ("a; b=1; a=2", "2"), ("a, a=1", ""), ("ab; a=1", "1"), ("a ; a=1", ""), ("a=1; a", "1"), ("ab=1;a=2", "2")]
+
+
+@pytest.mark.parametrize("line, value", COOKIES)
+def test_a_cookie_behind_a_name_alone(local, line, value):
+    proxy = local("location / { return 200 '[$cookie_a]'; }")
+    assert proxy.get("/", f"Cookie: {line}").body.decode() == f"[{value}]"
+
+
+@pytest.mark.differs_in_nginx("it leads to http://:PORT/")
+def test_the_name_in_a_redirect_of_a_server_without_one(local):
+    proxy = local("server_name_in_redirect on; return 301 /x;")
+    assert proxy.get("/", host="h").get("Location") == proxy.fill("http://h:@port@/x")

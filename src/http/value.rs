@@ -16,7 +16,7 @@ use super::slots::Held;
 use super::upstream::Attempt;
 use super::variable::{HeaderName, Part, Template, Variable, VariableSlot};
 use crate::clock;
-use crate::error_log::Level;
+use crate::error_log::{Level, escape};
 use crate::http1::framing::BodyLength;
 use crate::http1::header::Known;
 use crate::http1::request::Version;
@@ -474,12 +474,16 @@ pub fn cookie<'a>(r: &'a Request, name: &[u8]) -> Option<&'a [u8]> {
     r.head.headers.find_all(Known::Cookie).find_map(|field| cookie_in(r.text(field.value), name))
 }
 
-/// The pairs are separated by `;`; before one that does not match, by `,` too.
+/// The pairs are separated by `;`; before one that does not match, by `,` too. The byte behind the name
+/// is taken for the `=` that it should be, as nginx does: a bare `NAME;` hides the pair behind it.
 fn cookie_in<'a>(line: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
     let mut rest = line;
     while !rest.is_empty() {
         if let Some(value) = value_of(rest, name) {
             return Some(value);
+        }
+        if let Some(behind) = behind_name(rest, name) {
+            rest = behind.get(1..)?;
         }
         let end = memchr::memchr2(b';', b',', rest)?;
         let (_, behind) = rest.split_at(end).1.split_first()?;
@@ -496,12 +500,14 @@ fn upstream_cookie<'a>(r: &'a Request, name: &[u8]) -> Option<&'a [u8]> {
 
 /// The value of a pair `name = value;` with this name at the front of `text`, whatever its case.
 fn value_of<'a>(text: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
-    let (found, rest) = text.split_at_checked(name.len())?;
-    if !found.eq_ignore_ascii_case(name) {
-        return None;
-    }
-    let value = without_spaces(without_spaces(rest).strip_prefix(b"=")?);
+    let value = without_spaces(behind_name(text, name)?.strip_prefix(b"=")?);
     value.split(|byte| *byte == b';').next()
+}
+
+/// What is behind this name at the front of `text`, and behind spaces.
+fn behind_name<'a>(text: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
+    let (found, rest) = text.split_at_checked(name.len())?;
+    found.eq_ignore_ascii_case(name).then(|| without_spaces(rest))
 }
 
 /// Without the spaces in front.
@@ -601,13 +607,16 @@ fn remote_user(r: &Request, out: &mut Vec<u8>) -> bool {
     user.is_some_and(|user| put(out, &user))
 }
 
-/// RFC 4648 section 4, padding optional.
+/// RFC 4648 section 4, up to the padding, which is optional.
 #[expect(
     clippy::arithmetic_side_effects,
     reason = "each letter is in its range; of the count under 8 bits stay; three quarters of a head's text"
 )]
 fn base64(text: &[u8]) -> Option<Vec<u8>> {
-    let text = text.strip_suffix(b"==").or(text.strip_suffix(b"=")).unwrap_or(text);
+    let text = text.split(|byte| *byte == b'=').next().unwrap_or_default();
+    if text.len() % 4 == 1 {
+        return None;
+    }
     let mut out = Vec::with_capacity(text.len() * 3 / 4);
     let (mut bits, mut count) = (0u32, 0);
     for &byte in text {
@@ -615,8 +624,8 @@ fn base64(text: &[u8]) -> Option<Vec<u8>> {
             b'A'..=b'Z' => byte - b'A',
             b'a'..=b'z' => byte - b'a' + 26,
             b'0'..=b'9' => byte - b'0' + 52,
-            b'+' | b'-' => 62,
-            b'/' | b'_' => 63,
+            b'+' => 62,
+            b'/' => 63,
             _ => return None,
         };
         bits = bits << 6 | u32::from(value);
@@ -678,7 +687,11 @@ fn realpath_root(c: &Connection, r: &Request, out: &mut Vec<u8>) -> bool {
     let path: &std::ffi::OsStr = std::os::unix::ffi::OsStrExt::from_bytes(&path);
     match std::fs::canonicalize(path) {
         Ok(real) => put(out, std::os::unix::ffi::OsStrExt::as_bytes(real.as_os_str())),
-        Err(_) => false,
+        Err(error) => {
+            let path = escape(std::os::unix::ffi::OsStrExt::as_bytes(path));
+            c.log_errno(r, Level::Crit, format_args!("realpath() \"{path}\" failed"), &error);
+            false
+        }
     }
 }
 
@@ -724,7 +737,8 @@ mod tests {
         assert_eq!(found("x, a=2", "a"), Some("2"));
         assert_eq!(found("b=x,a=2", "b"), Some("x,a=2"));
         assert_eq!(found("a", "a"), None);
-        assert_eq!(found("a;a=", "a"), Some(""));
+        assert_eq!(found("a;a=", "a"), None);
+        assert_eq!(found("a;b=1;a=", "a"), Some(""));
         assert_eq!(found("", "a"), None);
         assert_eq!(found("aa=1", "a"), None);
     }
@@ -735,7 +749,10 @@ mod tests {
         assert_eq!(base64(b"dTpw").unwrap(), b"u:p");
         assert_eq!(base64(b"dTo=").unwrap(), b"u:");
         assert_eq!(base64(b"dTo").unwrap(), b"u:");
-        assert!(base64(b"d%").is_none());
+        assert_eq!(base64(b"dTo=x").unwrap(), b"u:");
+        for not_base64 in [&b"d%"[..], b"dT_-", b"dTpwd"] {
+            assert!(base64(not_base64).is_none());
+        }
     }
 
     #[test]
