@@ -397,7 +397,7 @@ async fn receive(c: &Connection, r: &mut Request, patience: Patience) -> Result<
         Err(Failure::TimedOut) => Close::BodyTimedOut,
         Err(failure) => Close::from(failure),
     };
-    if matches!(close, Close::ClientAborted) && r.response.status == 0 {
+    if matches!(close, Close::ClientAborted | Close::Io(_)) && r.response.status == 0 {
         // What the log shows: half a body is a bad request.
         r.response.status = 400;
     }

@@ -13,9 +13,9 @@ pub enum Close {
     Silently,
     /// The client sent its end between two requests.
     ClientClosedKeepalive,
-    /// The client sent its end, or a reset, in the middle of something.
+    /// The client sent its end in the middle of something.
     ClientAborted,
-    /// The same while an upstream was working for it; the line has been written.
+    /// The client left while an upstream was working for it; the line has been written.
     ClientAbortedExchange,
     /// A deadline of the client's side passed.
     ClientTimedOut,
@@ -31,7 +31,7 @@ pub enum Close {
     Panicked,
     /// Not an end: the sockets go on as a tunnel, and the request is logged when that ends.
     Tunnelled(Box<Opening>),
-    /// A system call on the client's socket failed.
+    /// A system call on the client's socket failed: mostly it has sent a reset.
     Io(std::io::Error),
 }
 
@@ -64,12 +64,7 @@ impl From<Failure> for Close {
         match failure {
             Failure::TimedOut => Close::ClientTimedOut,
             Failure::Interrupted => Close::Interrupted,
-            Failure::Io(e) => match e.kind() {
-                std::io::ErrorKind::ConnectionReset | std::io::ErrorKind::BrokenPipe => {
-                    Close::ClientAborted
-                }
-                _ => Close::Io(e),
-            },
+            Failure::Io(e) => Close::Io(e),
         }
     }
 }

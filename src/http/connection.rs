@@ -454,7 +454,9 @@ fn show_unread_line(r: &mut Request) {
 
 /// The last things: the log line, a linger if the client may still be sending, the close.
 async fn end(c: &Connection, r: &mut Request, close: Close) {
-    if !r.started.is_zero() && matches!(close, Close::ClientTimedOut | Close::ClientAborted) {
+    if !r.started.is_zero()
+        && matches!(close, Close::ClientTimedOut | Close::ClientAborted | Close::Io(_))
+    {
         show_unread_line(r);
     }
     if let Some((level, text)) = close.line() {
@@ -462,14 +464,14 @@ async fn end(c: &Connection, r: &mut Request, close: Close) {
             c.log(r, level, format_args!("{text}"));
         }
     } else if let Close::Io(e) = &close {
-        c.log_errno(r, Level::Info, format_args!("recv() failed"), e);
+        log_failure(c, r, e);
     }
     if !r.started.is_zero() && !r.logged {
         if r.response.status == 0 {
             r.response.status = match close {
                 Close::ClientTimedOut | Close::BodyTimedOut => 408,
-                Close::ClientAborted if r.head_len > 0 => 499,
-                Close::ClientAborted => 400,
+                Close::ClientAborted | Close::Io(_) if r.head_len > 0 => 499,
+                Close::ClientAborted | Close::Io(_) => 400,
                 _ => 0,
             };
         }
@@ -495,6 +497,19 @@ async fn end(c: &Connection, r: &mut Request, close: Close) {
     if is_for_reset && *c.settings(r).core.reset_timedout_connection {
         c.stream.reset();
     }
+}
+
+/// What has failed is told by nginx's name for it, as people look for that.
+fn log_failure(c: &Connection, r: &Request, error: &std::io::Error) {
+    let text = match c.action.get() {
+        Action::Keepalive => {
+            let text = format_args!("client {} closed keepalive connection", c.client.address);
+            return c.log_errno(r, Level::Info, text, error);
+        }
+        Action::SendingResponse | Action::SendingToClient => "writev() failed",
+        _ => "recv() failed",
+    };
+    c.log_errno(r, Level::Info, format_args!("{text}"), error);
 }
 
 fn should_linger(c: &Connection, r: &Request, close: &Close) -> bool {

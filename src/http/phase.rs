@@ -14,7 +14,7 @@ use super::modules::rewrite::{self, Rewritten};
 use super::modules::static_files::{self, Validators, Verdict};
 use super::modules::{realip, status, stub_status};
 use super::request::{Request, URI_CHANGES_MAX};
-use super::response::{self, Head, Length};
+use super::response::{self, Head, Length, Status};
 use super::server::{Http, LocationId};
 use super::upstream::exchange;
 use super::variable::{GaveUp, Template};
@@ -426,7 +426,7 @@ async fn respond(
     r: &mut Request,
     answer: rewrite::Answer,
 ) -> Result<Outcome, Close> {
-    if !matches!(answer, rewrite::Answer::Status(400..))
+    if !matches!(answer, rewrite::Answer::Status(400..) | rewrite::Answer::Rewritten { .. })
         && let Some(status) = body::begin_discard(c, r).await?
     {
         return Ok(Outcome::Status(status));
@@ -435,7 +435,8 @@ async fn respond(
         // An error gets its page, the rest is sent as it is.
         rewrite::Answer::Status(code @ 400..) => Ok(Outcome::Status(code)),
         rewrite::Answer::Status(code) => send_text(c, r, code, &[]).await,
-        rewrite::Answer::Redirect { code, location } => {
+        rewrite::Answer::Redirect { code, location }
+        | rewrite::Answer::Rewritten { code, location } => {
             r.response.location = Some(location);
             Ok(Outcome::Status(code))
         }
@@ -453,26 +454,38 @@ async fn send_text(
     let generation = Rc::clone(&r.generation);
     let core = &generation.http().location(r.location).settings.core;
     let content_type = core::content_type(core, &r.uri);
-    let mut head = Head {
-        status: code,
+    let head = Head {
+        status: Status::Own(code),
         content_type: content_type.as_deref().map(str::as_bytes),
         length: Length::Known(text.len() as u64),
         ..Head::default()
     };
-    if r.response.status_override.unwrap_or(code) == 200 {
-        // A text has neither time nor tag, yet conditions hold for it too.
-        match static_files::verdict(r, core, &Validators::default()) {
-            Verdict::Proceed => {}
-            Verdict::PreconditionFailed => return Ok(Outcome::Status(412)),
-            Verdict::NotModified => {
-                head = Head { status: 304, length: Length::None, ..Head::default() };
-                response::send(c, r, &head, &[]).await?;
-                return Ok(Outcome::Done);
-            }
-        }
+    if let Some(outcome) = meet_conditions(c, r, code).await? {
+        return Ok(outcome);
     }
     response::send(c, r, &head, &[text]).await?;
     Ok(Outcome::Done)
+}
+
+/// Conditions hold for a text too, which has neither time nor tag: what they make of it, if it is not
+/// to be sent.
+async fn meet_conditions(
+    c: &Connection,
+    r: &mut Request,
+    code: u16,
+) -> Result<Option<Outcome>, Close> {
+    if r.response.status_override.unwrap_or(code) != 200 {
+        return Ok(None);
+    }
+    match static_files::verdict(r, &c.settings(r).core, &Validators::default()) {
+        Verdict::Proceed => Ok(None),
+        Verdict::PreconditionFailed => Ok(Some(Outcome::Status(412))),
+        Verdict::NotModified => {
+            let head = Head { status: Status::Settled(304), ..Head::default() };
+            response::send(c, r, &head, &[]).await?;
+            Ok(Some(Outcome::Done))
+        }
+    }
 }
 
 /// GET and HEAD of a text made on the spot: the whole of a content handler that shows something.
@@ -489,6 +502,9 @@ pub async fn send_made(
     }
     if let Some(status) = body::begin_discard(c, r).await? {
         return Ok(Outcome::Status(status));
+    }
+    if let Some(outcome) = meet_conditions(c, r, 200).await? {
+        return Ok(outcome);
     }
     let text = make();
     let head = Head {
@@ -600,7 +616,7 @@ async fn built_in(c: &Connection, r: &mut Request, code: u16) -> Result<Outcome,
     r.response.kept.keep_for_page();
     let location = r.response.location.take();
     let head = Head {
-        status: special_response::status(code),
+        status: Status::Own(special_response::status(code)),
         content_type: page.map(|_| special_response::CONTENT_TYPE.as_bytes()),
         length: match page {
             Some(page) => Length::Known(page.length() as u64),
@@ -628,7 +644,6 @@ async fn refresh(c: &Connection, r: &mut Request) -> Result<Outcome, Close> {
     escape_refresh(&location, &mut page);
     page.extend_from_slice(b"\"></head><body></body></html>\r\n");
     let head = Head {
-        status: 200,
         content_type: Some(special_response::CONTENT_TYPE.as_bytes()),
         length: Length::Known(page.len() as u64),
         ..Head::default()

@@ -359,10 +359,10 @@ impl Request {
         span.of(self.buffer.as_slice())
     }
 
-    /// `$request_uri`: the target as sent, from its path on.
-    pub fn put_request_uri(&self, out: &mut Vec<u8>) {
-        if self.refused == Some(RefusedPart::RequestLine) {
-            return;
+    /// `$request_uri`: the target as sent, from its path on. False: no request line was accepted.
+    pub fn put_request_uri(&self, out: &mut Vec<u8>) -> bool {
+        if self.refused == Some(RefusedPart::RequestLine) || !self.head.is_line_read() {
+            return false;
         }
         let path = self.text(self.head.path);
         if path.is_empty() {
@@ -370,6 +370,7 @@ impl Request {
             out.push(b'/');
         }
         out.extend_from_slice(path);
+        true
     }
 
     pub fn is_head(&self) -> bool {

@@ -9,7 +9,8 @@ use smallvec::SmallVec;
 use super::action::Action;
 use super::close::Close;
 use super::connection::{self, Connection};
-use super::modules::{core, headers};
+use super::modules::core;
+use super::modules::headers::{self, lines};
 use super::request::Request;
 use super::{body, count, fault, pace, special_response, value};
 use crate::clock;
@@ -29,11 +30,21 @@ pub enum Length {
     None,
 }
 
+/// A status, by who has the last word on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Status {
+    /// What the response is by itself: an error page has the status that it is for instead.
+    Own(u16),
+    /// What the request's conditions, or its range, have made of that: a page sent with 200 is a 304
+    /// or 206 like any other.
+    Settled(u16),
+}
+
 /// The lines with a fixed place.
 #[derive(Debug)]
 pub struct Head<'a> {
-    pub status: u16,
-    /// The upstream's code and text, passed on as received.
+    pub status: Status,
+    /// The upstream's code and text, passed on as received with a status of its own.
     pub status_text: Option<&'a [u8]>,
     pub content_type: Option<&'a [u8]>,
     pub length: Length,
@@ -49,7 +60,7 @@ pub struct Head<'a> {
 impl Default for Head<'_> {
     fn default() -> Self {
         Head {
-            status: 200,
+            status: Status::Own(200),
             status_text: None,
             content_type: None,
             length: Length::None,
@@ -68,10 +79,9 @@ pub fn begin(c: &Connection, r: &mut Request, head: &Head<'_>) {
     let generation = Rc::clone(&r.generation);
     let location = generation.http().location(r.location);
     let core = &location.settings.core;
-    // An error page keeps the status it is for.
-    let (status, status_text) = match r.response.status_override {
-        Some(status) => (status, None),
-        None => (head.status, head.status_text),
+    let (status, status_text) = match (head.status, r.response.status_override) {
+        (Status::Own(status), None) => (status, head.status_text),
+        (Status::Settled(status), _) | (Status::Own(_), Some(status)) => (status, None),
     };
     r.response.status = status;
     r.response.is_bodiless = r.is_head() || matches!(status, 204 | 304);
@@ -96,6 +106,10 @@ pub fn begin(c: &Connection, r: &mut Request, head: &Head<'_>) {
     let until_close = length == Length::Unknown && !r.response.chunked;
     r.keepalive = r.keepalive && !until_close && !head.upgrade && connection::may_keep_alive(c, r);
 
+    if status == 206 {
+        // The page in place of a 416 has a range of its own.
+        lines::remove_before(&mut r.response.kept.lines, usize::MAX, b"content-range");
+    }
     let mut out = std::mem::take(&mut r.response.head);
     out.clear();
     match status_text {
@@ -206,7 +220,7 @@ fn put_absolute_location(c: &Connection, r: &Request, location: &[u8], out: &mut
 
 /// Seconds since 1970 as a date of HTTP. It has four digits for the year, and a file may be of any
 /// time: what is later is of the last second that can be told.
-fn http_date(seconds: u64) -> String {
+pub fn http_date(seconds: u64) -> String {
     const LAST: u64 = 253_402_300_799;
     let since = Duration::from_secs(seconds.min(LAST));
     UNIX_EPOCH.checked_add(since).map(httpdate::fmt_http_date).unwrap_or_default()
@@ -247,6 +261,7 @@ fn be_nothing_but_an_error(c: &Connection, r: &mut Request) {
     c.shard.with_http_date(|date| encode::header(b"Date", date, head));
     head.extend_from_slice(b"Content-Length: 0\r\nConnection: close\r\n\r\n");
     r.response.status = 500;
+    r.response.status_override = None;
     r.response.list_at = r.response.head.len();
     r.response.chunked = false;
     r.response.has_trailers = false;

@@ -16,7 +16,7 @@ use super::slots::Held;
 use super::upstream::Attempt;
 use super::variable::{HeaderName, Part, Template, Variable, VariableSlot};
 use crate::clock;
-use crate::error_log::Level;
+use crate::error_log::{Level, escape};
 use crate::http1::framing::BodyLength;
 use crate::http1::header::Known;
 use crate::http1::request::Version;
@@ -240,17 +240,17 @@ pub fn append(variable: &Variable, c: &Connection, r: &Request, out: &mut Vec<u8
             };
             number(out, r.body.received.saturating_add(head as u64))
         }
-        Variable::RequestMethod => put_known(out, method(r)),
+        // That of a line which is not accepted is not known, but for the GET that a page makes of it.
+        Variable::RequestMethod => {
+            (r.head.is_line_read() || !r.uri_is_original) && put_known(out, method(r))
+        }
         Variable::RequestPort => r.host_port.as_ref().is_none_or(|port| put(out, port)),
         Variable::IsRequestPort => {
             let has_port = r.host_port.as_ref().is_some_and(|port| !port.is_empty());
             put(out, if has_port { b":" } else { b"" })
         }
         Variable::RequestTime => seconds(out, r.elapsed()),
-        Variable::RequestUri => {
-            r.put_request_uri(out);
-            true
-        }
+        Variable::RequestUri => r.put_request_uri(out),
         Variable::Scheme => put(out, b"http"),
         Variable::ServerAddr => {
             let _ = match c.local_address() {
@@ -263,12 +263,9 @@ pub fn append(variable: &Variable, c: &Connection, r: &Request, out: &mut Vec<u8
         Variable::ServerPort => {
             c.local_address().is_none_or(|address| number(out, u64::from(address.port())))
         }
-        Variable::ServerProtocol => match r.head.version {
-            // The client named none.
-            Version::Http09 => false,
-            Version::Http10 => put(out, b"HTTP/1.0"),
-            Version::Http11 => put(out, b"HTTP/1.1"),
-        },
+        Variable::ServerProtocol => {
+            r.head.protocol().is_some_and(|protocol| put(out, r.text(protocol)))
+        }
         Variable::LimitRate => {
             let response = &r.response;
             let in_force = response.pace.as_ref().map(super::pace::Pace::rate);
@@ -477,12 +474,16 @@ pub fn cookie<'a>(r: &'a Request, name: &[u8]) -> Option<&'a [u8]> {
     r.head.headers.find_all(Known::Cookie).find_map(|field| cookie_in(r.text(field.value), name))
 }
 
-/// The pairs are separated by `;`; before one that does not match, by `,` too.
+/// The pairs are separated by `;`; before one that does not match, by `,` too. The byte behind the name
+/// is taken for the `=` that it should be, as nginx does: a bare `NAME;` hides the pair behind it.
 fn cookie_in<'a>(line: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
     let mut rest = line;
     while !rest.is_empty() {
         if let Some(value) = value_of(rest, name) {
             return Some(value);
+        }
+        if let Some(behind) = behind_name(rest, name) {
+            rest = behind.get(1..)?;
         }
         let end = memchr::memchr2(b';', b',', rest)?;
         let (_, behind) = rest.split_at(end).1.split_first()?;
@@ -499,12 +500,14 @@ fn upstream_cookie<'a>(r: &'a Request, name: &[u8]) -> Option<&'a [u8]> {
 
 /// The value of a pair `name = value;` with this name at the front of `text`, whatever its case.
 fn value_of<'a>(text: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
-    let (found, rest) = text.split_at_checked(name.len())?;
-    if !found.eq_ignore_ascii_case(name) {
-        return None;
-    }
-    let value = without_spaces(without_spaces(rest).strip_prefix(b"=")?);
+    let value = without_spaces(behind_name(text, name)?.strip_prefix(b"=")?);
     value.split(|byte| *byte == b';').next()
+}
+
+/// What is behind this name at the front of `text`, and behind spaces.
+fn behind_name<'a>(text: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
+    let (found, rest) = text.split_at_checked(name.len())?;
+    found.eq_ignore_ascii_case(name).then(|| without_spaces(rest))
 }
 
 /// Without the spaces in front.
@@ -559,19 +562,17 @@ fn upstream_trailer(r: &Request, name: &HeaderName, out: &mut Vec<u8>) -> bool {
 
 /// Looked up in the head as it was sent. What nginx adds to it on its way is not seen.
 fn sent_header(r: &Request, name: &HeaderName, out: &mut Vec<u8>) -> bool {
+    let head = r.response.head.as_slice();
     match &*name.0 {
         // The request is over for its connection when it is logged.
         b"connection" if r.logged && r.response.status != 101 => return put(out, b"close"),
         b"keep_alive" if r.logged => return false,
-        own @ (b"server" | b"date") => {
-            let bytes = r.upstream_bytes.as_slice();
-            if r.upstream_head.headers.find_name(bytes, own).next().is_none() {
-                return false;
-            }
+        // Passed on or added, they are in the list; the proxy's own have a fixed place.
+        b"server" | b"date" => {
+            return named_lines(head.get(r.response.list_at..).unwrap_or_default(), name, out);
         }
         _ => {}
     }
-    let head = r.response.head.as_slice();
     named_lines(split_once(head, b'\n').map_or(head, |(_, lines)| lines), name, out)
 }
 
@@ -606,13 +607,16 @@ fn remote_user(r: &Request, out: &mut Vec<u8>) -> bool {
     user.is_some_and(|user| put(out, &user))
 }
 
-/// RFC 4648 section 4, padding optional.
+/// RFC 4648 section 4, up to the padding, which is optional.
 #[expect(
     clippy::arithmetic_side_effects,
     reason = "each letter is in its range; of the count under 8 bits stay; three quarters of a head's text"
 )]
 fn base64(text: &[u8]) -> Option<Vec<u8>> {
-    let text = text.strip_suffix(b"==").or(text.strip_suffix(b"=")).unwrap_or(text);
+    let text = text.split(|byte| *byte == b'=').next().unwrap_or_default();
+    if text.len() % 4 == 1 {
+        return None;
+    }
     let mut out = Vec::with_capacity(text.len() * 3 / 4);
     let (mut bits, mut count) = (0u32, 0);
     for &byte in text {
@@ -620,8 +624,8 @@ fn base64(text: &[u8]) -> Option<Vec<u8>> {
             b'A'..=b'Z' => byte - b'A',
             b'a'..=b'z' => byte - b'a' + 26,
             b'0'..=b'9' => byte - b'0' + 52,
-            b'+' | b'-' => 62,
-            b'/' | b'_' => 63,
+            b'+' => 62,
+            b'/' => 63,
             _ => return None,
         };
         bits = bits << 6 | u32::from(value);
@@ -683,7 +687,11 @@ fn realpath_root(c: &Connection, r: &Request, out: &mut Vec<u8>) -> bool {
     let path: &std::ffi::OsStr = std::os::unix::ffi::OsStrExt::from_bytes(&path);
     match std::fs::canonicalize(path) {
         Ok(real) => put(out, std::os::unix::ffi::OsStrExt::as_bytes(real.as_os_str())),
-        Err(_) => false,
+        Err(error) => {
+            let path = escape(std::os::unix::ffi::OsStrExt::as_bytes(path));
+            c.log_errno(r, Level::Crit, format_args!("realpath() \"{path}\" failed"), &error);
+            false
+        }
     }
 }
 
@@ -729,7 +737,8 @@ mod tests {
         assert_eq!(found("x, a=2", "a"), Some("2"));
         assert_eq!(found("b=x,a=2", "b"), Some("x,a=2"));
         assert_eq!(found("a", "a"), None);
-        assert_eq!(found("a;a=", "a"), Some(""));
+        assert_eq!(found("a;a=", "a"), None);
+        assert_eq!(found("a;b=1;a=", "a"), Some(""));
         assert_eq!(found("", "a"), None);
         assert_eq!(found("aa=1", "a"), None);
     }
@@ -740,7 +749,10 @@ mod tests {
         assert_eq!(base64(b"dTpw").unwrap(), b"u:p");
         assert_eq!(base64(b"dTo=").unwrap(), b"u:");
         assert_eq!(base64(b"dTo").unwrap(), b"u:");
-        assert!(base64(b"d%").is_none());
+        assert_eq!(base64(b"dTo=x").unwrap(), b"u:");
+        for not_base64 in [&b"d%"[..], b"dT_-", b"dTpwd"] {
+            assert!(base64(not_base64).is_none());
+        }
     }
 
     #[test]

@@ -126,6 +126,14 @@ impl RequestHead {
         matches!(self.scan.stage, Stage::Headers | Stage::Complete)
     }
 
+    /// The protocol as the client named it, with what is behind it in the line. It is known as soon as it
+    /// begins, but empty as long as the line has not been accepted.
+    pub fn protocol(&self) -> Option<Span> {
+        let start = self.scan.request_line.protocol? as usize;
+        let end = if self.is_line_read() { self.line.end as usize } else { start };
+        Some(Span::new(start, end))
+    }
+
     /// Whether the target or a `Host` line has named the host; what follows may still be refused.
     pub fn names_host(&self) -> bool {
         self.scan.host_end.is_some()

@@ -17,6 +17,8 @@ pub(super) struct RequestLine {
     pub path: Span,
     /// `host[:port]` of an absolute-form or authority-form target.
     pub host: Option<Span>,
+    /// Where `HTTP/` begins.
+    pub protocol: Option<u32>,
     pub version: Version,
 }
 
@@ -57,7 +59,8 @@ impl RequestLine {
     /// A line that httparse has split: an origin-form target and one of two versions.
     pub fn plain(method: Span, method_kind: Method, target: Span, version: Version) -> Self {
         let (state, path, host) = (State::Done, target, None);
-        RequestLine { state, method, method_kind, target, path, host, version }
+        let protocol = target.end.checked_add(1);
+        RequestLine { state, method, method_kind, target, path, host, protocol, version }
     }
 
     /// Reads on at `*position`, up to `end`; whether the line is complete. The first call starts at
@@ -140,7 +143,10 @@ impl RequestLine {
             (State::AfterTarget, b'\r' | b'\n') | (State::UnversionedCr, b'\n') => {
                 self.without_version(byte)
             }
-            (State::AfterTarget, b'H') => State::Protocol(1),
+            (State::AfterTarget, b'H') => {
+                self.protocol = Some(at as u32);
+                State::Protocol(1)
+            }
             #[expect(clippy::arithmetic_side_effects, reason = "seen < PROTOCOL.len()")]
             (State::Protocol(seen), _) if PROTOCOL.get(seen) == Some(&byte) => {
                 if seen + 1 == PROTOCOL.len() { State::Major } else { State::Protocol(seen + 1) }

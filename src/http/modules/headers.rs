@@ -5,6 +5,7 @@ mod expires;
 pub mod lines;
 
 use std::borrow::Cow;
+use std::rc::Rc;
 
 use crate::clock;
 use crate::config::diagnostic::{Fault, Outcome, fault};
@@ -76,6 +77,8 @@ fn inherit_list(own: &mut List<AddLine>, outer: &List<AddLine>, mode: Inherit) {
 }
 
 const ONE: Count = Count::Exactly(1);
+pub const ETAG: &str = "ETag";
+pub const LAST_MODIFIED: &str = "Last-Modified";
 const INHERIT: &str = "on | off | merge";
 
 pub const DIRECTIVES: &[Directive<Build>] = &[
@@ -165,6 +168,10 @@ impl AddLine {
     fn is_for(&self, status: u16) -> bool {
         self.always || is_plain_success(status)
     }
+
+    fn is_validator(&self) -> bool {
+        [ETAG, LAST_MODIFIED].iter().any(|name| self.name.eq_ignore_ascii_case(name))
+    }
 }
 
 /// Adds to the head in `r.response.head` what the configuration adds.
@@ -172,22 +179,48 @@ pub fn put(c: &Connection, r: &mut Request, settings: &Settings) {
     if is_plain_success(r.response.status) {
         put_expires(c, r, &settings.expires);
     }
-    for line in settings.add_header.iter().filter(|line| line.is_for(r.response.status)) {
-        // The value may look at the head so far: it is built beside it.
-        let mut value = value::expanded(&line.value, c, r);
-        encode::clean_value(&mut value);
-        let name = line.name.as_bytes();
-        let is_validator = |known: &[u8]| name.eq_ignore_ascii_case(known);
-        let (head, list_at) = (&mut r.response.head, r.response.list_at);
-        if is_validator(b"last-modified") || is_validator(b"etag") {
-            // Not a second one, but this one in its place.
-            let removed = lines::remove_before(head, list_at, name);
-            r.response.list_at = list_at.saturating_sub(removed);
-            lines::set(head, r.response.list_at, name, &value);
-        } else if !value.is_empty() {
-            encode::header(name, &value, head);
-        }
+    let status = r.response.status;
+    for line in settings.add_header.iter().filter(|line| line.is_for(status)) {
+        put_line(c, r, line);
     }
+}
+
+/// The same for a 200, but without the lines that an error would get as well.
+pub fn put_but_always(c: &Connection, r: &mut Request) {
+    let generation = Rc::clone(&r.generation);
+    let settings = &generation.http().location(r.location).settings.headers;
+    if !settings.is_used {
+        return;
+    }
+    put_expires(c, r, &settings.expires);
+    for line in settings.add_header.iter().filter(|line| !line.always) {
+        put_line(c, r, line);
+    }
+}
+
+fn put_line(c: &Connection, r: &mut Request, line: &AddLine) {
+    // The value may look at the head so far: it is built beside it.
+    let mut value = value::expanded(&line.value, c, r);
+    encode::clean_value(&mut value);
+    let name = line.name.as_bytes();
+    let (head, list_at) = (&mut r.response.head, r.response.list_at);
+    if line.is_validator() {
+        // Not a second one, but this one in its place.
+        let removed = lines::remove_before(head, list_at, name);
+        r.response.list_at = list_at.saturating_sub(removed);
+        lines::set(head, r.response.list_at, name, &value);
+    } else if !value.is_empty() {
+        encode::header(name, &value, head);
+    }
+}
+
+/// What is added in place of a line that a 200 has by itself, empty for none.
+pub fn added(c: &Connection, r: &Request, name: &str) -> Option<Vec<u8>> {
+    let lines = &c.settings(r).headers.add_header;
+    let line = lines.iter().rfind(|line| line.name.eq_ignore_ascii_case(name))?;
+    let mut value = value::expanded(&line.value, c, r);
+    encode::clean_value(&mut value);
+    Some(value)
 }
 
 fn put_expires(c: &Connection, r: &mut Request, expires: &Expires) {
@@ -226,7 +259,7 @@ pub fn end_of_chunked(c: &Connection, r: &mut Request) -> Cow<'static, [u8]> {
     if !r.response.has_trailers {
         return Cow::Borrowed(chunked::LAST_CHUNK);
     }
-    let generation = std::rc::Rc::clone(&r.generation);
+    let generation = Rc::clone(&r.generation);
     let settings = &generation.http().location(r.location).settings.headers;
     for line in settings.add_trailer.iter().filter(|line| line.is_for(r.response.status)) {
         let mut value = value::expanded(&line.value, c, r);

@@ -22,20 +22,21 @@ use self::content::{Content, ReadError};
 use self::range::{Layout, Selection};
 use self::symlinks::{OpenError, Symlinks};
 use super::core::{self, SymlinkMode};
+use super::headers::{self, lines};
 use crate::error_log::{Level, escape};
 use crate::http::action::Action;
 use crate::http::body;
 use crate::http::close::Close;
 use crate::http::connection::Connection;
-use crate::http::phase::{self, Outcome};
+use crate::http::phase::Outcome;
 use crate::http::request::Request;
-use crate::http::response::{self, Head, Length};
+use crate::http::response::{self, Head, Length, Status};
+use crate::http::value;
 use crate::http::variable::Part;
-use crate::http::{special_response, value};
-use crate::http1::encode;
 use crate::http1::header::Known;
 use crate::http1::request::{Method, Version};
 use crate::http1::uri::escape_uri;
+use crate::http1::{date, encode};
 use crate::io::select::yield_now;
 
 pub use conditional::{Validators, Verdict, fuzz_conditional};
@@ -344,13 +345,15 @@ async fn send(
         last_modified: u64::try_from(file.modified).ok(),
         etag: etag.as_deref().map(str::as_bytes),
     };
-    let plan = match decide(r, &c.settings(r).core, file.length, &current) {
+    let is_allowed = |if_range: &[u8]| is_range_allowed(c, r, if_range, &current);
+    let plan = match decide(r, &c.settings(r).core, file.length, &current, is_allowed) {
         Decision::Send(plan) => plan,
         Decision::PreconditionFailed => return Ok(Outcome::Status(412)),
-        Decision::NotSatisfiable => return send_not_satisfiable(c, r, file.length).await,
+        Decision::NotSatisfiable => {
+            keep_for_not_satisfiable(c, r, &current, file.length);
+            return Ok(Outcome::Status(416));
+        }
     };
-    // An override that has been looked at: 200 may have become 206 or 304.
-    r.response.status_override = None;
     write_head(c, r, &plan, &current);
     let layout = match plan.layout {
         Some(layout) if !r.response.is_bodiless && plan.status != 304 => layout,
@@ -428,7 +431,13 @@ enum RangeLine {
 
 /// What the status and the request's headers make of a file of `length` bytes. Only a 200, also
 /// that of `error_page … =200`, can become 206, 304, 412 or 416.
-fn decide(r: &Request, core: &core::Settings, length: u64, current: &Validators<'_>) -> Decision {
+fn decide(
+    r: &Request,
+    core: &core::Settings,
+    length: u64,
+    current: &Validators<'_>,
+    is_range_allowed: impl FnOnce(&[u8]) -> bool,
+) -> Decision {
     let header = |known| r.head.headers.find(known).map(|field| r.text(field.value));
     let whole = Plan {
         status: r.response.status_override.unwrap_or(200),
@@ -462,8 +471,7 @@ fn decide(r: &Request, core: &core::Settings, length: u64, current: &Validators<
     let selection = match header(Known::Range) {
         Some(range)
             if r.version() > Version::Http09
-                && header(Known::IfRange)
-                    .is_none_or(|value| conditional::is_range_allowed(value, current)) =>
+                && header(Known::IfRange).is_none_or(is_range_allowed) =>
         {
             range::select(range, length, *core.max_ranges)
         }
@@ -509,6 +517,23 @@ pub fn verdict(r: &Request, core: &core::Settings, current: &Validators<'_>) -> 
     conditional::evaluate(&conditions, current, *core.if_modified_since)
 }
 
+/// Whether `If-Range` lets the ranges of a response with these validators stand. It is compared with
+/// what the client is told: a line that the configuration adds takes the place of one of them.
+pub fn is_range_allowed(
+    c: &Connection,
+    r: &Request,
+    if_range: &[u8],
+    current: &Validators<'_>,
+) -> bool {
+    let etag = headers::added(c, r, headers::ETAG);
+    let last_modified = headers::added(c, r, headers::LAST_MODIFIED);
+    let told = Validators {
+        etag: etag.as_deref().map_or(current.etag, |etag| Some(etag).filter(|e| !e.is_empty())),
+        last_modified: last_modified.as_deref().map_or(current.last_modified, date::parse),
+    };
+    conditional::is_range_allowed(if_range, &told)
+}
+
 /// Twenty digits, as nginx's, but none that a file's author could foresee.
 fn boundary() -> String {
     format!("{:020}", RandomState::new().build_hasher().finish())
@@ -517,7 +542,7 @@ fn boundary() -> String {
 fn write_head(c: &Connection, r: &mut Request, plan: &Plan, current: &Validators<'_>) {
     let location = r.response.location.take();
     let head = Head {
-        status: plan.status,
+        status: Status::Settled(plan.status),
         content_type: plan.content_type.as_deref().map(str::as_bytes),
         length: plan.layout.as_ref().map_or(Length::None, |layout| Length::Known(layout.length())),
         last_modified: plan.last_modified,
@@ -539,43 +564,34 @@ fn write_head(c: &Connection, r: &mut Request, plan: &Plan, current: &Validators
     }
 }
 
-/// A 416 says how long the file is (RFC 9110 section 15.5.17), so the built-in page is sent from
-/// here. A page that the configuration names is not about ranges and goes without.
-async fn send_not_satisfiable(
+/// A range that is not in the file: what stays of the response is there for the page in its place.
+fn keep_for_not_satisfiable(
     c: &Connection,
     r: &mut Request,
+    current: &Validators<'_>,
     length: u64,
-) -> Result<Outcome, Close> {
-    const STATUS: u16 = 416;
-    let core = &c.settings(r).core;
-    if phase::error_page(r, core, STATUS).is_some() {
-        return Ok(Outcome::Status(STATUS));
-    }
-    let padded = *core.msie_padding
-        && r.head.headers.find(Known::UserAgent).is_some_and(|agent| {
-            let minor = (r.version() > Version::Http09).then_some(0);
-            special_response::is_padded_for(r.text(agent.value), minor)
-        });
-    let Some(page) = special_response::page(STATUS, *core.server_tokens, padded) else {
-        return Ok(Outcome::Status(STATUS));
-    };
-    r.response.status_override = None;
+) {
     r.response.location = None;
-    r.response.kept.keep_for_page();
-    let head = Head {
-        status: STATUS,
-        content_type: Some(special_response::CONTENT_TYPE.as_bytes()),
-        length: Length::Known(page.length() as u64),
-        ..Head::default()
-    };
-    response::begin(c, r, &head);
-    let range = range::content_range_of_none(length);
-    response::finish_with(c, r, Some((b"Content-Range", range.as_bytes())));
-    let mut slices = page.pieces.map(IoSlice::new);
-    let body = if r.response.is_bodiless { &mut [] } else { slices.as_mut_slice() };
-    response::send_head(c, r, body).await?;
-    response::end_body(c, r).await?;
-    Ok(Outcome::Done)
+    if let Some(modified) = current.last_modified {
+        let date = response::http_date(modified);
+        encode::header(b"Last-Modified", date.as_bytes(), &mut r.response.kept.lines);
+    }
+    settle_not_satisfiable(c, r, length);
+}
+
+/// Of the lines kept of a response that has nothing of a range (416), those stay that are not about what
+/// it was of. The configuration has added its own by then, as for a 200, and the page says how long the
+/// whole is (RFC 9110 section 15.5.17).
+pub fn settle_not_satisfiable(c: &Connection, r: &mut Request, length: u64) {
+    std::mem::swap(&mut r.response.head, &mut r.response.kept.lines);
+    r.response.list_at = 0;
+    headers::put_but_always(c, r);
+    std::mem::swap(&mut r.response.head, &mut r.response.kept.lines);
+    let kept = &mut r.response.kept.lines;
+    for name in [&b"etag"[..], b"last-modified", b"content-range"] {
+        lines::remove_before(kept, usize::MAX, name);
+    }
+    encode::header(b"Content-Range", range::content_range_of_none(length).as_bytes(), kept);
 }
 
 #[cfg(test)]
@@ -745,7 +761,9 @@ mod tests {
         r.response.status_override = status_override;
         let current =
             Validators { last_modified: Some(1_700_000_000), etag: Some(b"\"6553f100-64\"") };
-        decide(&r, &generation.http().location(r.location).settings.core, 100, &current)
+        let core = &generation.http().location(r.location).settings.core;
+        let is_range_allowed = |value: &[u8]| conditional::is_range_allowed(value, &current);
+        decide(&r, core, 100, &current, is_range_allowed)
     }
 
     fn plan_for(directives: &str, head: &str, status_override: Option<u16>) -> Plan {

@@ -606,9 +606,9 @@ impl Exchange<'_> {
             return Ok(outcome);
         }
         if *self.settings.force_ranges
-            && let Err(length) = head::select_range(r, self.location)
+            && let Err(length) = head::select_range(self.c, r, self.location)
         {
-            head::keep_for_not_satisfiable(r, self.settings, length);
+            head::keep_for_not_satisfiable(self.c, r, self.settings, length);
             set_response_time(r, started);
             return Ok(Outcome::Status(416));
         }

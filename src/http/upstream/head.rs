@@ -12,10 +12,10 @@ use crate::http::count;
 use crate::http::location::Location;
 use crate::http::modules::exchange::{IgnoreHeaders, Settings};
 use crate::http::modules::proxy::{Redirect, cookie};
-use crate::http::modules::static_files::conditional::{self, Validators};
 use crate::http::modules::static_files::range::{self, Selection};
+use crate::http::modules::static_files::{self, Validators};
 use crate::http::request::Request;
-use crate::http::response::{self, Head, Length};
+use crate::http::response::{self, Head, Length, Status};
 use crate::http::value;
 use crate::http1::framing::BodyLength;
 use crate::http1::header::{Field, Known};
@@ -70,9 +70,8 @@ pub fn put_head(
         redirected.as_deref().filter(|location| response::becomes_absolute(core, location));
     let window = r.response.window;
     let head = Head {
-        status: if window.is_some() { 206 } else { upstream.code },
-        status_text: (!upstream.status.is_empty() && window.is_none())
-            .then(|| upstream.status.of(raw)),
+        status: if window.is_some() { Status::Settled(206) } else { Status::Own(upstream.code) },
+        status_text: (!upstream.status.is_empty()).then(|| upstream.status.of(raw)),
         content_type,
         length: match (length, upstream.content_length) {
             _ if upstream.code == 101 => Length::None,
@@ -247,7 +246,7 @@ fn is_cut(r: &Request, ranges_max: u64) -> bool {
 
 /// `*_force_ranges`: the part of the body that the client wants goes to `r.response.window`. The
 /// error is the length of a body that has nothing of it: 416.
-pub fn select_range(r: &mut Request, location: &Location) -> Result<(), u64> {
+pub fn select_range(c: &Connection, r: &mut Request, location: &Location) -> Result<(), u64> {
     let Some(length) = r.upstream_head.content_length else { return Ok(()) };
     if !is_cut(r, *location.settings.core.max_ranges) {
         return Ok(());
@@ -260,7 +259,9 @@ pub fn select_range(r: &mut Request, location: &Location) -> Result<(), u64> {
         last_modified: sent(Known::LastModified).and_then(date::parse),
         etag: sent(Known::Etag),
     };
-    if !header(Known::IfRange).is_none_or(|value| conditional::is_range_allowed(value, &current)) {
+    if let Some(if_range) = header(Known::IfRange)
+        && !static_files::is_range_allowed(c, r, if_range, &current)
+    {
         return Ok(());
     }
     match range::select(range, length, 1) {
@@ -310,9 +311,8 @@ pub fn keep_for_page(r: &mut Request) {
     }
 }
 
-/// A range that is not in the body (416): the page tells how long it is, and goes with what else the
-/// upstream said.
-pub fn keep_for_not_satisfiable(r: &mut Request, settings: &Settings, length: u64) {
+/// A range that is not in the body: the page in its place goes with what else the upstream said.
+pub fn keep_for_not_satisfiable(c: &Connection, r: &mut Request, settings: &Settings, length: u64) {
     let raw = r.upstream_bytes.as_slice();
     let lines = &mut r.response.kept.lines;
     for field in &r.upstream_head.headers {
@@ -325,14 +325,12 @@ pub fn keep_for_not_satisfiable(r: &mut Request, settings: &Settings, length: u6
                 | Known::KeepAlive
                 | Known::TransferEncoding
                 | Known::AcceptRanges
-                | Known::Etag
-                | Known::LastModified
         );
         if !is_of_the_body && !contains(&settings.hidden, name) {
             encode::header(name, field.value.of(raw), lines);
         }
     }
-    encode::header(b"Content-Range", range::content_range_of_none(length).as_bytes(), lines);
+    static_files::settle_not_satisfiable(c, r, length);
 }
 
 /// Whether `early_hints` lets a 103 through to this client.

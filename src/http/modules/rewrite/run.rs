@@ -27,8 +27,20 @@ pub enum Rewritten {
 #[derive(Debug)]
 pub enum Answer {
     Status(u16),
-    Redirect { code: u16, location: Vec<u8> },
-    Text { code: u16, text: Vec<u8> },
+    Redirect {
+        code: u16,
+        location: Vec<u8>,
+    },
+    /// The redirect of a `rewrite`: unlike that of a `return`, nginx takes it for an error's page, before
+    /// which nobody looks at the body.
+    Rewritten {
+        code: u16,
+        location: Vec<u8>,
+    },
+    Text {
+        code: u16,
+        text: Vec<u8>,
+    },
 }
 
 /// How running went on after one step.
@@ -165,7 +177,7 @@ impl Run<'_> {
                 let text = format_args!("rewritten redirect: \"{}\"", escape(&target));
                 c.log(r, Level::Notice, text);
             }
-            return Next::Respond(Answer::Redirect { code, location: target });
+            return Next::Respond(Answer::Rewritten { code, location: target });
         }
 
         if let Some(at) = args_at {

@@ -129,7 +129,8 @@ fn put_uri(r: &Request, location: &Location, uri: DestinationUri<'_>, out: &mut 
             return out.extend_from_slice(uri);
         }
         DestinationUri::Request if r.uri_is_original && r.text(r.head.path).starts_with(b"/") => {
-            return r.put_request_uri(out);
+            r.put_request_uri(out);
+            return;
         }
         DestinationUri::Replaces(uri) if !r.rewritten_in_place => {
             out.extend_from_slice(uri);
