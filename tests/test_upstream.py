@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from harness.ports import free_port
-from harness.proxied import MODERN
+from harness.proxied import GET, MODERN
 from harness.proxy import eventually
 from harness.upstream import answering, chunked, close, head, pause, request, reset, response, script, send, to_end
 from harness.wire import DEADLINE
@@ -462,6 +462,41 @@ def test_a_server_that_is_back_serves_again(group):
     eventually(lambda: ask(proxy, "/", "/", "/", "/").count(b"back") == 2, "its turn is every second one")
 
 
+def test_a_trial_that_is_no_failure_ends_the_time_out(group):
+    """A listed 404 asks for another server, and is no failure of this one."""
+    proxy = group(
+        SENT, answering(OK), parameters="fail_timeout=1s", location="proxy_next_upstream error http_404;"
+    )
+    ask(proxy, "/", "/")
+    proxy.servers[0].handlers = [saying(404)]
+    is_tried = lambda: ask(proxy, "/") and "404, 200" in statuses(proxy, 1)  # noqa: E731
+    eventually(is_tried, "it is asked again")
+    before = len(proxy.accessed())
+    ask(proxy, "/", "/", "/", "/")
+    assert statuses(proxy, before + 4)[before:].count("404, 200") == 2
+
+
+def test_a_trial_whose_client_leaves_ends_the_time_out(group):
+    proxy = group(SENT, answering(OK), parameters="fail_timeout=1s")
+    server, other = proxy.servers
+    ask(proxy, "/", "/")
+    server.handlers = [script(request, to_end)]
+    failed = len(server.requests)
+
+    def is_tried():
+        wire = proxy.connect()
+        asked = len(server.requests) + len(other.requests)
+        wire.send(GET)
+        eventually(lambda: len(server.requests) + len(other.requests) > asked, "one of them is asked")
+        wire.close()
+        return len(server.requests) > failed
+
+    eventually(is_tried, "it is asked again")
+    eventually(lambda: "499" in proxy.log("access.log"), "the client is found gone")
+    server.handlers = [answering(response(b"back"))]
+    assert ask(proxy, "/", "/", "/", "/").count(b"back") == 2
+
+
 def test_a_single_server_is_never_out(group):
     proxy = group(None)
     for _ in range(4):
@@ -506,6 +541,49 @@ def test_bytes_of_each_try(group):
     proxy.get("/")
     sent = len(proxy.servers[1].request().raw)
     assert proxy.accessed() == [f"502, 200 | 0, 2 | 0, {len(OK)} | {sent}, {sent}"]
+
+
+LEAVING = "$status | $upstream_status | $upstream_response_time | $upstream_bytes_sent"
+
+
+def test_the_time_of_a_try_whose_client_leaves(group):
+    proxy = group(script(request, to_end), log=LEAVING)
+    wire = proxy.connect()
+    wire.send(GET)
+    raw = proxy.servers[0].request().raw
+    wire.close()
+    assert re.fullmatch(rf"499 \| - \| \d\.\d\d\d \| {len(raw)}", proxy.accessed()[0])
+
+
+def test_the_bytes_of_a_try_whose_client_breaks_off_its_body(group):
+    raw = []
+
+    def handler(wire):
+        raw.append(wire.read_until(b"01234"))
+        wire.read_to_end()
+
+    proxy = group(handler, log=LEAVING, location="proxy_request_buffering off;")
+    wire = proxy.connect()
+    wire.send(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\n01234")
+    eventually(lambda: raw, "the first half is with the server")
+    wire.close()
+    assert re.fullmatch(rf"4\d\d \| - \| \d\.\d\d\d \| {len(raw[0])}", proxy.accessed()[0])
+
+
+def test_the_time_and_bytes_of_a_try_whose_request_is_refused_by_its_body(group):
+    raw = []
+
+    def handler(wire):
+        raw.append(wire.read_until(b"01234"))
+        wire.read_to_end()
+
+    proxy = group(handler, log=LEAVING, location="proxy_request_buffering off;")
+    wire = proxy.connect()
+    wire.send(b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n01234\r\n")
+    eventually(lambda: raw, "the first chunk is with the server")
+    wire.send(b"no chunk\r\n")
+    assert wire.read_response("POST").status == 400
+    assert re.match(r"400 \| - \| \d\.\d\d\d \| [1-9]", proxy.accessed()[0])
 
 
 def test_groups_are_told_apart(group):

@@ -254,28 +254,43 @@ impl Exchange<'_> {
         answer: &mut Answer,
     ) -> Result<SendEnd, NoAnswer> {
         let mut sent = Sent::default();
-        self.send_piece(r, stream, self.first_piece(r), ahead, &mut sent, answer).await?;
-        if sent.is_open() && self.body != BodyForm::None {
-            if self.streams {
-                stream.set_nodelay();
-                let streamed = self.stream_body(r, stream, &mut sent, answer).await;
-                if streamed.is_err() && !r.body.is_done() {
-                    // Nobody wants the rest, as in nginx, which does not keep such a connection.
-                    body::abandon(r);
-                }
-                streamed?;
-            } else if r.body.file.is_some() {
-                self.send_file(r, stream, &mut sent, answer).await?;
-            }
-        }
+        let ended = self.send_parts(r, stream, ahead, &mut sent, answer).await;
         if let Some(attempt) = r.attempts.last_mut() {
             count::add(&mut attempt.bytes_sent, sent.bytes);
         }
+        ended?;
         match sent.end {
             SendEnd::Failed(failure) if !matches!(failure, Failure::Io(_)) => {
                 Err(self.timed_out(r, &failure, sent.bytes == 0))
             }
             end => Ok(end),
+        }
+    }
+
+    async fn send_parts(
+        &self,
+        r: &mut Request,
+        stream: &Stream,
+        ahead: usize,
+        sent: &mut Sent,
+        answer: &mut Answer,
+    ) -> Result<(), NoAnswer> {
+        self.send_piece(r, stream, self.first_piece(r), ahead, sent, answer).await?;
+        if !sent.is_open() || self.body == BodyForm::None {
+            return Ok(());
+        }
+        if self.streams {
+            stream.set_nodelay();
+            let streamed = self.stream_body(r, stream, sent, answer).await;
+            if streamed.is_err() && !r.body.is_done() {
+                // Nobody wants the rest, as in nginx, which does not keep such a connection.
+                body::abandon(r);
+            }
+            streamed
+        } else if r.body.file.is_some() {
+            self.send_file(r, stream, sent, answer).await
+        } else {
+            Ok(())
         }
     }
 
@@ -369,7 +384,7 @@ impl Exchange<'_> {
         answer: &mut Answer,
     ) -> Result<(), NoAnswer> {
         let mut gone = ahead;
-        loop {
+        let ended = loop {
             let stopped = {
                 let mut chunk_head = [0; 18];
                 let mut slices = piece.slices(r, &mut chunk_head);
@@ -379,21 +394,21 @@ impl Exchange<'_> {
                 send_while_unheard(stream, left, limit, &mut sent.until_ms, &mut gone).await
             };
             match stopped {
-                Ok(Stopped::AllSent) => break,
+                Ok(Stopped::AllSent) => break Ok(()),
                 Ok(Stopped::Heard) => {
-                    self.hear(r, stream, sent, answer).await?;
-                    if !sent.is_open() {
-                        break;
+                    let heard = self.hear(r, stream, sent, answer).await;
+                    if heard.is_err() || !sent.is_open() {
+                        break heard;
                     }
                 }
                 Err(failure) => {
                     sent.end = SendEnd::Failed(failure);
-                    break;
+                    break Ok(());
                 }
             }
-        }
+        };
         count::add(&mut sent.bytes, gone as u64);
-        Ok(())
+        ended
     }
 
     /// Something has come while the request was being sent. Early hints change nothing; with a final

@@ -394,7 +394,7 @@ impl Exchange<'_> {
                         failed
                     }
                     _ => {
-                        member.state.succeeded();
+                        member.state.has_not_failed();
                         let delivery = Delivery { set: &set, member, connection, active, started };
                         return self.deliver(r, delivery).await;
                     }
@@ -402,15 +402,19 @@ impl Exchange<'_> {
                 Err(NoAnswer::Failed(failed)) => failed,
                 // Only with a queue, and then it is dealt with above.
                 Err(NoAnswer::BacklogFull) => return Ok(Outcome::Status(502)),
-                Err(NoAnswer::Client(BodyError::Status(status))) => {
-                    return Ok(Outcome::Status(status));
+                Err(NoAnswer::Client(error)) => {
+                    member.state.has_not_failed();
+                    set_response_time(r, started);
+                    return match error {
+                        BodyError::Status(status) => Ok(Outcome::Status(status)),
+                        BodyError::Close(close) => Err(close),
+                    };
                 }
-                Err(NoAnswer::Client(BodyError::Close(close))) => return Err(close),
             };
             drop(active);
+            set_response_time(r, started);
             if let Some(attempt) = r.attempts.last_mut() {
                 attempt.status = failed.status;
-                attempt.response = Some(clock::steady().saturating_sub(started));
             }
             now_ms = timer::now_ms();
             // The server may have closed an idle connection: that is one more try.
@@ -499,9 +503,9 @@ impl Exchange<'_> {
 
     fn count_failure(&self, r: &Request, member: &Member, condition: NextUpstream, now_ms: u64) {
         if condition == NextUpstream::HTTP_403 || condition == NextUpstream::HTTP_404 {
-            return;
-        }
-        if member.failed(now_ms) {
+            // It does as it should: the answer is another server's to give.
+            member.state.has_not_failed();
+        } else if member.failed(now_ms) {
             self.c.log(r, Level::Warn, format_args!("upstream server temporarily disabled"));
         }
     }
