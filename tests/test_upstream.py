@@ -635,3 +635,14 @@ def test_headers_of_an_earlier_try_and_a_socket_that_is_not_there(serve, upstrea
     )
     answer = proxy.get("/")
     assert (answer.status, answer.get("X")) == (502, None)
+
+
+@pytest.mark.parametrize("value", ["$upstream_http_x_a", "$upstream_cookie_c"])
+def test_headers_of_an_earlier_exchange(group, value):
+    proxy = group(
+        answering(response(b"", "X-A: 1", "Set-Cookie: c=2", status="503 Busy")),
+        location="proxy_intercept_errors on; error_page 503 @other;",
+        more=f"set $nohost nohost; location @other {{ add_header X '{value}' always; proxy_pass http://$nohost; }}",
+    )
+    answer = proxy.get("/")
+    assert (answer.status, answer.get("X")) == (502, None)

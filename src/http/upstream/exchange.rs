@@ -102,6 +102,9 @@ pub async fn uwsgi(c: &Connection, r: &mut Request) -> Result<Outcome, Close> {
 
 async fn exchange(c: &Connection, r: &mut Request, family: Family) -> Result<Outcome, Close> {
     c.exchange.set(Some(UnderWay { family, earlier_attempts: r.attempts.len() }));
+    // What a server has said in an exchange before is over, also for variables.
+    r.upstream_head.clear();
+    r.upstream_trailers = None;
     let outcome = run(c, r, family).await;
     if outcome.is_ok() {
         c.exchange.set(None);
