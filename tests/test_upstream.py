@@ -606,6 +606,21 @@ def test_without_an_upstream_there_are_none(group):
     assert proxy.accessed() == ["[-][-][-]"]
 
 
+# What the configuration may say.
+
+
+@pytest.mark.parametrize("family", ["proxy", "uwsgi"])
+def test_updating_is_for_a_cache_alone(serve, upstream, family):
+    server = upstream(answering(OK))
+    proxy = serve(
+        f"upstream u {{ server 127.0.0.1:{free_port()}; server @upstream@; }} server {{ listen 127.0.0.1:@port@;"
+        f" location / {{ {family}_next_upstream updating; {family}_pass {'http' if family == 'proxy' else 'uwsgi'}://u; }} }}",
+        upstream=server.address,
+    )
+    assert proxy.get("/").status == 502
+    assert not server.connections
+
+
 # The head of an earlier try is nobody's any more.
 
 
