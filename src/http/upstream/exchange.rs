@@ -137,38 +137,48 @@ async fn run(c: &Connection, r: &mut Request, family: Family) -> Result<Outcome,
         Family::Uwsgi => location.settings.uwsgi.pass.get().map(|pass| &pass.target),
     };
     let Some(pass) = pass else { return Ok(Outcome::Status(500)) };
-    let (target, to);
-    let (upstream, group, destination) = match pass {
+    let to;
+    let (mut target, destination) = match pass {
         Pass::Upstream(id) => {
-            let destination = location.settings.proxy.pass.get().map(Destination::from);
-            (http.upstream(*id), generation.upstreams.group(*id), destination)
+            (Target::Group(*id), location.settings.proxy.pass.get().map(Destination::from))
         }
         Pass::Template(template) => {
-            let mut value = match dynamic::resolve(c, r, http, template, family) {
+            let value = match dynamic::resolve(c, r, http, template, family) {
                 Ok(value) => value,
                 Err(status) => return Ok(Outcome::Status(status)),
             };
             to = Rc::new(value.to);
             r.proxied_to = Some(Rc::clone(&to));
-            if let Target::Name { name, port } = &value.target {
-                // A client whose body is still to be read is found gone by that.
-                let ignore = *settings.ignore_client_abort || body::is_announced(r);
-                // On the heap: every connection's task has room for what stands in a request's way.
-                let found = dynamic::look_up(c, r, &generation, name, *port, ignore);
-                value.target = match Box::pin(found).await {
-                    Ok(target) => target,
-                    Err(LookupError::Status(status)) => return Ok(Outcome::Status(status)),
-                    Err(LookupError::Close(close)) => return Err(close),
-                };
-            }
-            target = value.target;
-            let (upstream, group) = match &target {
-                Target::Group(id) => (http.upstream(*id), generation.upstreams.group(*id)),
-                Target::Literal(upstream, group) => (&**upstream, &**group),
-                Target::Name { .. } => return Ok(Outcome::Status(502)),
-            };
-            (upstream, group, Some(Destination::from(&*to)))
+            (value.target, Some(Destination::from(&*to)))
         }
+    };
+    if r.body.was_streamed && !body::forget_streamed(r) {
+        // It went to the first upstream as it came, and no copy was kept.
+        return Ok(Outcome::Status(502));
+    }
+    let streams = streams_body(family, location, settings, r);
+    if !streams {
+        match body::read_all(c, r).await {
+            Ok(()) => {}
+            Err(BodyError::Status(status)) => return Ok(Outcome::Status(status)),
+            Err(BodyError::Close(close)) => return Err(close),
+        }
+    }
+    if let Target::Name { name, port } = &target {
+        // A client whose body is still to be read is found gone by that.
+        let ignore = *settings.ignore_client_abort || streams;
+        // On the heap: every connection's task has room for what stands in a request's way.
+        let found = dynamic::look_up(c, r, &generation, name, *port, ignore);
+        target = match Box::pin(found).await {
+            Ok(target) => target,
+            Err(LookupError::Status(status)) => return Ok(Outcome::Status(status)),
+            Err(LookupError::Close(close)) => return Err(close),
+        };
+    }
+    let (upstream, group) = match &target {
+        Target::Group(id) => (http.upstream(*id), generation.upstreams.group(*id)),
+        Target::Literal(upstream, group) => (&**upstream, &**group),
+        Target::Name { .. } => return Ok(Outcome::Status(502)),
     };
 
     let mut exchange = Exchange {
@@ -180,20 +190,8 @@ async fn run(c: &Connection, r: &mut Request, family: Family) -> Result<Outcome,
         group,
         destination,
         body: BodyForm::None,
-        streams: false,
+        streams,
     };
-    if r.body.was_streamed && !body::forget_streamed(r) {
-        // It went to the first upstream as it came, and no copy was kept.
-        return Ok(Outcome::Status(502));
-    }
-    exchange.streams = streams_body(&exchange, r);
-    if !exchange.streams {
-        match body::read_all(c, r).await {
-            Ok(()) => {}
-            Err(BodyError::Status(status)) => return Ok(Outcome::Status(status)),
-            Err(BodyError::Close(close)) => return Err(close),
-        }
-    }
     match exchange.build_message(r) {
         // What is to be sent, or where, cannot be told.
         Ok(_) if r.has_given_up() => return Ok(Outcome::Status(500)),
@@ -210,18 +208,18 @@ async fn run(c: &Connection, r: &mut Request, family: Family) -> Result<Outcome,
 }
 
 /// Whether the body goes out as it comes in. A chunked one needs a protocol that can say so.
-fn streams_body(exchange: &Exchange<'_>, r: &Request) -> bool {
-    if *exchange.settings.request_buffering
+fn streams_body(family: Family, location: &Location, settings: &Settings, r: &Request) -> bool {
+    if *settings.request_buffering
         // Nothing of it goes out: it is read like any other, and does not keep the request from
         // being sent to another server.
-        || !*exchange.settings.pass_request_body
+        || !*settings.pass_request_body
         || !body::is_announced(r)
         || r.body.is_started()
     {
         return false;
     }
-    let (proxy, uwsgi) = (&exchange.location.settings.proxy, &exchange.location.settings.uwsgi);
-    match (exchange.family, r.head.body) {
+    let (proxy, uwsgi) = (&location.settings.proxy, &location.settings.uwsgi);
+    match (family, r.head.body) {
         // Also when it is here already: the application reads chunks.
         (Family::Uwsgi, BodyLength::Chunked) => *uwsgi.chunked_body == ChunkedBody::Raw,
         _ if body::is_here(r) => false,
