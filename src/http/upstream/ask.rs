@@ -202,7 +202,7 @@ impl Exchange<'_> {
                 self.c.log_errno(r, Level::Error, format_args!("connect() failed"), &e);
                 Err(Failed::error(true).into())
             }
-            Err(failure) => Err(self.timed_out(r, &failure, true)),
+            Err(failure) => Err(timed_out(&failure, true)),
         }
     }
 
@@ -230,14 +230,6 @@ impl Exchange<'_> {
         Failed::error(true).into()
     }
 
-    fn timed_out(&self, r: &Request, failure: &Failure, unsent: bool) -> NoAnswer {
-        if matches!(failure, Failure::Interrupted) {
-            return Close::Interrupted.into();
-        }
-        self.c.log(r, Level::Error, format_args!("upstream timed out (110: Connection timed out)"));
-        Failed { condition: NextUpstream::TIMEOUT, status: 504, unsent, reused: false }.into()
-    }
-
     /// What goes out first: the head, and the body where it is in memory.
     fn first_piece(&self, r: &Request) -> Piece<'static> {
         let with_body = self.body == BodyForm::Plain && !self.streams && r.body.file.is_none();
@@ -261,7 +253,7 @@ impl Exchange<'_> {
         ended?;
         match sent.end {
             SendEnd::Failed(failure) if !matches!(failure, Failure::Io(_)) => {
-                Err(self.timed_out(r, &failure, sent.bytes == 0))
+                Err(timed_out(&failure, sent.bytes == 0))
             }
             end => Ok(end),
         }
@@ -465,14 +457,14 @@ impl Exchange<'_> {
                 }
                 // Early hints do not give it more time.
                 Ok(_) if !self.read_on(r, answer).await? && timer::now_ms() > until_ms => {
-                    return Err(self.timed_out(r, &Failure::TimedOut, false));
+                    return Err(timed_out(&Failure::TimedOut, false));
                 }
                 Ok(_) => {}
                 Err(Failure::Io(e)) => {
                     self.log_hang_up(r, "recv() failed", Some(&e));
                     return Err(self.broken(r, connection));
                 }
-                Err(failure) => return Err(self.timed_out(r, &failure, false)),
+                Err(failure) => return Err(timed_out(&failure, false)),
             }
         }
         self.c.action.set(Action::ReadingUpstreamHead);
@@ -600,6 +592,14 @@ impl Exchange<'_> {
     fn log_refusal(&self, r: &Request, refusal: &ResponseRefusal) {
         self.c.log(r, Level::Error, format_args!("{refusal}"));
     }
+}
+
+/// Told when the server has been counted out, see [`Exchange::try_servers`].
+fn timed_out(failure: &Failure, unsent: bool) -> NoAnswer {
+    if matches!(failure, Failure::Interrupted) {
+        return Close::Interrupted.into();
+    }
+    Failed { condition: NextUpstream::TIMEOUT, status: 504, unsent, reused: false }.into()
 }
 
 impl Failed {

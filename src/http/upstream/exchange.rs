@@ -429,6 +429,11 @@ impl Exchange<'_> {
             if !is_single && counts {
                 self.count_failure(r, member, failed.condition, now_ms);
             }
+            if failed.condition == NextUpstream::TIMEOUT {
+                // As in nginx after the server was counted out, where every other failure comes before.
+                let text = format_args!("upstream timed out (110: Connection timed out)");
+                self.c.log(r, Level::Error, text);
+            }
             if tries_left == 0 || !self.allows_next(r, &failed, began_ms) {
                 return Ok(Outcome::Status(failed.status));
             }
