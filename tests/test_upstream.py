@@ -600,6 +600,38 @@ def test_groups_are_told_apart(group):
     assert proxy.accessed() == [f"200 | 502 : 200 | {a} : {b}"]
 
 
+NOHOST = "set $nohost nohost;"
+UNRESOLVED = "$upstream_addr | $upstream_status | $upstream_response_time | $upstream_response_length"
+
+
+def test_an_exchange_after_another_that_finds_no_name(group):
+    proxy = group(
+        None,
+        log=UNRESOLVED,
+        location="error_page 502 = @other;",
+        more=f"{NOHOST} location @other {{ proxy_pass http://$nohost; }}",
+    )
+    assert proxy.get("/").status == 502
+    assert re.fullmatch(rf"{proxy.addresses[0]} :  \| 502 :  \| 0\.\d\d\d :  \| 0 : ", proxy.accessed()[0])
+
+
+def test_an_exchange_that_finds_no_name_before_another(group):
+    proxy = group(
+        answering(OK),
+        log=UNRESOLVED,
+        more=f"{NOHOST} location = /x {{ error_page 502 = @other; proxy_pass http://$nohost; }}"
+        " location @other { proxy_pass http://group; }",
+    )
+    assert proxy.get("/x").status == 200
+    assert re.fullmatch(rf", {proxy.addresses[0]} \| -, 200 \| 0\.000, 0\.\d\d\d \| 0, 2", proxy.accessed()[0])
+
+
+def test_an_exchange_alone_that_finds_no_name(group):
+    proxy = group(answering(OK), log=UNRESOLVED, more=f"{NOHOST} location = /x {{ proxy_pass http://$nohost; }}")
+    assert proxy.get("/x").status == 502
+    assert proxy.accessed() == ["- | - | - | -"]
+
+
 def test_without_an_upstream_there_are_none(group):
     proxy = group(answering(OK), log="[$upstream_addr][$upstream_status][$upstream_response_time]", more="location = /x { return 204; }")
     proxy.get("/x")

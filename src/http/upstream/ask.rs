@@ -165,12 +165,12 @@ impl Exchange<'_> {
             Err(e) => {
                 // The proxy's want, and no server's failure.
                 self.c.log_errno(r, Level::Alert, format_args!("socket() failed"), &e);
-                return Err(NoAnswer::Client(BodyError::Status(500)));
+                return Err(unasked(r));
             }
         };
         if let Err(failed) = local::prepare(self.c, r, self.settings, &socket) {
             self.c.log_errno(r, failed.level, format_args!("{failed}"), &failed.error);
-            return Err(NoAnswer::Client(BodyError::Status(500)));
+            return Err(unasked(r));
         }
         let mut connecting = match socket.begin() {
             Ok(connecting) => connecting,
@@ -592,6 +592,14 @@ impl Exchange<'_> {
     fn log_refusal(&self, r: &Request, refusal: &ResponseRefusal) {
         self.c.log(r, Level::Error, format_args!("{refusal}"));
     }
+}
+
+/// There is no socket to ask anybody with.
+fn unasked(r: &mut Request) -> NoAnswer {
+    if let Some(attempt) = r.attempts.last_mut() {
+        attempt.address = None;
+    }
+    NoAnswer::Client(BodyError::Status(500))
 }
 
 /// Told when the server has been counted out, see [`Exchange::try_servers`].

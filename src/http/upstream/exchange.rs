@@ -60,7 +60,7 @@ pub struct UnderWay {
 impl UnderWay {
     /// The upstream as the error log shows it, once there is one.
     pub fn url(self, r: &Request) -> Option<Vec<u8>> {
-        let address = &r.attempts.get(self.earlier_attempts..)?.last()?.address;
+        let address = r.attempts.get(self.earlier_attempts..)?.last()?.address.as_ref()?;
         let mut url = match self.family {
             Family::Proxy => b"http://".to_vec(),
             Family::Uwsgi => b"uwsgi://".to_vec(),
@@ -164,6 +164,7 @@ async fn run(c: &Connection, r: &mut Request, family: Family) -> Result<Outcome,
             Err(BodyError::Close(close)) => return Err(close),
         }
     }
+    r.begin_exchange();
     if let Target::Name { name, port } = &target {
         // A client whose body is still to be read is found gone by that.
         let ignore = *settings.ignore_client_abort || streams;
@@ -332,7 +333,6 @@ impl Exchange<'_> {
         });
         let bound = self.bound(r, &set, began_ms);
         let mut tries_left = self.tries(&set.members);
-        let mut starts_group = true;
         let mut now_ms = began_ms;
         // After a connection that had been used before and failed.
         let mut is_fresh = false;
@@ -350,7 +350,7 @@ impl Exchange<'_> {
             let (at, active) = match taken {
                 Ok(taken) => taken,
                 Err(why) => {
-                    return Ok(Outcome::Status(self.no_server(r, why, waited, starts_group)));
+                    return Ok(Outcome::Status(self.no_server(r, why, waited)));
                 }
             };
             #[expect(clippy::indexing_slicing, reason = "the picker has picked one of the set")]
@@ -359,16 +359,9 @@ impl Exchange<'_> {
                 sticky.put_cookie(self.c, r, member.id());
             }
             r.attempts.push(Attempt {
-                address: Arc::clone(&member.peer.name),
+                address: Some(Arc::clone(&member.peer.name)),
                 queue: waited,
-                status: 0,
-                connect: None,
-                header: None,
-                response: None,
-                response_length: 0,
-                bytes_sent: 0,
-                bytes_received: 0,
-                starts_group: std::mem::take(&mut starts_group),
+                ..Attempt::default()
             });
             let started = clock::steady();
             let asked = self.ask(r, &member.peer, started, is_fresh).await;
@@ -379,7 +372,7 @@ impl Exchange<'_> {
                     active.withdraw();
                     member.state.backlog_is_full(timer::now_ms());
                     picker.untry(at);
-                    starts_group = r.attempts.pop().is_some_and(|attempt| attempt.starts_group);
+                    r.attempts.pop();
                     continue;
                 }
                 member.state.backlog_has_room();
@@ -470,25 +463,14 @@ impl Exchange<'_> {
         }
     }
 
-    fn no_server(
-        &self,
-        r: &mut Request,
-        why: NoServer,
-        waited: Option<Duration>,
-        starts_group: bool,
-    ) -> u16 {
+    fn no_server(&self, r: &mut Request, why: NoServer, waited: Option<Duration>) -> u16 {
         self.c.action.set(Action::ConnectingToUpstream);
         r.attempts.push(Attempt {
-            address: Arc::clone(&self.upstream.name),
+            address: Some(Arc::clone(&self.upstream.name)),
             queue: waited,
             status: 502,
-            connect: None,
-            header: None,
             response: Some(Duration::ZERO),
-            response_length: 0,
-            bytes_sent: 0,
-            bytes_received: 0,
-            starts_group,
+            ..Attempt::default()
         });
         self.c.log(r, Level::Error, format_args!("{}", why.text()));
         502
