@@ -298,6 +298,38 @@ def test_a_large_chunked_body_is_in_a_file(files):
     assert answer.get("X-File").endswith("client_body_temp/0000000001")
 
 
+FITS = [
+    # (bytes that come with the head, bytes that come later, whether it is held in memory)
+    (0, 1279, True),
+    (0, 1280, False),
+    (400, 1279, True),
+    (400, 1280, False),
+]
+
+
+@pytest.mark.parametrize("ahead, rest, fits", FITS)
+def test_what_fits_into_the_buffer(files, ahead, rest, fits):
+    """A body of a known length may be a quarter larger, and what came with the head counts for nothing."""
+    body = b"x" * (ahead + rest)
+    wire = files.connect()
+    wire.send(post("/", body, "Expect: 100-continue")[: -rest])
+    wire.read_until(b"\r\n\r\n")
+    wire.send(body[ahead:])
+    assert wire.read_response("POST").body == body
+    assert body_line(files, "/").startswith(f"/ [{body.decode()}] [-]" if fits else "/ [-] [/")
+    assert ("temporary file" in files.error_log()) != fits
+
+
+@pytest.mark.parametrize("data", [post("/", b"x" * 300), post_chunked("/", chunked(b"x" * 300))])
+def test_a_body_that_came_with_the_head_takes_no_buffer(serve, echo, data):
+    proxy = serve(
+        "server { listen 127.0.0.1:@port@; client_body_buffer_size 100; location / { proxy_pass http://@up@; } }",
+        up=echo.address,
+    )
+    assert proxy.ask(data).body == b"x" * 300
+    assert "temporary file" not in proxy.error_log()
+
+
 def test_a_body_in_a_file_only(files):
     answer = files.ask(post("/on", b"abc"))
     path = answer.get("X-File")

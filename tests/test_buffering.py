@@ -46,6 +46,13 @@ CLOSE = b"HTTP/1.1 200 OK\r\n\r\n"
 NO = b"HTTP/1.1 200 OK\r\nX-Accel-Buffering: no\r\nContent-Length: 10\r\n\r\n"
 YES = NO.replace(b"no", b"yes")
 OTHER = NO.replace(b"no", b"off")
+
+
+def several(*values: bytes) -> bytes:
+    lines = b"".join(b"X-Accel-Buffering: %s\r\n" % value for value in values)
+    return NO.replace(b"X-Accel-Buffering: no\r\n", lines)
+
+
 OFF = "proxy_buffering off;"
 SMALL = "proxy_buffer_size 1k; proxy_buffers 4 1k;"
 UNHEARD = "proxy_ignore_headers X-Accel-Buffering;"
@@ -71,6 +78,9 @@ UNHEARD = "proxy_ignore_headers X-Accel-Buffering;"
         (OFF, [CLOSE, b"01234", b"5"], [0, 5, 6]),
         (OFF, [CHUNKED, b"5\r\nab", b"cde\r\n"], [0, 2, 5]),
         (OFF, [YES + b"01234", b"56789"], [None, 10]),
+        # Of several the last counts that says yes or no.
+        ("", [several(b"yes", b"no"), b"01234", b"56789"], [0, 5, 10]),
+        (OFF, [several(b"no", b"yes", b"off") + b"01234", b"56789"], [None, 10]),
         (OFF + UNHEARD, [YES + b"01234", b"56789"], [5, 10]),
         # With their heads, of 41 and 19 bytes, 1 KiB makes a full buffer.
         (SMALL, [LENGTH % 1985 + bytes(982), b"0", bytes(1002)], [None, 983, 1985]),

@@ -332,6 +332,23 @@ def test_a_server_is_disabled(server):
     assert "[warn]" in line and 'upstream: "http://127.0.0.1:' in line
 
 
+def test_a_server_that_is_disabled_by_a_timeout(server, upstream):
+    """It is counted out before the timeout is told; any other failure is told first."""
+    silent = upstream(to_end)
+    http = f"upstream u {{ server {silent.address}; server 127.0.0.1:{free_port()}; }}"
+    proxy = server("location / { proxy_read_timeout 100ms; proxy_pass http://u; }", before=http)
+    proxy.get("/x")
+    timed_out = "upstream timed out (110: Connection timed out) while reading response header from upstream"
+    lines = [line.split(": ", 1)[1].split(", ")[0] for line in proxy.error_log().splitlines() if "upstream" in line]
+    told = [re.sub(r"^\*\d+ ", "", line) for line in lines]
+    assert told == [
+        "upstream server temporarily disabled while reading response header from upstream",
+        timed_out,
+        "connect() failed (111: Connection refused) while connecting to upstream",
+        "upstream server temporarily disabled while connecting to upstream",
+    ]
+
+
 CLIENT = {
     "large-body": (
         b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5000000\r\n\r\n",

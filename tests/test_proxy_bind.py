@@ -82,6 +82,19 @@ def test_an_address_of_another_host(bound, address, error):
     assert proxy.accessed()[0].split()[8] == "500"
 
 
+def test_a_server_that_nobody_could_ask_is_not_told(bound):
+    log = "$upstream_addr | $upstream_status | $upstream_connect_time | $upstream_response_time"
+    proxy, server = bound(
+        f"add_header X '{log}' always; proxy_bind 192.0.2.1; error_page 500 /page;"
+        " location = /page { proxy_bind off; proxy_pass http://@upstream@; }"
+        " location = /alone { error_page 599 /; proxy_pass http://@upstream@; }"
+    )
+    time = r"0\.\d\d\d"
+    assert re.fullmatch(rf" \| - \| - \| {time}", proxy.get("/alone").get("X"))
+    told = proxy.get("/").get("X")
+    assert re.fullmatch(rf" : {server.address} \| - : 200 \| - : {time} \| {time} : -", told), told
+
+
 def test_an_address_in_use(bound):
     with socket.socket() as other:
         other.bind(("127.0.0.2", 0))

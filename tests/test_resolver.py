@@ -429,6 +429,29 @@ def test_a_body_is_sent_to_what_was_found(through, backend):
     assert backend.request().body == b"x" * 5000
 
 
+@pytest.mark.parametrize(
+    "pass_, status",
+    [("http://$nohost", 502), ("http://$nohost:81", 502), ("uwsgi://$nohost", 500)],
+    ids=["no resolver", "with a port", "no port"],
+)
+def test_the_body_is_read_before_a_name_is_looked_up(serve, pass_, status):
+    directive = "uwsgi_pass" if pass_.startswith("uwsgi") else "proxy_pass"
+    proxy = serve(f"server {{ listen 127.0.0.1:@port@; set $nohost nohost; location / {{ {directive} {pass_}; }} }}")
+    wire = proxy.connect()
+    wire.send("POST / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 3\r\n\r\n")
+    assert wire.read_until(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+    wire.expect_silence(0.2)
+    wire.send("abc")
+    assert wire.read_response("POST").status == status
+
+
+def test_a_bad_url_is_told_before_the_body_is_read(serve):
+    proxy = serve("server { listen 127.0.0.1:@port@; location / { proxy_pass $arg_to; } }")
+    wire = proxy.connect()
+    wire.send("POST /?to=ftp://a HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 3\r\n\r\n")
+    assert wire.read_until(b"\r\n").startswith(b"HTTP/1.1 500 ")
+
+
 def test_a_failed_lookup_is_an_error_page(through):
     proxy, _ = through({}, location="error_page 502 = /plain;")
     got = proxy.get("/a.test/")

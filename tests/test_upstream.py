@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from harness.ports import free_port
-from harness.proxied import MODERN
+from harness.proxied import GET, MODERN
 from harness.proxy import eventually
 from harness.upstream import answering, chunked, close, head, pause, request, reset, response, script, send, to_end
 from harness.wire import DEADLINE
@@ -462,6 +462,41 @@ def test_a_server_that_is_back_serves_again(group):
     eventually(lambda: ask(proxy, "/", "/", "/", "/").count(b"back") == 2, "its turn is every second one")
 
 
+def test_a_trial_that_is_no_failure_ends_the_time_out(group):
+    """A listed 404 asks for another server, and is no failure of this one."""
+    proxy = group(
+        SENT, answering(OK), parameters="fail_timeout=1s", location="proxy_next_upstream error http_404;"
+    )
+    ask(proxy, "/", "/")
+    proxy.servers[0].handlers = [saying(404)]
+    is_tried = lambda: ask(proxy, "/") and "404, 200" in statuses(proxy, 1)  # noqa: E731
+    eventually(is_tried, "it is asked again")
+    before = len(proxy.accessed())
+    ask(proxy, "/", "/", "/", "/")
+    assert statuses(proxy, before + 4)[before:].count("404, 200") == 2
+
+
+def test_a_trial_whose_client_leaves_ends_the_time_out(group):
+    proxy = group(SENT, answering(OK), parameters="fail_timeout=1s")
+    server, other = proxy.servers
+    ask(proxy, "/", "/")
+    server.handlers = [script(request, to_end)]
+    failed = len(server.requests)
+
+    def is_tried():
+        wire = proxy.connect()
+        asked = len(server.requests) + len(other.requests)
+        wire.send(GET)
+        eventually(lambda: len(server.requests) + len(other.requests) > asked, "one of them is asked")
+        wire.close()
+        return len(server.requests) > failed
+
+    eventually(is_tried, "it is asked again")
+    eventually(lambda: "499" in proxy.log("access.log"), "the client is found gone")
+    server.handlers = [answering(response(b"back"))]
+    assert ask(proxy, "/", "/", "/", "/").count(b"back") == 2
+
+
 def test_a_single_server_is_never_out(group):
     proxy = group(None)
     for _ in range(4):
@@ -508,6 +543,49 @@ def test_bytes_of_each_try(group):
     assert proxy.accessed() == [f"502, 200 | 0, 2 | 0, {len(OK)} | {sent}, {sent}"]
 
 
+LEAVING = "$status | $upstream_status | $upstream_response_time | $upstream_bytes_sent"
+
+
+def test_the_time_of_a_try_whose_client_leaves(group):
+    proxy = group(script(request, to_end), log=LEAVING)
+    wire = proxy.connect()
+    wire.send(GET)
+    raw = proxy.servers[0].request().raw
+    wire.close()
+    assert re.fullmatch(rf"499 \| - \| \d\.\d\d\d \| {len(raw)}", proxy.accessed()[0])
+
+
+def test_the_bytes_of_a_try_whose_client_breaks_off_its_body(group):
+    raw = []
+
+    def handler(wire):
+        raw.append(wire.read_until(b"01234"))
+        wire.read_to_end()
+
+    proxy = group(handler, log=LEAVING, location="proxy_request_buffering off;")
+    wire = proxy.connect()
+    wire.send(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\n01234")
+    eventually(lambda: raw, "the first half is with the server")
+    wire.close()
+    assert re.fullmatch(rf"4\d\d \| - \| \d\.\d\d\d \| {len(raw[0])}", proxy.accessed()[0])
+
+
+def test_the_time_and_bytes_of_a_try_whose_request_is_refused_by_its_body(group):
+    raw = []
+
+    def handler(wire):
+        raw.append(wire.read_until(b"01234"))
+        wire.read_to_end()
+
+    proxy = group(handler, log=LEAVING, location="proxy_request_buffering off;")
+    wire = proxy.connect()
+    wire.send(b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n01234\r\n")
+    eventually(lambda: raw, "the first chunk is with the server")
+    wire.send(b"no chunk\r\n")
+    assert wire.read_response("POST").status == 400
+    assert re.match(r"400 \| - \| \d\.\d\d\d \| [1-9]", proxy.accessed()[0])
+
+
 def test_groups_are_told_apart(group):
     proxy = group(
         None,
@@ -522,10 +600,57 @@ def test_groups_are_told_apart(group):
     assert proxy.accessed() == [f"200 | 502 : 200 | {a} : {b}"]
 
 
+NOHOST = "set $nohost nohost;"
+UNRESOLVED = "$upstream_addr | $upstream_status | $upstream_response_time | $upstream_response_length"
+
+
+def test_an_exchange_after_another_that_finds_no_name(group):
+    proxy = group(
+        None,
+        log=UNRESOLVED,
+        location="error_page 502 = @other;",
+        more=f"{NOHOST} location @other {{ proxy_pass http://$nohost; }}",
+    )
+    assert proxy.get("/").status == 502
+    assert re.fullmatch(rf"{proxy.addresses[0]} :  \| 502 :  \| 0\.\d\d\d :  \| 0 : ", proxy.accessed()[0])
+
+
+def test_an_exchange_that_finds_no_name_before_another(group):
+    proxy = group(
+        answering(OK),
+        log=UNRESOLVED,
+        more=f"{NOHOST} location = /x {{ error_page 502 = @other; proxy_pass http://$nohost; }}"
+        " location @other { proxy_pass http://group; }",
+    )
+    assert proxy.get("/x").status == 200
+    assert re.fullmatch(rf", {proxy.addresses[0]} \| -, 200 \| 0\.000, 0\.\d\d\d \| 0, 2", proxy.accessed()[0])
+
+
+def test_an_exchange_alone_that_finds_no_name(group):
+    proxy = group(answering(OK), log=UNRESOLVED, more=f"{NOHOST} location = /x {{ proxy_pass http://$nohost; }}")
+    assert proxy.get("/x").status == 502
+    assert proxy.accessed() == ["- | - | - | -"]
+
+
 def test_without_an_upstream_there_are_none(group):
     proxy = group(answering(OK), log="[$upstream_addr][$upstream_status][$upstream_response_time]", more="location = /x { return 204; }")
     proxy.get("/x")
     assert proxy.accessed() == ["[-][-][-]"]
+
+
+# What the configuration may say.
+
+
+@pytest.mark.parametrize("family", ["proxy", "uwsgi"])
+def test_updating_is_for_a_cache_alone(serve, upstream, family):
+    server = upstream(answering(OK))
+    proxy = serve(
+        f"upstream u {{ server 127.0.0.1:{free_port()}; server @upstream@; }} server {{ listen 127.0.0.1:@port@;"
+        f" location / {{ {family}_next_upstream updating; {family}_pass {'http' if family == 'proxy' else 'uwsgi'}://u; }} }}",
+        upstream=server.address,
+    )
+    assert proxy.get("/").status == 502
+    assert not server.connections
 
 
 # The head of an earlier try is nobody's any more.
@@ -554,6 +679,17 @@ def test_headers_of_an_earlier_try_and_a_socket_that_is_not_there(serve, upstrea
         " server { listen 127.0.0.1:@port@; location / { proxy_next_upstream http_503 error; proxy_pass http://group;"
         " add_header X $upstream_http_x_a always; } }",
         upstream=server.address,
+    )
+    answer = proxy.get("/")
+    assert (answer.status, answer.get("X")) == (502, None)
+
+
+@pytest.mark.parametrize("value", ["$upstream_http_x_a", "$upstream_cookie_c"])
+def test_headers_of_an_earlier_exchange(group, value):
+    proxy = group(
+        answering(response(b"", "X-A: 1", "Set-Cookie: c=2", status="503 Busy")),
+        location="proxy_intercept_errors on; error_page 503 @other;",
+        more=f"set $nohost nohost; location @other {{ add_header X '{value}' always; proxy_pass http://$nohost; }}",
     )
     answer = proxy.get("/")
     assert (answer.status, answer.get("X")) == (502, None)

@@ -415,7 +415,8 @@ pub async fn read_all(c: &Connection, r: &mut Request) -> Result<(), BodyError> 
     let generation = std::rc::Rc::clone(&r.generation);
     let core = &generation.http().location(r.location).settings.core;
     let only_file = *core.client_body_in_file_only != InFileOnly::Off;
-    let memory_max = if only_file { 0 } else { *core.client_body_buffer_size };
+    begin(c, r).await?;
+    let memory_max = if only_file { 0 } else { memory_max(r, *core.client_body_buffer_size) };
     while let Some(span) = next(c, r).await? {
         check_size(c, r, span)?;
         let mut kept = Ok(());
@@ -437,6 +438,18 @@ pub async fn read_all(c: &Connection, r: &mut Request) -> Result<(), BodyError> 
     }
     r.body.is_held = true;
     Ok(())
+}
+
+/// How large a body may be that is held in memory. As in nginx, what came with the head takes none of
+/// the buffer, which is as large as the rest of the body where that is at most a quarter more.
+fn memory_max(r: &Request, size: usize) -> usize {
+    let ahead = r.body.raw.len();
+    let most = size.saturating_add(size / 4);
+    let rest = match r.head.body {
+        BodyLength::Chunked => size,
+        _ => usize::try_from(r.body.remaining).unwrap_or(usize::MAX).saturating_sub(ahead),
+    };
+    ahead.saturating_add(if rest < most { rest } else { size })
 }
 
 /// Makes the temporary file, and moves there what is in memory.

@@ -88,6 +88,8 @@ pub struct Request {
     pub response: Response,
     /// Every try of every upstream exchange so far, for the `$upstream_*` variables.
     pub attempts: Vec<Attempt>,
+    /// How many exchanges have begun.
+    exchanges: u32,
     /// What the current location's `proxy_pass` has come to, where that has variables.
     pub proxied_to: Option<Rc<ProxiedTo>>,
     /// What is sent to the upstream.
@@ -277,6 +279,7 @@ impl Request {
             body: RequestBody::default(),
             response: Response::default(),
             attempts: Vec::new(),
+            exchanges: 0,
             proxied_to: None,
             message: Message::default(),
             upstream_head: ResponseHead::default(),
@@ -337,6 +340,7 @@ impl Request {
         self.body.reset();
         self.response.reset();
         self.attempts.clear();
+        self.exchanges = 0;
         self.proxied_to = None;
         self.message.clear();
         self.upstream_head.clear();
@@ -371,6 +375,14 @@ impl Request {
         }
         out.extend_from_slice(path);
         true
+    }
+
+    /// An exchange is about to look for a server: the tries of those before it are told apart from its.
+    pub fn begin_exchange(&mut self) {
+        if self.exchanges > 0 {
+            self.attempts.push(Attempt::boundary());
+        }
+        self.exchanges = self.exchanges.saturating_add(1);
     }
 
     pub fn is_head(&self) -> bool {
@@ -527,6 +539,7 @@ mod tests {
             body,
             response,
             attempts,
+            exchanges,
             proxied_to,
             message: _,
             upstream_head,
@@ -598,18 +611,8 @@ mod tests {
             kept: Kept { content_type: Some(b"a"[..].into()), lines: b"a".to_vec() },
             window: Some(Window::new(0..1, 2)),
         };
-        attempts.push(Attempt {
-            address: "a".into(),
-            queue: None,
-            status: 200,
-            connect: None,
-            header: None,
-            response: None,
-            response_length: 0,
-            bytes_sent: 0,
-            bytes_received: 0,
-            starts_group: true,
-        });
+        attempts.push(Attempt::boundary());
+        *exchanges = 1;
         *proxied_to = Some(Rc::default());
         upstream_head.code = 200;
         upstream_head.content_length = Some(1);

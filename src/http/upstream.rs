@@ -41,10 +41,11 @@ use queue::Queue;
 use zone::Zone;
 
 /// One try, as the `$upstream_*` variables tell it.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Attempt {
-    /// `127.0.0.1:81`, or the upstream's name when no peer could be taken.
-    pub address: Arc<str>,
+    /// `127.0.0.1:81`, or the upstream's name when no peer could be taken. `None`: nobody could be
+    /// asked, or it is no try, but stands where another exchange begins, see [`Attempt::boundary`].
+    pub address: Option<Arc<str>>,
     /// How long the request waited for a place at it.
     pub queue: Option<Duration>,
     /// Zero: none.
@@ -55,8 +56,15 @@ pub struct Attempt {
     pub response_length: u64,
     pub bytes_sent: u64,
     pub bytes_received: u64,
-    /// The first try after an internal redirect.
-    pub starts_group: bool,
+}
+
+impl Attempt {
+    /// What stands before the tries of every exchange but a request's first. It is listed as a try
+    /// without a server where there has been none before it.
+    pub fn boundary() -> Self {
+        let zero = Some(Duration::ZERO);
+        Attempt { connect: zero, header: zero, response: zero, ..Attempt::default() }
+    }
 }
 
 /// What one configuration's upstreams are like on one shard: health, balance, idle connections.

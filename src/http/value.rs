@@ -305,7 +305,7 @@ pub fn append(variable: &Variable, c: &Connection, r: &Request, out: &mut Vec<u8
             put(out, client_address(c, r).address.as_bytes())
         }
         Variable::UpstreamAddr => attempts(r, out, |a, out| {
-            out.extend_from_slice(a.address.as_bytes());
+            out.extend_from_slice(a.address.as_deref().unwrap_or_default().as_bytes());
         }),
         Variable::UpstreamStatus => attempts(r, out, |a, out| {
             if a.status == 0 {
@@ -437,28 +437,33 @@ pub fn time(out: &mut Vec<u8>, value: Option<Duration>) {
     }
 }
 
-/// One item a try, joined by `, `; groups after an internal redirect joined by ` : `.
+/// One item a try, joined by `, `; those of several exchanges by ` : `.
 fn attempts(r: &Request, out: &mut Vec<u8>, item: impl Fn(&Attempt, &mut Vec<u8>)) -> bool {
-    earlier_attempts(&r.attempts, out, &item).is_some_and(|last| {
-        item(last, out);
-        true
-    })
+    put_attempts(&r.attempts, out, item)
 }
 
-/// The items of all tries but the last, and what separates that one's from them; gives the last
-/// back.
-pub fn earlier_attempts<'a>(
-    attempts: &'a [Attempt],
+/// As nginx does it: a try without a server stands between exchanges, and is an item itself only where
+/// it is the first, or stands behind another one.
+pub fn put_attempts(
+    attempts: &[Attempt],
     out: &mut Vec<u8>,
     item: impl Fn(&Attempt, &mut Vec<u8>),
-) -> Option<&'a Attempt> {
-    let (last, earlier) = attempts.split_last()?;
-    for (attempt, next) in earlier.iter().zip(attempts.iter().skip(1)) {
-        item(attempt, out);
-        let separator: &[u8] = if next.starts_group { b" : " } else { b", " };
-        out.extend_from_slice(separator);
+) -> bool {
+    let mut left = attempts.iter();
+    let Some(first) = left.next() else { return false };
+    item(first, out);
+    while let Some(attempt) = left.next() {
+        if attempt.address.is_some() {
+            out.extend_from_slice(b", ");
+            item(attempt, out);
+        } else {
+            out.extend_from_slice(b" : ");
+            if let Some(behind) = left.next() {
+                item(behind, out);
+            }
+        }
     }
-    Some(last)
+    true
 }
 
 /// `$arg_NAME`: the raw value of the first `NAME=` in the args, whatever its case.

@@ -95,6 +95,8 @@ impl NextUpstream {
     pub const NON_IDEMPOTENT: NextUpstream = NextUpstream(1 << 10);
     /// `off`: never try another server.
     pub const OFF: NextUpstream = NextUpstream(1 << 11);
+    /// Of a response in a cache, which is none here: no exchange ever ends with it.
+    pub const UPDATING: NextUpstream = NextUpstream(1 << 12);
 
     pub const fn contains(self, other: Self) -> bool {
         self.0 & other.0 == other.0
@@ -410,7 +412,7 @@ pub fn header_name(args: Args<'_>) -> Box<[u8]> {
     args.at(0).to_ascii_lowercase().into_bytes().into()
 }
 
-const NEXT_UPSTREAM: [(&str, NextUpstream); 12] = [
+const NEXT_UPSTREAM: [(&str, NextUpstream); 13] = [
     ("error", NextUpstream::ERROR),
     ("timeout", NextUpstream::TIMEOUT),
     ("invalid_header", NextUpstream::INVALID_HEADER),
@@ -422,6 +424,7 @@ const NEXT_UPSTREAM: [(&str, NextUpstream); 12] = [
     ("http_403", NextUpstream::HTTP_403),
     ("http_404", NextUpstream::HTTP_404),
     ("http_429", NextUpstream::HTTP_429),
+    ("updating", NextUpstream::UPDATING),
     ("off", NextUpstream::OFF),
 ];
 

@@ -165,12 +165,12 @@ impl Exchange<'_> {
             Err(e) => {
                 // The proxy's want, and no server's failure.
                 self.c.log_errno(r, Level::Alert, format_args!("socket() failed"), &e);
-                return Err(NoAnswer::Client(BodyError::Status(500)));
+                return Err(unasked(r));
             }
         };
         if let Err(failed) = local::prepare(self.c, r, self.settings, &socket) {
             self.c.log_errno(r, failed.level, format_args!("{failed}"), &failed.error);
-            return Err(NoAnswer::Client(BodyError::Status(500)));
+            return Err(unasked(r));
         }
         let mut connecting = match socket.begin() {
             Ok(connecting) => connecting,
@@ -202,7 +202,7 @@ impl Exchange<'_> {
                 self.c.log_errno(r, Level::Error, format_args!("connect() failed"), &e);
                 Err(Failed::error(true).into())
             }
-            Err(failure) => Err(self.timed_out(r, &failure, true)),
+            Err(failure) => Err(timed_out(&failure, true)),
         }
     }
 
@@ -230,14 +230,6 @@ impl Exchange<'_> {
         Failed::error(true).into()
     }
 
-    fn timed_out(&self, r: &Request, failure: &Failure, unsent: bool) -> NoAnswer {
-        if matches!(failure, Failure::Interrupted) {
-            return Close::Interrupted.into();
-        }
-        self.c.log(r, Level::Error, format_args!("upstream timed out (110: Connection timed out)"));
-        Failed { condition: NextUpstream::TIMEOUT, status: 504, unsent, reused: false }.into()
-    }
-
     /// What goes out first: the head, and the body where it is in memory.
     fn first_piece(&self, r: &Request) -> Piece<'static> {
         let with_body = self.body == BodyForm::Plain && !self.streams && r.body.file.is_none();
@@ -254,28 +246,43 @@ impl Exchange<'_> {
         answer: &mut Answer,
     ) -> Result<SendEnd, NoAnswer> {
         let mut sent = Sent::default();
-        self.send_piece(r, stream, self.first_piece(r), ahead, &mut sent, answer).await?;
-        if sent.is_open() && self.body != BodyForm::None {
-            if self.streams {
-                stream.set_nodelay();
-                let streamed = self.stream_body(r, stream, &mut sent, answer).await;
-                if streamed.is_err() && !r.body.is_done() {
-                    // Nobody wants the rest, as in nginx, which does not keep such a connection.
-                    body::abandon(r);
-                }
-                streamed?;
-            } else if r.body.file.is_some() {
-                self.send_file(r, stream, &mut sent, answer).await?;
-            }
-        }
+        let ended = self.send_parts(r, stream, ahead, &mut sent, answer).await;
         if let Some(attempt) = r.attempts.last_mut() {
             count::add(&mut attempt.bytes_sent, sent.bytes);
         }
+        ended?;
         match sent.end {
             SendEnd::Failed(failure) if !matches!(failure, Failure::Io(_)) => {
-                Err(self.timed_out(r, &failure, sent.bytes == 0))
+                Err(timed_out(&failure, sent.bytes == 0))
             }
             end => Ok(end),
+        }
+    }
+
+    async fn send_parts(
+        &self,
+        r: &mut Request,
+        stream: &Stream,
+        ahead: usize,
+        sent: &mut Sent,
+        answer: &mut Answer,
+    ) -> Result<(), NoAnswer> {
+        self.send_piece(r, stream, self.first_piece(r), ahead, sent, answer).await?;
+        if !sent.is_open() || self.body == BodyForm::None {
+            return Ok(());
+        }
+        if self.streams {
+            stream.set_nodelay();
+            let streamed = self.stream_body(r, stream, sent, answer).await;
+            if streamed.is_err() && !r.body.is_done() {
+                // Nobody wants the rest, as in nginx, which does not keep such a connection.
+                body::abandon(r);
+            }
+            streamed
+        } else if r.body.file.is_some() {
+            self.send_file(r, stream, sent, answer).await
+        } else {
+            Ok(())
         }
     }
 
@@ -369,7 +376,7 @@ impl Exchange<'_> {
         answer: &mut Answer,
     ) -> Result<(), NoAnswer> {
         let mut gone = ahead;
-        loop {
+        let ended = loop {
             let stopped = {
                 let mut chunk_head = [0; 18];
                 let mut slices = piece.slices(r, &mut chunk_head);
@@ -379,21 +386,21 @@ impl Exchange<'_> {
                 send_while_unheard(stream, left, limit, &mut sent.until_ms, &mut gone).await
             };
             match stopped {
-                Ok(Stopped::AllSent) => break,
+                Ok(Stopped::AllSent) => break Ok(()),
                 Ok(Stopped::Heard) => {
-                    self.hear(r, stream, sent, answer).await?;
-                    if !sent.is_open() {
-                        break;
+                    let heard = self.hear(r, stream, sent, answer).await;
+                    if heard.is_err() || !sent.is_open() {
+                        break heard;
                     }
                 }
                 Err(failure) => {
                     sent.end = SendEnd::Failed(failure);
-                    break;
+                    break Ok(());
                 }
             }
-        }
+        };
         count::add(&mut sent.bytes, gone as u64);
-        Ok(())
+        ended
     }
 
     /// Something has come while the request was being sent. Early hints change nothing; with a final
@@ -450,14 +457,14 @@ impl Exchange<'_> {
                 }
                 // Early hints do not give it more time.
                 Ok(_) if !self.read_on(r, answer).await? && timer::now_ms() > until_ms => {
-                    return Err(self.timed_out(r, &Failure::TimedOut, false));
+                    return Err(timed_out(&Failure::TimedOut, false));
                 }
                 Ok(_) => {}
                 Err(Failure::Io(e)) => {
                     self.log_hang_up(r, "recv() failed", Some(&e));
                     return Err(self.broken(r, connection));
                 }
-                Err(failure) => return Err(self.timed_out(r, &failure, false)),
+                Err(failure) => return Err(timed_out(&failure, false)),
             }
         }
         self.c.action.set(Action::ReadingUpstreamHead);
@@ -585,6 +592,22 @@ impl Exchange<'_> {
     fn log_refusal(&self, r: &Request, refusal: &ResponseRefusal) {
         self.c.log(r, Level::Error, format_args!("{refusal}"));
     }
+}
+
+/// There is no socket to ask anybody with.
+fn unasked(r: &mut Request) -> NoAnswer {
+    if let Some(attempt) = r.attempts.last_mut() {
+        attempt.address = None;
+    }
+    NoAnswer::Client(BodyError::Status(500))
+}
+
+/// Told when the server has been counted out, see [`Exchange::try_servers`].
+fn timed_out(failure: &Failure, unsent: bool) -> NoAnswer {
+    if matches!(failure, Failure::Interrupted) {
+        return Close::Interrupted.into();
+    }
+    Failed { condition: NextUpstream::TIMEOUT, status: 504, unsent, reused: false }.into()
 }
 
 impl Failed {

@@ -30,8 +30,8 @@ pub struct Resolved {
 pub enum Target {
     /// An upstream block, or an address that the configuration names elsewhere too.
     Group(UpstreamId),
-    /// To be looked up: [`look_up`].
-    Name { name: String, port: u16 },
+    /// To be looked up, once the request's body is there: [`look_up`].
+    Name { name: String, port: Option<u16> },
     /// Addresses that only this request goes to.
     Literal(Box<Upstream>, Box<Group>),
 }
@@ -90,17 +90,11 @@ pub fn resolve(
             let peers = vec![Peer { address: PeerAddress::Unix(path), ..named(Arc::clone(&name)) }];
             Target::of(name, peers)
         }
-        (None, _, None) => {
-            log(format_args!("no port in upstream \"{}\"", escape(rest)));
-            return Err(500);
-        }
         (None, Host::Ip(ip), Some(port)) => {
             let peer = inet((ip, port).into());
             Target::of(Arc::clone(&peer.name), vec![peer])
         }
-        (None, Host::Name(_) | Host::Wildcard, Some(port)) => {
-            Target::Name { name: address.host_text, port }
-        }
+        (None, ..) => Target::Name { name: address.host_text, port },
     };
     Ok(Resolved { target, to })
 }
@@ -111,9 +105,14 @@ pub async fn look_up(
     r: &mut Request,
     generation: &Generation,
     name: &str,
-    port: u16,
+    port: Option<u16>,
     ignore_abort: bool,
 ) -> Result<Target, LookupError> {
+    let Some(port) = port else {
+        let shown = escape(name.as_bytes());
+        c.log(r, Level::Error, format_args!("no port in upstream \"{shown}\""));
+        return Err(LookupError::Status(500));
+    };
     let settings = &generation.http().location(r.location).settings.resolver;
     let Some(id) = *settings.servers else {
         let shown = escape(name.as_bytes());

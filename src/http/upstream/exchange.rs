@@ -60,7 +60,7 @@ pub struct UnderWay {
 impl UnderWay {
     /// The upstream as the error log shows it, once there is one.
     pub fn url(self, r: &Request) -> Option<Vec<u8>> {
-        let address = &r.attempts.get(self.earlier_attempts..)?.last()?.address;
+        let address = r.attempts.get(self.earlier_attempts..)?.last()?.address.as_ref()?;
         let mut url = match self.family {
             Family::Proxy => b"http://".to_vec(),
             Family::Uwsgi => b"uwsgi://".to_vec(),
@@ -102,6 +102,9 @@ pub async fn uwsgi(c: &Connection, r: &mut Request) -> Result<Outcome, Close> {
 
 async fn exchange(c: &Connection, r: &mut Request, family: Family) -> Result<Outcome, Close> {
     c.exchange.set(Some(UnderWay { family, earlier_attempts: r.attempts.len() }));
+    // What a server has said in an exchange before is over, also for variables.
+    r.upstream_head.clear();
+    r.upstream_trailers = None;
     let outcome = run(c, r, family).await;
     if outcome.is_ok() {
         c.exchange.set(None);
@@ -134,38 +137,49 @@ async fn run(c: &Connection, r: &mut Request, family: Family) -> Result<Outcome,
         Family::Uwsgi => location.settings.uwsgi.pass.get().map(|pass| &pass.target),
     };
     let Some(pass) = pass else { return Ok(Outcome::Status(500)) };
-    let (target, to);
-    let (upstream, group, destination) = match pass {
+    let to;
+    let (mut target, destination) = match pass {
         Pass::Upstream(id) => {
-            let destination = location.settings.proxy.pass.get().map(Destination::from);
-            (http.upstream(*id), generation.upstreams.group(*id), destination)
+            (Target::Group(*id), location.settings.proxy.pass.get().map(Destination::from))
         }
         Pass::Template(template) => {
-            let mut value = match dynamic::resolve(c, r, http, template, family) {
+            let value = match dynamic::resolve(c, r, http, template, family) {
                 Ok(value) => value,
                 Err(status) => return Ok(Outcome::Status(status)),
             };
             to = Rc::new(value.to);
             r.proxied_to = Some(Rc::clone(&to));
-            if let Target::Name { name, port } = &value.target {
-                // A client whose body is still to be read is found gone by that.
-                let ignore = *settings.ignore_client_abort || body::is_announced(r);
-                // On the heap: every connection's task has room for what stands in a request's way.
-                let found = dynamic::look_up(c, r, &generation, name, *port, ignore);
-                value.target = match Box::pin(found).await {
-                    Ok(target) => target,
-                    Err(LookupError::Status(status)) => return Ok(Outcome::Status(status)),
-                    Err(LookupError::Close(close)) => return Err(close),
-                };
-            }
-            target = value.target;
-            let (upstream, group) = match &target {
-                Target::Group(id) => (http.upstream(*id), generation.upstreams.group(*id)),
-                Target::Literal(upstream, group) => (&**upstream, &**group),
-                Target::Name { .. } => return Ok(Outcome::Status(502)),
-            };
-            (upstream, group, Some(Destination::from(&*to)))
+            (value.target, Some(Destination::from(&*to)))
         }
+    };
+    if r.body.was_streamed && !body::forget_streamed(r) {
+        // It went to the first upstream as it came, and no copy was kept.
+        return Ok(Outcome::Status(502));
+    }
+    let streams = streams_body(family, location, settings, r);
+    if !streams {
+        match body::read_all(c, r).await {
+            Ok(()) => {}
+            Err(BodyError::Status(status)) => return Ok(Outcome::Status(status)),
+            Err(BodyError::Close(close)) => return Err(close),
+        }
+    }
+    r.begin_exchange();
+    if let Target::Name { name, port } = &target {
+        // A client whose body is still to be read is found gone by that.
+        let ignore = *settings.ignore_client_abort || streams;
+        // On the heap: every connection's task has room for what stands in a request's way.
+        let found = dynamic::look_up(c, r, &generation, name, *port, ignore);
+        target = match Box::pin(found).await {
+            Ok(target) => target,
+            Err(LookupError::Status(status)) => return Ok(Outcome::Status(status)),
+            Err(LookupError::Close(close)) => return Err(close),
+        };
+    }
+    let (upstream, group) = match &target {
+        Target::Group(id) => (http.upstream(*id), generation.upstreams.group(*id)),
+        Target::Literal(upstream, group) => (&**upstream, &**group),
+        Target::Name { .. } => return Ok(Outcome::Status(502)),
     };
 
     let mut exchange = Exchange {
@@ -177,20 +191,8 @@ async fn run(c: &Connection, r: &mut Request, family: Family) -> Result<Outcome,
         group,
         destination,
         body: BodyForm::None,
-        streams: false,
+        streams,
     };
-    if r.body.was_streamed && !body::forget_streamed(r) {
-        // It went to the first upstream as it came, and no copy was kept.
-        return Ok(Outcome::Status(502));
-    }
-    exchange.streams = streams_body(&exchange, r);
-    if !exchange.streams {
-        match body::read_all(c, r).await {
-            Ok(()) => {}
-            Err(BodyError::Status(status)) => return Ok(Outcome::Status(status)),
-            Err(BodyError::Close(close)) => return Err(close),
-        }
-    }
     match exchange.build_message(r) {
         // What is to be sent, or where, cannot be told.
         Ok(_) if r.has_given_up() => return Ok(Outcome::Status(500)),
@@ -207,18 +209,18 @@ async fn run(c: &Connection, r: &mut Request, family: Family) -> Result<Outcome,
 }
 
 /// Whether the body goes out as it comes in. A chunked one needs a protocol that can say so.
-fn streams_body(exchange: &Exchange<'_>, r: &Request) -> bool {
-    if *exchange.settings.request_buffering
+fn streams_body(family: Family, location: &Location, settings: &Settings, r: &Request) -> bool {
+    if *settings.request_buffering
         // Nothing of it goes out: it is read like any other, and does not keep the request from
         // being sent to another server.
-        || !*exchange.settings.pass_request_body
+        || !*settings.pass_request_body
         || !body::is_announced(r)
         || r.body.is_started()
     {
         return false;
     }
-    let (proxy, uwsgi) = (&exchange.location.settings.proxy, &exchange.location.settings.uwsgi);
-    match (exchange.family, r.head.body) {
+    let (proxy, uwsgi) = (&location.settings.proxy, &location.settings.uwsgi);
+    match (family, r.head.body) {
         // Also when it is here already: the application reads chunks.
         (Family::Uwsgi, BodyLength::Chunked) => *uwsgi.chunked_body == ChunkedBody::Raw,
         _ if body::is_here(r) => false,
@@ -331,7 +333,6 @@ impl Exchange<'_> {
         });
         let bound = self.bound(r, &set, began_ms);
         let mut tries_left = self.tries(&set.members);
-        let mut starts_group = true;
         let mut now_ms = began_ms;
         // After a connection that had been used before and failed.
         let mut is_fresh = false;
@@ -349,7 +350,7 @@ impl Exchange<'_> {
             let (at, active) = match taken {
                 Ok(taken) => taken,
                 Err(why) => {
-                    return Ok(Outcome::Status(self.no_server(r, why, waited, starts_group)));
+                    return Ok(Outcome::Status(self.no_server(r, why, waited)));
                 }
             };
             #[expect(clippy::indexing_slicing, reason = "the picker has picked one of the set")]
@@ -358,16 +359,9 @@ impl Exchange<'_> {
                 sticky.put_cookie(self.c, r, member.id());
             }
             r.attempts.push(Attempt {
-                address: Arc::clone(&member.peer.name),
+                address: Some(Arc::clone(&member.peer.name)),
                 queue: waited,
-                status: 0,
-                connect: None,
-                header: None,
-                response: None,
-                response_length: 0,
-                bytes_sent: 0,
-                bytes_received: 0,
-                starts_group: std::mem::take(&mut starts_group),
+                ..Attempt::default()
             });
             let started = clock::steady();
             let asked = self.ask(r, &member.peer, started, is_fresh).await;
@@ -378,7 +372,7 @@ impl Exchange<'_> {
                     active.withdraw();
                     member.state.backlog_is_full(timer::now_ms());
                     picker.untry(at);
-                    starts_group = r.attempts.pop().is_some_and(|attempt| attempt.starts_group);
+                    r.attempts.pop();
                     continue;
                 }
                 member.state.backlog_has_room();
@@ -394,7 +388,7 @@ impl Exchange<'_> {
                         failed
                     }
                     _ => {
-                        member.state.succeeded();
+                        member.state.has_not_failed();
                         let delivery = Delivery { set: &set, member, connection, active, started };
                         return self.deliver(r, delivery).await;
                     }
@@ -402,15 +396,19 @@ impl Exchange<'_> {
                 Err(NoAnswer::Failed(failed)) => failed,
                 // Only with a queue, and then it is dealt with above.
                 Err(NoAnswer::BacklogFull) => return Ok(Outcome::Status(502)),
-                Err(NoAnswer::Client(BodyError::Status(status))) => {
-                    return Ok(Outcome::Status(status));
+                Err(NoAnswer::Client(error)) => {
+                    member.state.has_not_failed();
+                    set_response_time(r, started);
+                    return match error {
+                        BodyError::Status(status) => Ok(Outcome::Status(status)),
+                        BodyError::Close(close) => Err(close),
+                    };
                 }
-                Err(NoAnswer::Client(BodyError::Close(close))) => return Err(close),
             };
             drop(active);
+            set_response_time(r, started);
             if let Some(attempt) = r.attempts.last_mut() {
                 attempt.status = failed.status;
-                attempt.response = Some(clock::steady().saturating_sub(started));
             }
             now_ms = timer::now_ms();
             // The server may have closed an idle connection: that is one more try.
@@ -423,6 +421,11 @@ impl Exchange<'_> {
             let counts = !(was_idle && is_fresh);
             if !is_single && counts {
                 self.count_failure(r, member, failed.condition, now_ms);
+            }
+            if failed.condition == NextUpstream::TIMEOUT {
+                // As in nginx after the server was counted out, where every other failure comes before.
+                let text = format_args!("upstream timed out (110: Connection timed out)");
+                self.c.log(r, Level::Error, text);
             }
             if tries_left == 0 || !self.allows_next(r, &failed, began_ms) {
                 return Ok(Outcome::Status(failed.status));
@@ -460,25 +463,14 @@ impl Exchange<'_> {
         }
     }
 
-    fn no_server(
-        &self,
-        r: &mut Request,
-        why: NoServer,
-        waited: Option<Duration>,
-        starts_group: bool,
-    ) -> u16 {
+    fn no_server(&self, r: &mut Request, why: NoServer, waited: Option<Duration>) -> u16 {
         self.c.action.set(Action::ConnectingToUpstream);
         r.attempts.push(Attempt {
-            address: Arc::clone(&self.upstream.name),
+            address: Some(Arc::clone(&self.upstream.name)),
             queue: waited,
             status: 502,
-            connect: None,
-            header: None,
             response: Some(Duration::ZERO),
-            response_length: 0,
-            bytes_sent: 0,
-            bytes_received: 0,
-            starts_group,
+            ..Attempt::default()
         });
         self.c.log(r, Level::Error, format_args!("{}", why.text()));
         502
@@ -499,9 +491,9 @@ impl Exchange<'_> {
 
     fn count_failure(&self, r: &Request, member: &Member, condition: NextUpstream, now_ms: u64) {
         if condition == NextUpstream::HTTP_403 || condition == NextUpstream::HTTP_404 {
-            return;
-        }
-        if member.failed(now_ms) {
+            // It does as it should: the answer is another server's to give.
+            member.state.has_not_failed();
+        } else if member.failed(now_ms) {
             self.c.log(r, Level::Warn, format_args!("upstream server temporarily disabled"));
         }
     }

@@ -255,8 +255,8 @@ impl PeerState {
         self.shared.failures()
     }
 
-    /// A success forgives only what came before the last trial.
-    pub fn succeeded(&self) {
+    /// An exchange that was no failure, however it ended, forgives only what came before the last trial.
+    pub fn has_not_failed(&self) {
         let failures = self.failures();
         if failures.fails == 0 || failures.accessed_ms >= failures.checked_ms {
             return;

@@ -133,21 +133,22 @@ pub async fn run<'a>(
     relay.run(r, ahead).await
 }
 
-/// `*_buffering`, unless the upstream says otherwise.
+/// `*_buffering`, unless the upstream says otherwise: of several lines the last counts that says
+/// anything.
 fn buffering(r: &Request, settings: &Settings) -> bool {
-    let said = r.upstream_head.headers.find(Known::XAccelBuffering);
-    if let Some(field) = said
-        && !settings.ignore_headers.contains(IgnoreHeaders::X_ACCEL_BUFFERING)
-    {
+    let mut buffering = *settings.buffering;
+    if settings.ignore_headers.contains(IgnoreHeaders::X_ACCEL_BUFFERING) {
+        return buffering;
+    }
+    for field in r.upstream_head.headers.find_all(Known::XAccelBuffering) {
         let value = field.value.of(r.upstream_bytes.as_slice());
         if value.eq_ignore_ascii_case(b"no") {
-            return false;
-        }
-        if value.eq_ignore_ascii_case(b"yes") {
-            return true;
+            buffering = false;
+        } else if value.eq_ignore_ascii_case(b"yes") {
+            buffering = true;
         }
     }
-    *settings.buffering
+    buffering
 }
 
 /// What of the body is still to come.

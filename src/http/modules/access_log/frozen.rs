@@ -164,7 +164,12 @@ impl Late {
             Late::UpstreamBytesReceived => |a, out| _ = value::number(out, a.bytes_received),
             _ => return true,
         };
-        value::earlier_attempts(attempts, out, item).is_some()
+        let is_last = |a| attempts.last().is_some_and(|last| std::ptr::eq(last, a));
+        value::put_attempts(attempts, out, |a, out| {
+            if !is_last(a) {
+                item(a, out);
+            }
+        })
     }
 
     /// Appends the value; tells whether there is one.
@@ -238,18 +243,14 @@ mod tests {
         }
     }
 
-    fn attempt(response_ms: u64, sent: u64, received: u64, starts_group: bool) -> Attempt {
+    fn attempt(response_ms: u64, sent: u64, received: u64) -> Attempt {
         Attempt {
-            address: "127.0.0.1:81".into(),
-            queue: None,
+            address: Some("127.0.0.1:81".into()),
             status: 502,
-            connect: None,
-            header: None,
             response: Some(Duration::from_millis(response_ms)),
-            response_length: 0,
             bytes_sent: sent,
             bytes_received: received,
-            starts_group,
+            ..Attempt::default()
         }
     }
 
@@ -300,12 +301,12 @@ mod tests {
             let format = "$upstream_response_time;$upstream_bytes_sent;$upstream_bytes_received;$upstream_addr";
             line(format, Escape::Default, attempts, &values)
         };
-        let (first, second) = (attempt(1, 10, 100, true), attempt(2, 20, 200, false));
-        let third = attempt(3, 30, 300, true);
+        let (first, second) = (attempt(1, 10, 100), attempt(2, 20, 200));
+        let third = attempt(3, 30, 300);
         assert_eq!(line(&[]), "<>;<>;<>;<>");
         assert_eq!(line(std::slice::from_ref(&first)), "3598.500;77;1100;<>");
         assert_eq!(
-            line(&[first, second, third]),
+            line(&[first, second, Attempt::boundary(), third]),
             "0.001, 0.002 : 3598.500;10, 20 : 77;100, 200 : 1100;<>"
         );
     }

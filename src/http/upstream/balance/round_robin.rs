@@ -74,7 +74,7 @@ mod tests {
         assert!(picks(&members, 11_000, 4).iter().all(|p| *p == Some(1)));
         let trial = picks(&members, 11_001, 4);
         assert_eq!(trial.iter().filter(|p| **p == Some(0)).count(), 1);
-        members[0].state.succeeded();
+        members[0].state.has_not_failed();
         assert_eq!(members[0].state.failures().fails, 0);
         let after = picks(&members, 11_002, 4);
         assert_eq!(after.iter().filter(|p| **p == Some(0)).count(), 2);
@@ -84,7 +84,7 @@ mod tests {
     fn a_success_before_the_trial_forgives_nothing() {
         let members = members(vec![peer(1), peer(1)]);
         members[0].failed(1000);
-        members[0].state.succeeded();
+        members[0].state.has_not_failed();
         assert_eq!(members[0].state.failures().fails, 1);
     }
 
