@@ -479,6 +479,7 @@ LONG = f"/m/{'a' * 60}b/evil"
     [
         "location / { if ($bad) { return 403; } return 200 pass; }",
         'location / { if ($bad = "1") { return 403; } return 200 pass; }',
+        'location / { if ($bad != "1") { set $x 1; } return 200 pass; }',
         "location / { set $copy $bad; return 200 pass; }",
         "location / { return 200 pass$twice; }",
         "location / { return 200 pass; add_header X $bad; }",

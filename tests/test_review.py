@@ -95,8 +95,10 @@ def test_a_nested_exact_location_wins_over_outer_regexes(serve):
         r'location ~ "(?:(?!tmp)[a-z]+)+\.(?:bak|sql)$" { return 403; } location / { return 200; }',
         r'location / { if ($uri ~ "(?:(?!tmp)[a-z]+)+\.(?:bak|sql)$") { return 403; } return 200; }',
         r'location / { rewrite "(?:(?!tmp)[a-z]+)+\.(?:bak|sql)$" /x break; return 200; }',
+        r'location / { if ($uri !~ "(?:(?!tmp)[a-z]+)+\.(?:bak|sql)$") { set $x 1; } return 200; }',
+        r'if ($uri !~ "(?:(?!tmp)[a-z]+)+\.(?:bak|sql)$") { set $x 1; } location / { return 200; }',
     ],
-    ids=["location", "if", "rewrite"],
+    ids=["location", "if", "rewrite", "if not", "if not in the server"],
 )
 def test_a_match_that_is_given_up_lets_nobody_through(serve, text):
     proxy = serve("server { listen 127.0.0.1:@port@; " + text + " }")

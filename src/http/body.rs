@@ -641,11 +641,15 @@ pub async fn discard(c: &Connection, r: &mut Request) -> Result<(), BodyError> {
     let patience = Patience { each: *core.lingering_timeout, until_ms };
     r.body.until_ms = None;
     let read = r.body.received;
-    while next_within(c, r, patience).await?.is_some() {
-        consume(r);
-    }
+    let discarded = loop {
+        match next_within(c, r, patience).await {
+            Ok(Some(_)) => consume(r),
+            Ok(None) => break Ok(()),
+            Err(error) => break Err(error),
+        }
+    };
     r.body.received = read;
-    Ok(())
+    discarded
 }
 
 #[cfg(test)]

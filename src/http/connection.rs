@@ -507,6 +507,8 @@ fn log_failure(c: &Connection, r: &Request, error: &std::io::Error) {
             return c.log_errno(r, Level::Info, text, error);
         }
         Action::SendingResponse | Action::SendingToClient => "writev() failed",
+        // Whatever else was going on: nothing that receives fails so.
+        _ if error.kind() == std::io::ErrorKind::BrokenPipe => "writev() failed",
         _ => "recv() failed",
     };
     c.log_errno(r, Level::Info, format_args!("{text}"), error);

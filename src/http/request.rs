@@ -167,7 +167,7 @@ pub struct Kept {
 }
 
 impl Kept {
-    /// What goes with a built-in page: it has a type of its own, and no ranges.
+    /// What goes with a built-in page: it has a type of its own, and no ranges can be had of it.
     pub fn keep_for_page(&mut self) {
         self.content_type = None;
         lines::remove_before(&mut self.lines, usize::MAX, b"accept-ranges");

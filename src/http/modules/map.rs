@@ -30,8 +30,10 @@ pub const DIRECTIVES: &[Directive<Build>] = &[
             b.http.compute(slot, Computed { volatile, texts, chooser: Chooser::Map(map.map) });
             Ok(())
         }),
-    Directive::no_effect("map_hash_bucket_size", Contexts::HTTP, Count::Exactly(1), HASHES).set(|_, args| args.number().map(drop)),
-    Directive::no_effect("map_hash_max_size", Contexts::HTTP, Count::Exactly(1), HASHES).set(|_, args| args.number().map(drop)),
+    Directive::no_effect("map_hash_bucket_size", Contexts::HTTP, Count::Exactly(1), HASHES)
+        .set(|_, args| args.number().map(drop)),
+    Directive::no_effect("map_hash_max_size", Contexts::HTTP, Count::Exactly(1), HASHES)
+        .set(|_, args| args.number().map(drop)),
 ];
 
 const HASHES: &str = "tables size themselves";

@@ -231,8 +231,10 @@ pub const DIRECTIVES: &[Directive<Build>] = &[
             }
             Ok(())
         }),
-    Directive::no_effect("proxy_headers_hash_bucket_size", LEVELS, ONE, "tables size themselves").set(|_, args| args.number().map(drop)),
-    Directive::no_effect("proxy_headers_hash_max_size", LEVELS, ONE, "tables size themselves").set(|_, args| args.number().map(drop)),
+    Directive::no_effect("proxy_headers_hash_bucket_size", LEVELS, ONE, "tables size themselves")
+        .set(|_, args| args.number().map(drop)),
+    Directive::no_effect("proxy_headers_hash_max_size", LEVELS, ONE, "tables size themselves")
+        .set(|_, args| args.number().map(drop)),
 ];
 
 /// Response headers not passed on unless `proxy_pass_header` says so.

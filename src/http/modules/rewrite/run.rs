@@ -120,7 +120,12 @@ impl Run<'_> {
             }
             Step::Rewrite(rewrite) => return self.rewrite(r, rewrite),
             Step::If { condition, location } => {
-                if self.holds(r, condition) && !r.has_given_up() {
+                let holds = self.holds(r, condition);
+                if r.has_given_up() {
+                    // Whatever it came to: nobody knows whether it holds.
+                    return Next::Respond(Answer::Status(500));
+                }
+                if holds {
                     // The block's settings are in force from here on.
                     r.location = *location;
                     return self.steps(r, &self.http.location(*location).settings.rewrite.steps);
