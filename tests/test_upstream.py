@@ -555,14 +555,19 @@ def test_the_time_of_a_try_whose_client_leaves(group):
     assert re.fullmatch(rf"499 \| - \| \d\.\d\d\d \| {len(raw)}", proxy.accessed()[0])
 
 
-def test_the_bytes_of_a_try_whose_client_breaks_off_its_body(group):
+def half_a_body(group):
+    """A proxy that streams bodies, and what its server has read of one up to `01234`."""
     raw = []
 
     def handler(wire):
         raw.append(wire.read_until(b"01234"))
         wire.read_to_end()
 
-    proxy = group(handler, log=LEAVING, location="proxy_request_buffering off;")
+    return group(handler, log=LEAVING, location="proxy_request_buffering off;"), raw
+
+
+def test_the_bytes_of_a_try_whose_client_breaks_off_its_body(group):
+    proxy, raw = half_a_body(group)
     wire = proxy.connect()
     wire.send(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\n01234")
     eventually(lambda: raw, "the first half is with the server")
@@ -571,13 +576,7 @@ def test_the_bytes_of_a_try_whose_client_breaks_off_its_body(group):
 
 
 def test_the_time_and_bytes_of_a_try_whose_request_is_refused_by_its_body(group):
-    raw = []
-
-    def handler(wire):
-        raw.append(wire.read_until(b"01234"))
-        wire.read_to_end()
-
-    proxy = group(handler, log=LEAVING, location="proxy_request_buffering off;")
+    proxy, raw = half_a_body(group)
     wire = proxy.connect()
     wire.send(b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n01234\r\n")
     eventually(lambda: raw, "the first chunk is with the server")
