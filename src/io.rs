@@ -5,10 +5,12 @@
 //! posted receive is never dropped* while its connection lives on, because the kernel may already
 //! have moved bytes into it: where two things are awaited at once, readiness is polled instead.
 
+pub mod batch;
 pub mod buffer;
 pub mod client;
 pub mod datagram;
 pub mod file;
+pub mod outbox;
 pub mod poller;
 pub mod pooled;
 pub mod runtime;

@@ -21,6 +21,7 @@ use crate::http::upstream::Upstreams;
 use crate::http::upstream::outgoing::Relaying;
 use crate::http1::encode::HttpDate;
 use crate::io;
+use crate::io::outbox;
 use crate::io::runtime::{self, Ring};
 use crate::io::select::{Signal, either};
 use crate::io::timer::{self, Wait};
@@ -489,7 +490,8 @@ pub fn run(start: Start) -> Result<(), String> {
 }
 
 async fn live(start: Start, kept: &OnceCell<Weak<Shard>>) -> Result<(), String> {
-    let Start { life, config, listening, files, counters, heartbeat, inbox, events, .. } = start;
+    let Start { life, config, listening, files, counters, heartbeat, inbox, events, ring, .. } =
+        start;
     let access_logs = LogWriters::default();
     let generation = Generation::new(config, &files, &access_logs).map_err(|e| e.to_string())?;
     let generation = Rc::new(generation);
@@ -500,7 +502,7 @@ async fn live(start: Start, kept: &OnceCell<Weak<Shard>>) -> Result<(), String> 
         events: events.clone(),
         reloaded: Signal::default(),
         access_logs,
-        tunnels: Tunnels::new().map_err(|e| e.to_string())?,
+        tunnels: Tunnels::new(ring).map_err(|e| e.to_string())?,
         relaying: Relaying::default(),
         requests: Requests::default(),
         generation: RefCell::new(Rc::clone(&generation)),
@@ -515,6 +517,7 @@ async fn live(start: Start, kept: &OnceCell<Weak<Shard>>) -> Result<(), String> 
     let mut inbox = inbox.open().map_err(|e| e.to_string())?;
     let serves = async {
         shard.spawn_service("clock", |_| timer::run_clock());
+        shard.spawn_service("outbox", move |_| outbox::run(ring));
         shard.spawn_service("tunnel engine", Tunnels::run);
         shard.spawn_service("rebalancer", rebalance::run);
         shard.spawn_service("log writer", LogWriters::write_behind);

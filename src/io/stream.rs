@@ -14,6 +14,7 @@ use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown};
 use socket2::{Domain, SockAddr, Socket, TcpKeepalive, Type};
 
 use super::buffer::Buffer;
+use super::outbox;
 use super::timer::{Expired, Timer, Wait};
 
 /// Whether an address is a path or an IP address is all the kernel needs to know of a peer.
@@ -337,6 +338,14 @@ impl Stream {
         Ok(sent?)
     }
 
+    /// [`Stream::try_send`], made together with what others send in this turn.
+    pub async fn send(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        match outbox::send(self.fd(), slices) {
+            Some(sending) => sending.await,
+            None => self.try_send(slices),
+        }
+    }
+
     /// Sends everything, waiting whenever the socket is full, at most `limit` at a time.
     /// Returns how many bytes went out, also when it failed.
     pub async fn send_all(
@@ -351,7 +360,7 @@ impl Stream {
             if slices.is_empty() {
                 return (total, Ok(()));
             }
-            match self.try_send(slices) {
+            match self.send(slices).await {
                 Ok(sent) => {
                     total = total.saturating_add(sent as u64);
                     IoSlice::advance_slices(&mut slices, sent);

@@ -25,6 +25,9 @@ use super::pipe::{self, Pipe, Pipes};
 use crate::counters::TunnelCounters;
 use crate::http::modules::websocket::{IdleCounts, IdleTimeout};
 use crate::http::{count, fault};
+use crate::io::batch::Sends;
+use crate::io::outbox::LETTER_MAX;
+use crate::io::poller::Token;
 use crate::io::{Buffer, timer};
 
 /// Bytes in a pipe before it is emptied, where so many are there: each send has its price.
@@ -35,7 +38,18 @@ pub struct Means<'a> {
     pub scratch: &'a mut [u8; SCRATCH],
     pub pipes: &'a mut Pipes,
     pub counters: &'a TunnelCounters,
+    /// What is sent together with other tunnels' bytes, where it may wait for them.
+    pub post: Option<Post<'a>>,
     pub now_ms: u64,
+}
+
+/// Bytes that wait to be sent together, and whose they are.
+pub struct Post<'a> {
+    pub sends: &'a mut Sends,
+    /// The sources of the bytes, by their place in the batch.
+    pub sources: &'a mut Vec<Token>,
+    /// This tunnel's, by [`Side`].
+    pub tokens: [Token; 2],
 }
 
 /// How long a tunnel waits, milliseconds, and what it does then.
@@ -175,6 +189,9 @@ pub struct Tunnel {
     closing: Option<Closing>,
     /// When a graceful quit closes it.
     close_at_ms: u64,
+    /// Bytes of it are in the post. Nothing is done with it until what became of them is
+    /// [told](Tunnel::posted).
+    is_in_post: bool,
     metrics: Option<Box<Metrics>>,
 }
 
@@ -267,6 +284,7 @@ impl Tunnel {
             data_ms: now_ms,
             closing: None,
             close_at_ms: u64::MAX,
+            is_in_post: false,
             metrics: metrics.then(Box::default),
         }
     }
@@ -459,20 +477,72 @@ impl Tunnel {
         let passed = self.follow(from, bytes, m.counters, m.now_ms);
         #[expect(clippy::indexing_slicing, reason = "no more is passed than is followed")]
         let bytes = &bytes[..passed];
-        let sent = self.send(from, bytes)?;
-        m.counters.bytes_copied.add(sent as u64);
+        self.active_ms = m.now_ms;
+        let to = self.socket(from.other());
+        self.is_in_post = self.may_post(from) && post(&mut m.post, to, from, bytes);
+        if !self.is_in_post {
+            let sent = self.send(from, bytes)?;
+            self.has_sent(from, bytes, sent, m.counters, m.now_ms);
+        }
         let way = self.way(from);
-        count::add(&mut way.bytes, sent as u64);
         if way.pace.copied(received, way.frames_are_large || way.followed().is_none()) {
             m.counters.mode_switches.add(1);
         }
-        self.active_ms = m.now_ms;
-        if sent < bytes.len() {
-            #[expect(clippy::indexing_slicing, reason = "less was sent than there is")]
-            let left = &bytes[sent..];
-            self.way(from).keep(left, m.now_ms);
-        }
         Ok(received)
+    }
+
+    /// Whether what has just been received can be sent later in this turn: nothing else is to be done
+    /// with it or behind it.
+    fn may_post(&self, from: Side) -> bool {
+        let way = from.of(&self.ways);
+        way.stage == Stage::Open && !way.readable && !way.ending && self.closing.is_none()
+    }
+
+    /// What the receiver has not taken is kept.
+    fn has_sent(
+        &mut self,
+        from: Side,
+        bytes: &[u8],
+        sent: usize,
+        counters: &TunnelCounters,
+        now_ms: u64,
+    ) {
+        let way = self.way(from);
+        counters.bytes_copied.add(sent as u64);
+        count::add(&mut way.bytes, sent as u64);
+        if let Some(left) = bytes.get(sent..).filter(|left| !left.is_empty()) {
+            way.keep(left, now_ms);
+        }
+    }
+
+    /// Whether bytes of it are in the post.
+    pub fn is_in_post(&self) -> bool {
+        self.is_in_post
+    }
+
+    /// So many of the bytes that were in the post have gone. True: the direction is to be run, for its
+    /// receiver has not taken all of them.
+    pub fn posted(
+        &mut self,
+        from: Side,
+        bytes: &[u8],
+        sent: usize,
+        counters: &TunnelCounters,
+        now_ms: u64,
+    ) -> bool {
+        self.is_in_post = false;
+        self.has_sent(from, bytes, sent, counters, now_ms);
+        sent < bytes.len()
+    }
+
+    /// The bytes that were in the post could not be sent.
+    pub fn post_failed(&mut self, from: Side, errno: Errno, m: &mut Means<'_>) -> End {
+        self.is_in_post = false;
+        let end = self.failed(from.other(), "send()", errno);
+        if matches!(end, End::Failed { .. }) {
+            self.hear_out(from.other(), m);
+        }
+        end
     }
 
     /// One splice into a pipe. How much came in.
@@ -904,6 +974,17 @@ fn note(metrics: &mut Metrics, from: Side, event: Event, counters: &TunnelCounte
         }
     }
     metrics.note(from, event, now);
+}
+
+/// Posts these bytes, if there is a post and they can wait for it.
+fn post(post: &mut Option<Post<'_>>, to: BorrowedFd<'_>, from: Side, bytes: &[u8]) -> bool {
+    let Some(post) = post else { return false };
+    if bytes.is_empty() || bytes.len() > LETTER_MAX || !post.sends.has_room(bytes.len()) {
+        return false;
+    }
+    post.sends.add(to, [bytes]);
+    post.sources.push(*from.of(&post.tokens));
+    true
 }
 
 /// A Close frame in place of one from this side: what goes to a server is masked.

@@ -8,9 +8,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::time::Duration;
 
+use rustix::io::Errno;
 use slab::Slab;
 
-use super::carry::{End, Means, Ran, Tunnel, Waits};
+use super::carry::{End, Means, Post, Ran, Tunnel, Waits};
 use super::flow::SCRATCH;
 use super::frame;
 use super::metrics::Side;
@@ -21,8 +22,9 @@ use super::wheel::Wheel;
 use super::{Ending, Opening};
 use crate::error_log::Level;
 use crate::io::Stream;
+use crate::io::batch::Sends;
 use crate::io::poller::{BATCH, Event, Poller, Token};
-use crate::io::runtime;
+use crate::io::runtime::{self, Ring};
 use crate::io::select::{Either, Signal, either, yield_now};
 use crate::io::timer::{self, Timer, Wait};
 use crate::shard::{ConnectionGuard, Shard};
@@ -54,6 +56,9 @@ struct Engine {
     ready: VecDeque<(Token, Side)>,
     pipes: Pipes,
     scratch: Box<[u8; SCRATCH]>,
+    /// What is sent together, and the sources of it. Gone while it is being sent.
+    sends: Option<Sends>,
+    sources: Vec<Token>,
     /// Tunnels that have ended in this turn.
     ended: Vec<(Slot, End)>,
     // Reused from turn to turn.
@@ -78,7 +83,7 @@ pub enum Which {
 }
 
 impl Tunnels {
-    pub fn new() -> io::Result<Self> {
+    pub fn new(ring: Ring) -> io::Result<Self> {
         let poller = Poller::new()?;
         let bell = poller.bell()?;
         let scratch = vec![0; SCRATCH].into_boxed_slice();
@@ -90,6 +95,11 @@ impl Tunnels {
             ready: VecDeque::new(),
             pipes: Pipes::default(),
             scratch: scratch.try_into().map_err(|_| io::ErrorKind::OutOfMemory)?,
+            sends: match ring {
+                Ring::IoUring => Sends::new().ok(),
+                Ring::Epoll => None,
+            },
+            sources: Vec::new(),
             ended: Vec::new(),
             events: Vec::new(),
             due: Vec::new(),
@@ -250,6 +260,7 @@ impl Engine {
             scratch: &mut self.scratch,
             pipes: &mut self.pipes,
             counters: &shard.counters.tunnels,
+            post: None,
             now_ms,
         };
         tunnel.has_passed(Side::Upstream, behind_head.as_slice(), &mut means);
@@ -288,6 +299,7 @@ impl Engine {
     }
 
     fn give(&mut self, shard: &Shard, most: usize, which: Which) -> Vec<Parcel> {
+        self.send_post(shard);
         let goes = |slot: &Slot| match which {
             Which::Any => true,
             Which::IdleSince(ms) => slot.tunnel.is_idle_since(ms),
@@ -311,6 +323,7 @@ impl Engine {
                 scratch: &mut self.scratch,
                 pipes: &mut self.pipes,
                 counters,
+                post: None,
                 now_ms: timer::now_ms(),
             };
             counters.open.sub(1);
@@ -335,6 +348,7 @@ impl Engine {
             for event in events.drain(..) {
                 self.on_event(shard, event);
             }
+            self.send_post(shard);
             // What has used up its turn goes on behind whoever else had an event.
             for _ in 0..self.ready.len() {
                 self.resume(shard);
@@ -401,6 +415,51 @@ impl Engine {
         self.due = due;
     }
 
+    /// Sends what is in the post. A tunnel that has ended since then has not seen to its last bytes;
+    /// its sockets are open until it is buried.
+    fn send_post(&mut self, shard: &Shard) {
+        let Some(mut sends) = self.sends.take_if(|sends| !sends.is_empty()) else { return };
+        let mut sources = std::mem::take(&mut self.sources);
+        sends.make(|place, bytes, sent| {
+            if let Some(&source) = sources.get(place) {
+                self.on_posted(shard, source, bytes, sent.map_err(|e| errno_of(&e)));
+            }
+        });
+        sources.clear();
+        self.sources = sources;
+        self.sends = Some(sends);
+    }
+
+    fn on_posted(
+        &mut self,
+        shard: &Shard,
+        source: Token,
+        bytes: &[u8],
+        sent: Result<usize, Errno>,
+    ) {
+        let (key, sequence, from) = parts(source);
+        let sent = match sent {
+            Ok(sent) => sent,
+            Err(Errno::AGAIN) => 0,
+            Err(errno) => {
+                if self.find(source).is_some() {
+                    self.step(shard, key, |tunnel, m| Err(tunnel.post_failed(from, errno, m)));
+                }
+                return;
+            }
+        };
+        let counters = &shard.counters.tunnels;
+        let ended = self.ended.iter_mut().map(|(slot, _)| slot);
+        let mut is_kept = false;
+        let live = self.slots.get_mut(key).into_iter();
+        if let Some(slot) = live.chain(ended).find(|slot| slot.sequence == sequence) {
+            is_kept = slot.tunnel.posted(from, bytes, sent, counters, timer::now_ms());
+        }
+        if is_kept && self.find(source).is_some() {
+            self.step(shard, key, |tunnel, means| tunnel.run(from, means));
+        }
+    }
+
     /// One step of one tunnel, and what follows from it. False: the tunnel has ended.
     fn step(
         &mut self,
@@ -408,11 +467,18 @@ impl Engine {
         key: usize,
         run: impl FnOnce(&mut Tunnel, &mut Means<'_>) -> Result<Ran, End>,
     ) -> bool {
+        let is_in_post = self.slots.get(key).is_some_and(|slot| slot.tunnel.is_in_post());
+        if is_in_post || self.sends.as_ref().is_some_and(Sends::is_full) {
+            self.send_post(shard);
+        }
         let Some(slot) = self.slots.get_mut(key) else { return false };
+        let tokens = Side::BOTH.map(|side| token(key, slot.sequence, side));
+        let sources = &mut self.sources;
         let mut means = Means {
             scratch: &mut self.scratch,
             pipes: &mut self.pipes,
             counters: &shard.counters.tunnels,
+            post: self.sends.as_mut().map(|sends| Post { sends, sources, tokens }),
             now_ms: timer::now_ms(),
         };
         // A panic ends this tunnel; what it shares with others is counters and pools that are
@@ -486,6 +552,7 @@ impl Engine {
     /// The last things of tunnels that have ended: their log lines, on disk before a client can see
     /// the end, then the close.
     fn bury(&mut self, shard: &Shard) {
+        self.send_post(shard);
         if self.ended.is_empty() {
             return;
         }
@@ -500,6 +567,10 @@ impl Engine {
         ended.clear();
         self.ended = ended;
     }
+}
+
+fn errno_of(error: &io::Error) -> Errno {
+    Errno::from_io_error(error).unwrap_or(Errno::IO)
 }
 
 /// Sequence numbers are this at most: a token has 63 bits for both numbers.

@@ -141,6 +141,7 @@ pub fn sample() -> Vec<u8> {
         scratch: &mut scratch,
         pipes: &mut Pipes::default(),
         counters: &counters.tunnels,
+        post: None,
         now_ms: 1_000_000,
     };
     let (_, carried) = tunnel.pack(&mut means).unwrap();

@@ -740,7 +740,7 @@ async fn send_while_unheard(
         if slices.is_empty() {
             return Ok(Stopped::AllSent);
         }
-        match stream.try_send(slices) {
+        match stream.send(slices).await {
             Ok(n) => {
                 *gone = gone.saturating_add(n);
                 *until_ms = None;

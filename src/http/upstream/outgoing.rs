@@ -150,7 +150,7 @@ impl<'a> Outgoing<'a> {
     pub async fn send(&mut self, r: &mut Request, slices: &mut [IoSlice<'_>]) -> Result<(), Close> {
         self.c.action.set(Action::SendingToClient);
         if self.is_empty() && r.response.pace.is_none() {
-            return self.send_now(r, slices);
+            return self.send_now(r, slices).await;
         }
         // At a pace, what goes first is as much as its second allows: more is read before.
         self.enqueue(slices);
@@ -161,13 +161,17 @@ impl<'a> Outgoing<'a> {
     }
 
     /// The road of most responses: nothing waits, and the socket takes it.
-    fn send_now(&mut self, r: &mut Request, mut slices: &mut [IoSlice<'_>]) -> Result<(), Close> {
+    async fn send_now(
+        &mut self,
+        r: &mut Request,
+        mut slices: &mut [IoSlice<'_>],
+    ) -> Result<(), Close> {
         loop {
             IoSlice::advance_slices(&mut slices, 0);
             if slices.is_empty() {
                 return Ok(());
             }
-            match self.c.stream.try_send(slices) {
+            match self.c.stream.send(slices).await {
                 Ok(sent) => {
                     count::add(&mut r.response.bytes_sent, sent as u64);
                     IoSlice::advance_slices(&mut slices, sent);

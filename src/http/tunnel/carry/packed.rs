@@ -60,6 +60,7 @@ impl Tunnel {
             data_ms,
             closing,
             close_at_ms: u64::MAX,
+            is_in_post: false,
             metrics,
         }
     }

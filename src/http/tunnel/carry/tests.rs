@@ -55,6 +55,7 @@ impl Table {
                 scratch: &mut self.scratch,
                 pipes: &mut self.pipes,
                 counters: &self.counters,
+                post: None,
                 now_ms: self.now_ms,
             };
             match run(&mut self.tunnel, &mut means)? {
