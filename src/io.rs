@@ -1,9 +1,10 @@
 //! The only I/O names the rest of the tree may use: a thin face over monoio.
 //!
-//! Two rules hold everywhere. *Sending is inline*: a send is a non-blocking system call on borrowed
-//! slices, made the moment there is something to send; only a full socket waits on the ring. And *a
-//! posted receive is never dropped* while its connection lives on, because the kernel may already
-//! have moved bytes into it: where two things are awaited at once, readiness is polled instead.
+//! Two rules hold everywhere. *A send never waits in the kernel*: the socket takes what it takes at
+//! once, and only a full one is waited for on the ring. A short send is made together with those of
+//! the other tasks that are ready ([`outbox`]), any other by itself. And *a posted receive is never
+//! dropped* while its connection lives on, because the kernel may already have moved bytes into it:
+//! where two things are awaited at once, readiness is polled instead.
 
 pub mod batch;
 pub mod buffer;

@@ -25,7 +25,7 @@ struct Together(IoUring);
 impl Together {
     fn new() -> io::Result<Self> {
         let mut builder = IoUring::builder();
-        builder.setup_defer_taskrun().setup_single_issuer();
+        builder.setup_coop_taskrun().setup_single_issuer();
         Ok(Together(builder.build(ENTRIES_MAX as u32)?))
     }
 
@@ -208,5 +208,110 @@ fn make(
         && ring.make(operations, results).is_err()
     {
         *together = None;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read as _;
+    use std::os::fd::AsFd as _;
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    fn pair() -> (UnixStream, UnixStream) {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        theirs.set_nonblocking(true).unwrap();
+        (ours, theirs)
+    }
+
+    /// With the ring, where this machine has one, and without.
+    fn both_ways() -> Vec<Sends> {
+        let bytes = Vec::with_capacity(SENT_MAX);
+        let alone = Sends { together: None, letters: Vec::new(), bytes, results: Vec::new() };
+        Sends::new().into_iter().chain([alone]).collect()
+    }
+
+    fn made(sends: &mut Sends) -> Vec<(usize, Vec<u8>, io::Result<usize>)> {
+        let mut told = Vec::new();
+        sends.make(|place, bytes, sent| told.push((place, bytes.to_vec(), sent)));
+        assert!(sends.is_empty());
+        told
+    }
+
+    #[test]
+    fn each_socket_gets_its_own_and_in_order() {
+        for mut sends in both_ways() {
+            let pairs: Vec<_> = (0..5).map(|_| pair()).collect();
+            for half in [&b"on"[..], b"e"] {
+                for (n, (ours, _)) in (0..).zip(&pairs) {
+                    sends.add(ours.as_fd(), [half, &[n]]);
+                }
+            }
+            assert_eq!(made(&mut sends).len(), 10);
+            for (n, (_, theirs)) in (0..).zip(&pairs) {
+                let mut got = [0; 16];
+                let count = (&*theirs).read(&mut got).unwrap();
+                assert_eq!(&got[..count], [b'o', b'n', n, b'e', n]);
+            }
+        }
+    }
+
+    #[test]
+    fn a_full_socket_and_a_closed_one_say_so_and_others_do_not_notice() {
+        for mut sends in both_ways() {
+            let ((full, _reader), (broken, gone), (good, mut reads)) = (pair(), pair(), pair());
+            let chunk = vec![0; 64 << 10];
+            while rustix::net::send(&full, &chunk, SendFlags::DONTWAIT).is_ok() {}
+            drop(gone);
+            for socket in [&full, &broken, &good] {
+                sends.add(socket.as_fd(), [&b"hello"[..]]);
+            }
+            let told = made(&mut sends);
+            let [(0, bytes, full), (1, _, broken), (2, _, good)] = &told[..] else {
+                panic!("{told:?}")
+            };
+            assert_eq!(bytes, b"hello");
+            assert_eq!(full.as_ref().unwrap_err().kind(), io::ErrorKind::WouldBlock);
+            assert_eq!(broken.as_ref().unwrap_err().kind(), io::ErrorKind::BrokenPipe);
+            assert_eq!(*good.as_ref().unwrap(), 5);
+            let mut got = [0; 8];
+            assert_eq!(reads.read(&mut got).unwrap(), 5);
+        }
+    }
+
+    #[test]
+    fn what_is_taken_back_is_not_sent() {
+        for mut sends in both_ways() {
+            let ((one, one_reads), (other, other_reads)) = (pair(), pair());
+            sends.add(one.as_fd(), [&b"a"[..]]);
+            let place = sends.add(other.as_fd(), [&b"b"[..]]);
+            sends.add(one.as_fd(), [&b"c"[..]]);
+            sends.take_back(place);
+            let places: Vec<_> = made(&mut sends).iter().map(|(place, ..)| *place).collect();
+            assert_eq!(places, [0, 2]);
+            let mut got = [0; 8];
+            assert_eq!((&one_reads).read(&mut got).unwrap(), 2);
+            let nothing = (&other_reads).read(&mut got).unwrap_err();
+            assert_eq!(nothing.kind(), io::ErrorKind::WouldBlock);
+        }
+    }
+
+    #[test]
+    fn it_takes_so_many_and_so_much() {
+        for mut sends in both_ways() {
+            let (ours, _theirs) = pair();
+            for _ in 0..ENTRIES_MAX {
+                assert!(!sends.is_full() && sends.has_room(1));
+                sends.add(ours.as_fd(), [&b"x"[..]]);
+            }
+            assert!(sends.is_full() && !sends.has_room(0));
+            assert_eq!(made(&mut sends).len(), ENTRIES_MAX);
+            sends.add(ours.as_fd(), [&vec![0; SENT_MAX - 1][..]]);
+            assert!(!sends.is_full() && sends.has_room(1) && !sends.has_room(2));
+            sends.add(ours.as_fd(), [&b"x"[..]]);
+            assert!(sends.is_full());
+        }
     }
 }

@@ -4,7 +4,7 @@
 //! turn, a service of the shard ([`run`]) makes the sends, and each task goes on with what became of
 //! its own.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::io::{self, IoSlice};
 use std::os::fd::BorrowedFd;
@@ -22,9 +22,12 @@ pub const LETTER_MAX: usize = 8 << 10;
 
 thread_local! {
     static OUTBOX: RefCell<Option<Outbox>> = const { RefCell::new(None) };
+    /// Outboxes that this thread has had.
+    static COUNT: Cell<u64> = const { Cell::new(0) };
 }
 
 struct Outbox {
+    number: u64,
     sends: Sends,
     /// Whose sends they are, by their place in the batch.
     keys: Vec<usize>,
@@ -72,8 +75,9 @@ pub async fn run(ring: Ring) {
     };
     let Some(sends) = sends else { return std::future::pending().await };
     let (keys, senders) = (Vec::new(), Slab::new());
-    let outbox = Outbox { sends, keys, senders, service: Waker::noop().clone() };
-    OUTBOX.set(Some(outbox));
+    COUNT.set(COUNT.get().wrapping_add(1));
+    let (number, service) = (COUNT.get(), Waker::noop().clone());
+    OUTBOX.set(Some(Outbox { number, sends, keys, senders, service }));
     let _open = Open;
     std::future::poll_fn(|cx| {
         OUTBOX.with_borrow_mut(|outbox| {
@@ -105,12 +109,14 @@ pub fn send(to: BorrowedFd<'_>, slices: &[IoSlice<'_>]) -> Option<Sending> {
         let place = outbox.sends.add(to, slices.iter().map(|slice| &**slice));
         let key = outbox.senders.insert(Sender::Waits(place, Waker::noop().clone()));
         outbox.keys.push(key);
-        Some(Sending { key })
+        Some(Sending { outbox: outbox.number, key })
     })
 }
 
 /// A send that has been written down. Dropped before it is made, it is not made.
 pub struct Sending {
+    /// The number of the outbox that has it.
+    outbox: u64,
     key: usize,
 }
 
@@ -119,7 +125,7 @@ impl Future for Sending {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         OUTBOX.with_borrow_mut(|outbox| {
-            let outbox = outbox.as_mut();
+            let outbox = outbox.as_mut().filter(|outbox| outbox.number == self.outbox);
             match outbox.and_then(|outbox| outbox.senders.get_mut(self.key)) {
                 Some(Sender::Waits(_, waker)) => {
                     waker.clone_from(cx.waker());
@@ -132,8 +138,8 @@ impl Future for Sending {
                         Sender::Waits(..) => Poll::Pending,
                     }
                 }
-                // The shard ends.
-                None => Poll::Ready(Err(io::ErrorKind::Interrupted.into())),
+                // The shard ends, or a fault has cost it its outbox: it may have been made or not.
+                None => Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into())),
             }
         })
     }
@@ -144,10 +150,109 @@ impl Drop for Sending {
         // It is gone when the thread is ending.
         let _ = OUTBOX.try_with(|outbox| {
             if let Some(outbox) = &mut *outbox.borrow_mut()
+                && outbox.number == self.outbox
                 && let Some(Sender::Waits(place, _)) = outbox.senders.try_remove(self.key)
             {
                 outbox.sends.take_back(place);
             }
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read as _;
+    use std::os::fd::AsFd as _;
+    use std::os::unix::net::UnixStream;
+    use std::pin::pin;
+    use std::rc::Rc;
+
+    use super::*;
+    use crate::io::runtime::spawn;
+    use crate::io::select::Signal;
+
+    fn pair() -> (UnixStream, UnixStream) {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        theirs.set_nonblocking(true).unwrap();
+        (ours, theirs)
+    }
+
+    /// Runs it beside the service, on a ring if there is one.
+    fn with_outbox(test: impl Future<Output = ()>) {
+        let ring = Ring::detect().0;
+        ring.run(async {
+            spawn(run(ring), |text| panic!("{text}"));
+            // It begins when it has had its first turn.
+            crate::io::runtime::pause(std::time::Duration::from_millis(1)).await;
+            test.await;
+        })
+        .unwrap();
+    }
+
+    fn slices(bytes: &[u8]) -> [IoSlice<'_>; 1] {
+        [IoSlice::new(bytes)]
+    }
+
+    #[test]
+    fn tasks_send_together_and_each_hears_of_its_own() {
+        with_outbox(async {
+            let pairs: Vec<_> = (0..200).map(|_| pair()).collect();
+            let (done, left) = (Rc::new(Signal::default()), Rc::new(std::cell::Cell::new(200)));
+            let mut readers = Vec::new();
+            for (n, (ours, theirs)) in (0..).zip(pairs) {
+                readers.push(theirs);
+                let (done, left) = (Rc::clone(&done), Rc::clone(&left));
+                let send_all = async move {
+                    for round in 0..3_u8 {
+                        let bytes = [round, n];
+                        let sent = match send(ours.as_fd(), &slices(&bytes)) {
+                            Some(sending) => sending.await.unwrap(),
+                            // This machine has no ring.
+                            None => rustix::io::write(&ours, &bytes).unwrap(),
+                        };
+                        assert_eq!(sent, 2);
+                    }
+                    left.set(left.get() - 1);
+                    if left.get() == 0 {
+                        done.raise();
+                    }
+                };
+                spawn(send_all, |text| panic!("{text}"));
+            }
+            done.wait().await;
+            for (n, theirs) in (0..=u8::MAX).zip(readers) {
+                let mut got = [0; 16];
+                assert_eq!((&theirs).read(&mut got).unwrap(), 6);
+                assert_eq!(got[..6], [0, n, 1, n, 2, n]);
+            }
+        });
+    }
+
+    #[test]
+    fn one_that_is_dropped_before_it_is_made_is_not_made() {
+        with_outbox(async {
+            let ((one, _one), (other, mut reads)) = (pair(), pair());
+            let Some(kept) = send(one.as_fd(), &slices(b"kept")) else { return };
+            let dropped = send(other.as_fd(), &slices(b"dropped"));
+            assert!(dropped.is_some());
+            drop(dropped);
+            // Its place among the senders is another's now.
+            let next = send(one.as_fd(), &slices(b"next")).unwrap();
+            let (kept, next) = crate::io::select::both(pin!(kept), pin!(next)).await;
+            assert_eq!((kept.unwrap(), next.unwrap()), (4, 4));
+            let nothing = reads.read(&mut [0; 8]).unwrap_err();
+            assert_eq!(nothing.kind(), io::ErrorKind::WouldBlock);
+        });
+    }
+
+    #[test]
+    fn what_is_long_or_has_no_service_is_sent_by_itself() {
+        let (ours, _theirs) = pair();
+        assert!(send(ours.as_fd(), &slices(b"x")).is_none());
+        with_outbox(async {
+            assert!(send(ours.as_fd(), &slices(&vec![0; LETTER_MAX + 1])).is_none());
+        });
+        assert!(send(ours.as_fd(), &slices(b"x")).is_none(), "the shard has ended");
     }
 }

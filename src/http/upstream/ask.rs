@@ -176,12 +176,8 @@ impl Exchange<'_> {
             Ok(connecting) => connecting,
             Err(e) => return Err(self.not_begun(r, peer, &e)),
         };
-        let ahead = if connecting.is_established() {
-            Ok(0)
-        } else {
-            let mut unchunked = [0; 18];
-            connecting.try_send(&self.first_piece(r).slices(r, &mut unchunked))
-        };
+        let mut unchunked = [0; 18];
+        let ahead = connecting.try_send(&self.first_piece(r).slices(r, &mut unchunked));
         let connected = match ahead.map(|ahead| (ahead, connecting.try_into_stream())) {
             Ok((ahead, Ok(stream))) => Ok((stream, ahead)),
             Ok((ahead, Err(connecting))) => {
