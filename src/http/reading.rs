@@ -4,6 +4,8 @@ use std::io;
 use std::rc::Rc;
 use std::time::Duration;
 
+use smallvec::SmallVec;
+
 use super::action::Action;
 use super::close::Close;
 use super::connection::Connection;
@@ -209,15 +211,16 @@ fn begin_request(
 
 /// Takes host and port from the target or the Host header, and chooses the server by name.
 fn find_server(c: &Connection, generation: &Generation, r: &mut Request) {
-    let named =
-        r.head.target_host.or_else(|| r.head.headers.find(Known::Host).map(|field| field.value));
-    if let Some(span) = named
-        && let Some(host) = parse_host(span.of(r.buffer.as_slice()))
-    {
+    let field = || r.head.headers.find(Known::Host).map(|field| field.value).zip(r.head.host);
+    let target = r.head.target_host;
+    let target = target.and_then(|span| Some((span, parse_host(span.of(r.buffer.as_slice()))?)));
+    if let Some((span, host)) = target.or_else(field) {
         let value = span.of(r.buffer.as_slice());
         r.host.extend_from_slice(host.name.of(value));
-        r.host.make_ascii_lowercase();
-        r.host_port = host.port.map(|port| port.of(value).to_vec());
+        if host.has_upper_case {
+            r.host.make_ascii_lowercase();
+        }
+        r.host_port = host.port.map(|port| SmallVec::from_slice(port.of(value)));
     }
     let address = generation.http().address(r.address);
     if address.names.is_empty() {

@@ -5,6 +5,8 @@ use std::cell::{Cell, RefCell};
 use std::fmt::Write as _;
 use std::rc::Rc;
 
+use smallvec::SmallVec;
+
 use super::body::RequestBody;
 use super::connection::{ClientAddress, Connection};
 use super::modules::headers::lines;
@@ -61,7 +63,7 @@ pub struct Request {
     /// Lower case, without port and trailing dot; empty when the client named none.
     pub host: Vec<u8>,
     /// Digits of the port that the client named, in `host_port`.
-    pub host_port: Option<Vec<u8>>,
+    pub host_port: Option<SmallVec<[u8; 8]>>,
     /// Reached by a rewrite or an internal redirect: `internal` locations are open.
     pub internal: bool,
     pub uri_changes: u8,
@@ -571,7 +573,7 @@ mod tests {
         *uri_follows_alias = true;
         *escape = true;
         host.push(b'a');
-        *host_port = Some(b"1".to_vec());
+        *host_port = Some(SmallVec::from_slice(b"1"));
         *internal = true;
         *uri_changes = 1;
         *only_built_in_pages = true;

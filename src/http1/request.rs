@@ -5,7 +5,7 @@ use std::mem::MaybeUninit;
 use super::framing::{self, BodyLength};
 use super::header::{Field, Headers, Known};
 use super::header_line::{HeaderLine, Invalid, Line, NameRules};
-use super::host;
+use super::host::{self, Host};
 use super::plain;
 use super::refusal::{Quoted, Refusal};
 use super::request_line::RequestLine;
@@ -102,6 +102,8 @@ pub struct RequestHead {
     /// `host[:port]` of an absolute-form (or CONNECT's authority-form) target, valid by
     /// [`host::parse_host`]; it wins over the `Host` header.
     pub target_host: Option<Span>,
+    /// The parts of the `Host` header's value.
+    pub host: Option<Host>,
     pub version: Version,
     pub headers: Headers,
     /// Lines with an odd name that were left out, without line end, each for one log line.
@@ -445,7 +447,8 @@ impl RequestHead {
                     let (line, previous) = (quote(field), quote(previous));
                     return Err(Refusal::DuplicateHost { line, previous });
                 }
-                if host::parse_host(value).is_none() {
+                self.host = host::parse_host(value);
+                if self.host.is_none() {
                     // The log shows it.
                     self.headers.push(field);
                     return Err(Refusal::InvalidHost);

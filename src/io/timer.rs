@@ -55,6 +55,9 @@ pub fn now_precise() -> Duration {
 
 const NEVER: u64 = u64::MAX;
 
+/// Entries that are kept for the next timers.
+const FREE_MAX: usize = 256;
+
 /// A connection's timer. At most one wait at a time uses it.
 #[derive(Debug)]
 pub struct Timer {
@@ -75,6 +78,9 @@ struct Entry {
 #[derive(Default)]
 struct Timers {
     entries: Slab<Entry>,
+    /// Entries of timers that are no more, with the places they have: the next timers take them, and
+    /// need not be put into the set.
+    free: Vec<usize>,
     places: BTreeSet<(u64, usize)>,
     /// The clock task, and until when it sleeps.
     clock: Option<Waker>,
@@ -92,9 +98,7 @@ thread_local! {
 
 impl Timer {
     pub fn new() -> Self {
-        let entry =
-            Entry { deadline: NEVER, place: NEVER, wait: Wait::Busy, fired: None, waker: None };
-        Timer { key: TIMERS.with_borrow_mut(|timers| timers.entries.insert(entry)) }
+        Timer { key: TIMERS.with_borrow_mut(Timers::take) }
     }
 
     /// Waits for `future`, at most `limit`. When the time is up the future is dropped.
@@ -114,11 +118,7 @@ impl Drop for Timer {
     fn drop(&mut self) {
         // The set is gone when the thread is ending.
         let _ = TIMERS.try_with(|timers| {
-            let mut timers = timers.borrow_mut();
-            let entry = timers.entries.remove(self.key);
-            if entry.place != NEVER {
-                timers.places.remove(&(entry.place, self.key));
-            }
+            timers.borrow_mut().give_back(self.key);
         });
     }
 }
@@ -178,6 +178,26 @@ impl<F> Drop for Within<'_, F> {
 }
 
 impl Timers {
+    fn take(&mut self) -> usize {
+        let unused =
+            Entry { deadline: NEVER, place: NEVER, wait: Wait::Busy, fired: None, waker: None };
+        self.free.pop().unwrap_or_else(|| self.entries.insert(unused))
+    }
+
+    fn give_back(&mut self, key: usize) {
+        if self.free.len() < FREE_MAX
+            && let Some(entry) = self.entries.get_mut(key)
+        {
+            *entry = Entry { deadline: NEVER, fired: None, waker: None, ..*entry };
+            self.free.push(key);
+            return;
+        }
+        let entry = self.entries.remove(key);
+        if entry.place != NEVER {
+            self.places.remove(&(entry.place, key));
+        }
+    }
+
     fn arm(&mut self, key: usize, limit: u64, wait: Wait, waker: &Waker) {
         #[expect(
             clippy::indexing_slicing,
@@ -410,7 +430,7 @@ mod tests {
         TIMERS.with_borrow_mut(|t| t.expire(now + 2000));
         assert_eq!(count.0.load(Ordering::Relaxed), 1);
         drop(timer);
-        TIMERS.with_borrow(|t| assert!(t.entries.is_empty() && t.places.is_empty()));
+        TIMERS.with_borrow(|t| assert_eq!((t.free.len(), t.entries.len()), (1, 1)));
     }
 
     #[test]
@@ -442,6 +462,38 @@ mod tests {
             TIMERS.with_borrow_mut(|t| t.arm(timer.key, limit, Wait::Busy, Waker::noop()));
             assert!(entry(timer.key).0 > now_ms() + (1 << 40));
         }
+    }
+
+    #[test]
+    fn the_next_timer_takes_the_place_of_one_that_is_gone() {
+        let count = Arc::new(Count(AtomicUsize::new(0)));
+        let waker = Waker::from(Arc::clone(&count));
+        let (now, gone) = (now_ms(), Timer::new());
+        TIMERS.with_borrow_mut(|t| t.arm(gone.key, 1000, Wait::Busy, &waker));
+        let (key, place) = (gone.key, entry(gone.key).1);
+        drop(gone);
+        assert_eq!(entry(key), (NEVER, place));
+        assert_eq!(Arc::strong_count(&count), 2, "its waker has gone with it");
+        let timer = Timer::new();
+        TIMERS.with_borrow_mut(|t| t.arm(timer.key, 5000, Wait::Busy, &waker));
+        assert_eq!((timer.key, entry(key).1), (key, place));
+        TIMERS.with_borrow_mut(|t| t.expire(now + 2000));
+        assert_eq!(count.0.load(Ordering::Relaxed), 0, "that was the other's time");
+        TIMERS.with_borrow_mut(|t| t.expire(now + 7000));
+        assert_eq!(count.0.load(Ordering::Relaxed), 1);
+        // A place that nobody has taken passes in silence.
+        drop(timer);
+        let timers: Vec<_> = (0..2 * FREE_MAX).map(|_| Timer::new()).collect();
+        for timer in &timers {
+            TIMERS.with_borrow_mut(|t| t.arm(timer.key, 1000, Wait::Busy, &waker));
+        }
+        drop(timers);
+        TIMERS.with_borrow_mut(|t| {
+            assert_eq!((t.entries.len(), t.places.len()), (FREE_MAX, FREE_MAX));
+            assert_eq!(t.expire(now_ms() + 2000), NEVER);
+            assert!(t.places.is_empty());
+        });
+        assert_eq!(count.0.load(Ordering::Relaxed), 1);
     }
 
     #[test]

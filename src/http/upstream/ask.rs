@@ -90,7 +90,9 @@ impl Exchange<'_> {
         connection.requests = connection.requests.saturating_add(1);
         connection.request_is_sent = false;
         if let Some(attempt) = r.attempts.last_mut() {
-            attempt.connect = Some(clock::steady().saturating_sub(started));
+            let is_new = !connection.reused;
+            let connected = is_new.then(|| clock::steady().saturating_sub(started));
+            attempt.connect = Some(connected.unwrap_or_default());
         }
         self.c.action.set(Action::SendingRequestToUpstream);
         fault::at(r, "before the request is sent on");
