@@ -56,16 +56,26 @@ impl Together {
             match self.0.submit_and_wait(1) {
                 Ok(_) => {}
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) => return Err(e),
-            }
-            for completion in self.0.completion() {
-                if let Some(result) = results.get_mut(completion.user_data() as usize) {
-                    *result = completion.result();
+                Err(e) => {
+                    self.take_results(results);
+                    return Err(e);
                 }
-                left = left.saturating_sub(1);
             }
+            left = left.saturating_sub(self.take_results(results));
         }
         Ok(())
+    }
+
+    /// How many there were.
+    fn take_results(&mut self, results: &mut [i32]) -> usize {
+        let mut taken = 0_usize;
+        for completion in self.0.completion() {
+            if let Some(result) = results.get_mut(completion.user_data() as usize) {
+                *result = completion.result();
+            }
+            taken = taken.saturating_add(1);
+        }
+        taken
     }
 }
 
@@ -164,14 +174,17 @@ impl Sends {
     /// back: its place, the bytes that were to be sent, and how many of them the socket took
     /// (`WouldBlock` when that is none).
     pub fn make(&mut self, mut told: impl FnMut(usize, &[u8], io::Result<usize>)) {
-        let Sends { together, letters, bytes, results } = self;
+        // Whatever becomes of `told`, they are not made again.
+        let mut letters = std::mem::take(&mut self.letters);
+        let mut bytes = std::mem::take(&mut self.bytes);
+        let Sends { together, results, .. } = self;
         let wanted = || letters.iter().enumerate().filter(|(_, letter)| letter.to >= 0);
         results.clear();
         results.resize(letters.len(), NOT_MADE);
         // One alone is cheaper by itself.
         if letters.len() > 1 {
             let operations = wanted().map(|(place, letter)| {
-                let bytes = letter.of(bytes);
+                let bytes = letter.of(&bytes);
                 opcode::Send::new(types::Fd(letter.to), bytes.as_ptr(), bytes.len() as u32)
                     .flags(libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL)
                     .build()
@@ -180,12 +193,13 @@ impl Sends {
             make(together, operations, results);
         }
         for (place, letter) in wanted() {
-            let bytes = letter.of(bytes);
+            let bytes = letter.of(&bytes);
             let made = results.get(place).and_then(|&code| result(code));
             told(place, bytes, made.unwrap_or_else(|| send(letter.to, bytes)));
         }
         letters.clear();
         bytes.clear();
+        (self.letters, self.bytes) = (letters, bytes);
     }
 }
 

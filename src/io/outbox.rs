@@ -7,6 +7,7 @@
 use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::io::{self, IoSlice};
+use std::marker::PhantomData;
 use std::os::fd::BorrowedFd;
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
@@ -66,7 +67,13 @@ pub async fn run(ring: Ring) {
     impl Drop for Open {
         fn drop(&mut self) {
             // It is gone when the thread is ending.
-            let _ = OUTBOX.try_with(RefCell::take);
+            let lost = OUTBOX.try_with(RefCell::take).ok().flatten();
+            // They are to hear of it.
+            for sender in lost.into_iter().flat_map(|outbox| outbox.senders) {
+                if let (_, Sender::Waits(_, waker)) = sender {
+                    waker.wake();
+                }
+            }
         }
     }
     let sends = match ring {
@@ -93,7 +100,7 @@ pub async fn run(ring: Ring) {
 
 /// Sends what the socket takes at once, together with what others send in this turn; `WouldBlock` when
 /// that is nothing. `None`: it has to be sent by itself.
-pub fn send(to: BorrowedFd<'_>, slices: &[IoSlice<'_>]) -> Option<Sending> {
+pub fn send<'a>(to: BorrowedFd<'a>, slices: &[IoSlice<'_>]) -> Option<Sending<'a>> {
     let len = slices.iter().map(|slice| slice.len()).fold(0, usize::saturating_add);
     if len > LETTER_MAX {
         return None;
@@ -109,18 +116,20 @@ pub fn send(to: BorrowedFd<'_>, slices: &[IoSlice<'_>]) -> Option<Sending> {
         let place = outbox.sends.add(to, slices.iter().map(|slice| &**slice));
         let key = outbox.senders.insert(Sender::Waits(place, Waker::noop().clone()));
         outbox.keys.push(key);
-        Some(Sending { outbox: outbox.number, key })
+        Some(Sending { outbox: outbox.number, key, to: PhantomData })
     })
 }
 
 /// A send that has been written down. Dropped before it is made, it is not made.
-pub struct Sending {
+pub struct Sending<'a> {
     /// The number of the outbox that has it.
     outbox: u64,
     key: usize,
+    /// Open as long as this waits.
+    to: PhantomData<BorrowedFd<'a>>,
 }
 
-impl Future for Sending {
+impl Future for Sending<'_> {
     type Output = io::Result<usize>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
@@ -145,7 +154,7 @@ impl Future for Sending {
     }
 }
 
-impl Drop for Sending {
+impl Drop for Sending<'_> {
     fn drop(&mut self) {
         // It is gone when the thread is ending.
         let _ = OUTBOX.try_with(|outbox| {
@@ -166,6 +175,8 @@ mod tests {
     use std::os::unix::net::UnixStream;
     use std::pin::pin;
     use std::rc::Rc;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
 
     use super::*;
     use crate::io::runtime::spawn;
@@ -244,6 +255,31 @@ mod tests {
             let nothing = reads.read(&mut [0; 8]).unwrap_err();
             assert_eq!(nothing.kind(), io::ErrorKind::WouldBlock);
         });
+    }
+
+    #[test]
+    fn the_end_of_the_service_is_told_to_who_waits() {
+        struct Count(AtomicUsize);
+        impl std::task::Wake for Count {
+            fn wake(self: Arc<Self>) {
+                self.0.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+
+        let ring = Ring::detect().0;
+        let count = Arc::new(Count(AtomicUsize::new(0)));
+        let waker = Waker::from(Arc::clone(&count));
+        let cx = &mut Context::from_waker(&waker);
+        let (ours, _theirs) = pair();
+        let mut service = Box::pin(run(ring));
+        assert!(service.as_mut().poll(cx).is_pending());
+        let Some(mut sending) = send(ours.as_fd(), &slices(b"lost")) else { return };
+        assert!(Pin::new(&mut sending).poll(cx).is_pending());
+        let before = count.0.load(Ordering::Relaxed);
+        drop(service);
+        assert_eq!(count.0.load(Ordering::Relaxed), before + 1);
+        let Poll::Ready(Err(lost)) = Pin::new(&mut sending).poll(cx) else { panic!("it waits") };
+        assert_eq!(lost.kind(), io::ErrorKind::ConnectionAborted);
     }
 
     #[test]

@@ -147,8 +147,9 @@ impl Connecting {
     pub fn try_send(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
         match self.stream.try_send(slices) {
             Ok(sent) => {
-                self.is_established = true;
-                self.stream.acknowledge_at_once();
+                if !std::mem::replace(&mut self.is_established, true) {
+                    self.stream.acknowledge_at_once();
+                }
                 Ok(sent)
             }
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(0),

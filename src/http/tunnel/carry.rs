@@ -377,9 +377,14 @@ impl Tunnel {
         self.way(from).queued = matches!(waits, Ok(Waits::Turn));
         self.settle(from, m);
         if self.is_finished() {
-            return Err(if self.closing.is_some() { End::Closed } else { End::Finished });
+            return Err(self.finish());
         }
         waits.map(|waits| Ran { from, waits })
+    }
+
+    /// How it ends when it is finished.
+    fn finish(&self) -> End {
+        if self.closing.is_some() { End::Closed } else { End::Finished }
     }
 
     /// A side takes nothing more: it may have reset the connection. What it said before that is
@@ -542,7 +547,8 @@ impl Tunnel {
         if matches!(end, End::Failed { .. }) {
             self.hear_out(from.other(), m);
         }
-        end
+        self.settle(from, m);
+        if self.is_finished() { self.finish() } else { end }
     }
 
     /// One splice into a pipe. How much came in.

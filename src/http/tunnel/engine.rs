@@ -197,6 +197,7 @@ impl Tunnels {
         self.closed.set(true);
         let (slots, ended) = {
             let engine = &mut *self.engine.borrow_mut();
+            engine.sends = None;
             (std::mem::take(&mut engine.slots), std::mem::take(&mut engine.ended))
         };
         shard.counters.tunnels.open.sub(slots.len().saturating_add(ended.len()) as u64);
@@ -215,6 +216,7 @@ impl Tunnels {
                 shard.counters.panics.add(1);
                 let text = runtime::panic_text(&*panic);
                 shard.log_main(Level::Alert, format_args!("panic in the tunnel engine: {text}"));
+                tunnels.engine.borrow_mut().lose_post(&text);
                 Next::At(timer::now_ms().saturating_add(PAUSE.as_millis() as u64))
             });
             let limit = match next {
@@ -430,6 +432,16 @@ impl Engine {
         self.sends = Some(sends);
     }
 
+    /// After a fault it is not known what has been sent of what was in the post: those tunnels end.
+    fn lose_post(&mut self, fault: &str) {
+        self.sends = None;
+        self.sources.clear();
+        let posted = self.slots.iter().filter(|(_, slot)| slot.tunnel.is_in_post());
+        for key in posted.map(|(key, _)| key).collect::<Vec<_>>() {
+            self.end(key, End::Panicked(fault.to_owned()));
+        }
+    }
+
     fn on_posted(
         &mut self,
         shard: &Shard,
@@ -440,7 +452,7 @@ impl Engine {
         let (key, sequence, from) = parts(source);
         let sent = match sent {
             Ok(sent) => sent,
-            Err(Errno::AGAIN) => 0,
+            Err(Errno::AGAIN | Errno::INTR) => 0,
             Err(errno) => {
                 if self.find(source).is_some() {
                     self.step(shard, key, |tunnel, m| Err(tunnel.post_failed(from, errno, m)));

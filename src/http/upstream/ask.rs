@@ -179,7 +179,12 @@ impl Exchange<'_> {
             Err(e) => return Err(self.not_begun(r, peer, &e)),
         };
         let mut unchunked = [0; 18];
-        let ahead = connecting.try_send(&self.first_piece(r).slices(r, &mut unchunked));
+        let is_established = connecting.is_established();
+        let ahead = match connecting.try_send(&self.first_piece(r).slices(r, &mut unchunked)) {
+            // It has been reached: what went wrong since then is for who sends, and listens.
+            Err(_) if is_established => Ok(0),
+            ahead => ahead,
+        };
         let connected = match ahead.map(|ahead| (ahead, connecting.try_into_stream())) {
             Ok((ahead, Ok(stream))) => Ok((stream, ahead)),
             Ok((ahead, Err(connecting))) => {

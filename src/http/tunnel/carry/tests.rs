@@ -390,3 +390,31 @@ fn the_last_moment() {
     assert_eq!(read(&mut table.client), [0x88, 2, 0x03, 0xe9]);
     assert_eq!(read(&mut table.server).len(), 8);
 }
+
+#[test]
+fn what_was_posted_and_not_taken_goes_on() {
+    let mut table = Table::new(false, LIMITS);
+    assert!(!table.tunnel.posted(Side::Client, b"taken", 5, &table.counters, 0));
+    assert!(table.tunnel.posted(Side::Client, b"hello", 2, &table.counters, 0));
+    table.step(|tunnel, means| tunnel.run(Side::Client, means)).unwrap();
+    assert_eq!(read(&mut table.server), b"llo");
+    assert_eq!(table.tunnel.bytes_from(Side::Client), 10);
+}
+
+#[test]
+fn a_post_to_who_has_left_is_the_end_and_no_failure() {
+    for half_close in [false, true] {
+        let mut table = Table::new(false, Limits { half_close, ..LIMITS });
+        table.client.write_all(b"last words").unwrap();
+        table.client.shutdown(std::net::Shutdown::Write).unwrap();
+        let failed =
+            table.step(|tunnel, means| Err(tunnel.post_failed(Side::Upstream, Errno::PIPE, means)));
+        match failed {
+            Err(End::Finished) => assert!(!half_close),
+            // Its own side may go on, and cannot.
+            Err(End::Failed { side: Side::Client, .. }) => assert!(half_close),
+            other => panic!("{other:?}"),
+        }
+        assert_eq!(read(&mut table.server), b"last words");
+    }
+}
