@@ -10,44 +10,49 @@
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 
-use io_uring::{IoUring, opcode, squeue, types};
+use io_uring::{IoUring, opcode, types};
 use rustix::io::Errno;
 use rustix::net::SendFlags;
 
-/// What is made in one call.
-pub const ENTRIES_MAX: usize = 64;
-/// Bytes that are sent in one call.
-pub const SENT_MAX: usize = 64 << 10;
+use super::runtime::builder;
+
+/// Sends made in one call.
+pub const LETTERS_MAX: usize = 64;
+/// Bytes of them.
+pub const BYTES_MAX: usize = 64 << 10;
+/// A longer send is made by itself: it is dear enough for its system call not to matter, and its
+/// bytes are not to be moved.
+pub const LETTER_MAX: usize = 8 << 10;
 
 /// A ring on which nothing waits.
 struct Together(IoUring);
 
 impl Together {
     fn new() -> io::Result<Self> {
-        let mut builder = IoUring::builder();
-        builder.setup_coop_taskrun().setup_single_issuer();
-        Ok(Together(builder.build(ENTRIES_MAX as u32)?))
+        Ok(Together(builder().build(LETTERS_MAX as u32)?))
     }
 
-    /// Makes these operations, whose user data are their places among the results. When that fails
-    /// the results of those that were not made are left as they are, and the ring must not be used
-    /// again.
-    ///
-    /// What the operations point to must be there until the call returns, and they must not wait
-    /// (`MSG_DONTWAIT`).
-    fn make(
+    /// Makes these sends. When that fails the results of those that were not made are left as they
+    /// are, and the ring must not be used again.
+    fn send<'a>(
         &mut self,
-        operations: impl Iterator<Item = squeue::Entry>,
+        letters: impl Iterator<Item = (usize, &'a Letter)>,
+        bytes: &[u8],
         results: &mut [i32],
     ) -> io::Result<()> {
         let mut left = 0_usize;
         let mut queue = self.0.submission();
-        for operation in operations {
+        for (place, letter) in letters {
+            let part = letter.of(bytes);
+            let send = opcode::Send::new(types::Fd(letter.to), part.as_ptr(), part.len() as u32)
+                .flags(libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL)
+                .build()
+                .user_data(place as u64);
             #[allow(unsafe_code)]
-            // SAFETY: it is over when this call returns, see above; when that fails, the ring is
-            // closed, and with it what has not begun.
+            // SAFETY: `bytes` is there until this call returns, and with `MSG_DONTWAIT` the send is
+            // over then; when the call fails, the ring is closed, and with it what has not begun.
             unsafe {
-                queue.push(&operation).map_err(|_| io::ErrorKind::OutOfMemory)?;
+                queue.push(&send).map_err(|_| io::ErrorKind::OutOfMemory)?;
             }
             left = left.saturating_add(1);
         }
@@ -79,22 +84,16 @@ impl Together {
     }
 }
 
-/// No result of an operation: the kernel tells a length or the negative of an errno, which are small.
+/// No result of a send: the kernel tells a length or the negative of an errno, which are small.
 const NOT_MADE: i32 = i32::MIN;
 
 /// A result of the kernel's; `None`: there is none.
-fn result(result: i32) -> Option<io::Result<usize>> {
+fn result(result: i32) -> Option<Result<usize, Errno>> {
     match usize::try_from(result) {
         Ok(length) => Some(Ok(length)),
         Err(_) if result == NOT_MADE => None,
-        Err(_) => Some(Err(io::Error::from_raw_os_error(result.saturating_neg()))),
+        Err(_) => Some(Err(Errno::from_raw_os_error(result.saturating_neg()))),
     }
-}
-
-#[allow(unsafe_code)]
-fn borrowed<'a>(socket: RawFd) -> BorrowedFd<'a> {
-    // SAFETY: whoever has named the socket keeps it open until the operation has been made.
-    unsafe { BorrowedFd::borrow_raw(socket) }
 }
 
 /// Sends that are made together.
@@ -107,7 +106,7 @@ pub struct Sends {
     results: Vec<i32>,
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 struct Letter {
     /// Negative: it has been taken back.
     to: RawFd,
@@ -116,8 +115,14 @@ struct Letter {
 }
 
 impl Letter {
-    fn of(self, bytes: &[u8]) -> &[u8] {
+    fn of<'a>(&self, bytes: &'a [u8]) -> &'a [u8] {
         bytes.get(self.start..self.start.saturating_add(self.len)).unwrap_or_default()
+    }
+
+    #[allow(unsafe_code)]
+    fn socket(&self) -> BorrowedFd<'_> {
+        // SAFETY: whoever has added the letter keeps its socket open until it is sent.
+        unsafe { BorrowedFd::borrow_raw(self.to) }
     }
 }
 
@@ -126,9 +131,9 @@ impl Sends {
     pub fn new() -> io::Result<Self> {
         Ok(Sends {
             together: Some(Together::new()?),
-            letters: Vec::with_capacity(ENTRIES_MAX),
-            bytes: Vec::with_capacity(SENT_MAX),
-            results: Vec::with_capacity(ENTRIES_MAX),
+            letters: Vec::with_capacity(LETTERS_MAX),
+            bytes: Vec::with_capacity(BYTES_MAX),
+            results: Vec::with_capacity(LETTERS_MAX),
         })
     }
 
@@ -138,12 +143,12 @@ impl Sends {
 
     /// Whether there is no room for one more, whatever its length.
     pub fn is_full(&self) -> bool {
-        self.letters.len() == ENTRIES_MAX || self.bytes.len() == SENT_MAX
+        self.letters.len() == LETTERS_MAX || self.bytes.len() == BYTES_MAX
     }
 
     /// Whether one more of so many bytes can be written down.
     pub fn has_room(&self, len: usize) -> bool {
-        self.letters.len() < ENTRIES_MAX && len <= SENT_MAX.saturating_sub(self.bytes.len())
+        self.letters.len() < LETTERS_MAX && len <= BYTES_MAX.saturating_sub(self.bytes.len())
     }
 
     /// Writes down a send, for which there must be room. The socket has to stay open until the sends
@@ -158,7 +163,7 @@ impl Sends {
             self.bytes.extend_from_slice(part);
         }
         let len = self.bytes.len().saturating_sub(start);
-        debug_assert!(self.bytes.len() <= SENT_MAX && place < ENTRIES_MAX);
+        debug_assert!(self.bytes.len() <= BYTES_MAX && place < LETTERS_MAX);
         self.letters.push(Letter { to: to.as_raw_fd(), start, len });
         place
     }
@@ -172,8 +177,8 @@ impl Sends {
 
     /// Makes the sends, in their order, and forgets them. `told` hears of each that was not taken
     /// back: its place, the bytes that were to be sent, and how many of them the socket took
-    /// (`WouldBlock` when that is none).
-    pub fn make(&mut self, mut told: impl FnMut(usize, &[u8], io::Result<usize>)) {
+    /// (`AGAIN` when that is none).
+    pub fn make(&mut self, mut told: impl FnMut(usize, &[u8], Result<usize, Errno>)) {
         // Whatever becomes of `told`, they are not made again.
         let mut letters = std::mem::take(&mut self.letters);
         let mut bytes = std::mem::take(&mut self.bytes);
@@ -182,20 +187,16 @@ impl Sends {
         results.clear();
         results.resize(letters.len(), NOT_MADE);
         // One alone is cheaper by itself.
-        if letters.len() > 1 {
-            let operations = wanted().map(|(place, letter)| {
-                let bytes = letter.of(&bytes);
-                opcode::Send::new(types::Fd(letter.to), bytes.as_ptr(), bytes.len() as u32)
-                    .flags(libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL)
-                    .build()
-                    .user_data(place as u64)
-            });
-            make(together, operations, results);
+        if letters.len() > 1
+            && let Some(ring) = together
+            && ring.send(wanted(), &bytes, results).is_err()
+        {
+            *together = None;
         }
         for (place, letter) in wanted() {
             let bytes = letter.of(&bytes);
             let made = results.get(place).and_then(|&code| result(code));
-            told(place, bytes, made.unwrap_or_else(|| send(letter.to, bytes)));
+            told(place, bytes, made.unwrap_or_else(|| send(letter.socket(), bytes)));
         }
         letters.clear();
         bytes.clear();
@@ -203,37 +204,26 @@ impl Sends {
     }
 }
 
-fn send(to: RawFd, bytes: &[u8]) -> io::Result<usize> {
+/// Sends at once what the socket takes; `AGAIN` when that is nothing.
+pub fn send(to: BorrowedFd<'_>, bytes: &[u8]) -> Result<usize, Errno> {
     loop {
-        match rustix::net::send(borrowed(to), bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
+        match rustix::net::send(to, bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
             Err(Errno::INTR) => {}
-            sent => return Ok(sent?),
+            sent => return sent,
         }
     }
 }
 
-/// Makes the operations on the ring, if there is one, and as long as it works.
-fn make(
-    together: &mut Option<Together>,
-    operations: impl Iterator<Item = squeue::Entry>,
-    results: &mut [i32],
-) {
-    if let Some(ring) = together
-        && ring.make(operations, results).is_err()
-    {
-        *together = None;
-    }
-}
-
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::io::Read as _;
     use std::os::fd::AsFd as _;
     use std::os::unix::net::UnixStream;
 
     use super::*;
 
-    fn pair() -> (UnixStream, UnixStream) {
+    /// Non-blocking.
+    pub fn pair() -> (UnixStream, UnixStream) {
         let (ours, theirs) = UnixStream::pair().unwrap();
         ours.set_nonblocking(true).unwrap();
         theirs.set_nonblocking(true).unwrap();
@@ -242,12 +232,12 @@ mod tests {
 
     /// With the ring, where this machine has one, and without.
     fn both_ways() -> Vec<Sends> {
-        let bytes = Vec::with_capacity(SENT_MAX);
+        let bytes = Vec::with_capacity(BYTES_MAX);
         let alone = Sends { together: None, letters: Vec::new(), bytes, results: Vec::new() };
         Sends::new().into_iter().chain([alone]).collect()
     }
 
-    fn made(sends: &mut Sends) -> Vec<(usize, Vec<u8>, io::Result<usize>)> {
+    fn made(sends: &mut Sends) -> Vec<(usize, Vec<u8>, Result<usize, Errno>)> {
         let mut told = Vec::new();
         sends.make(|place, bytes, sent| told.push((place, bytes.to_vec(), sent)));
         assert!(sends.is_empty());
@@ -287,9 +277,8 @@ mod tests {
                 panic!("{told:?}")
             };
             assert_eq!(bytes, b"hello");
-            assert_eq!(full.as_ref().unwrap_err().kind(), io::ErrorKind::WouldBlock);
-            assert_eq!(broken.as_ref().unwrap_err().kind(), io::ErrorKind::BrokenPipe);
-            assert_eq!(*good.as_ref().unwrap(), 5);
+            assert_eq!((full, broken), (&Err(Errno::AGAIN), &Err(Errno::PIPE)));
+            assert_eq!(*good, Ok(5));
             let mut got = [0; 8];
             assert_eq!(reads.read(&mut got).unwrap(), 5);
         }
@@ -316,13 +305,13 @@ mod tests {
     fn it_takes_so_many_and_so_much() {
         for mut sends in both_ways() {
             let (ours, _theirs) = pair();
-            for _ in 0..ENTRIES_MAX {
+            for _ in 0..LETTERS_MAX {
                 assert!(!sends.is_full() && sends.has_room(1));
                 sends.add(ours.as_fd(), [&b"x"[..]]);
             }
             assert!(sends.is_full() && !sends.has_room(0));
-            assert_eq!(made(&mut sends).len(), ENTRIES_MAX);
-            sends.add(ours.as_fd(), [&vec![0; SENT_MAX - 1][..]]);
+            assert_eq!(made(&mut sends).len(), LETTERS_MAX);
+            sends.add(ours.as_fd(), [&vec![0; BYTES_MAX - 1][..]]);
             assert!(!sends.is_full() && sends.has_room(1) && !sends.has_room(2));
             sends.add(ours.as_fd(), [&b"x"[..]]);
             assert!(sends.is_full());

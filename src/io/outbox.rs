@@ -12,14 +12,11 @@ use std::os::fd::BorrowedFd;
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
 
+use rustix::io::Errno;
 use slab::Slab;
 
-use super::batch::Sends;
+use super::batch::{LETTER_MAX, Sends};
 use super::runtime::Ring;
-
-/// A longer send is made by itself: it is dear enough for its system call not to matter, and its
-/// bytes are not to be moved.
-pub const LETTER_MAX: usize = 8 << 10;
 
 thread_local! {
     static OUTBOX: RefCell<Option<Outbox>> = const { RefCell::new(None) };
@@ -40,19 +37,17 @@ enum Sender {
     /// Its send is at this place in the batch.
     Waits(usize, Waker),
     /// The send was made.
-    Told(io::Result<usize>),
+    Told(Result<usize, Errno>),
 }
 
 impl Outbox {
     fn send(&mut self) {
         let Outbox { sends, keys, senders, .. } = self;
         sends.make(|place, _, sent| {
+            // Only a send that is not made can be without its sender.
             let sender = keys.get(place).and_then(|&key| senders.get_mut(key));
-            // One who has gone has taken its send back, and its key may be another's.
-            if let Some(sender) = sender
-                && matches!(sender, Sender::Waits(at, _) if *at == place)
-                && let Sender::Waits(_, waker) = std::mem::replace(sender, Sender::Told(sent))
-            {
+            let before = sender.map(|sender| std::mem::replace(sender, Sender::Told(sent)));
+            if let Some(Sender::Waits(_, waker)) = before {
                 waker.wake();
             }
         });
@@ -140,13 +135,7 @@ impl Future for Sending<'_> {
                     waker.clone_from(cx.waker());
                     Poll::Pending
                 }
-                Some(told @ Sender::Told(_)) => {
-                    let gone = Sender::Told(Err(io::ErrorKind::NotConnected.into()));
-                    match std::mem::replace(told, gone) {
-                        Sender::Told(sent) => Poll::Ready(sent),
-                        Sender::Waits(..) => Poll::Pending,
-                    }
-                }
+                Some(Sender::Told(sent)) => Poll::Ready(sent.map_err(io::Error::from)),
                 // The shard ends, or a fault has cost it its outbox: it may have been made or not.
                 None => Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into())),
             }
@@ -172,33 +161,21 @@ impl Drop for Sending<'_> {
 mod tests {
     use std::io::Read as _;
     use std::os::fd::AsFd as _;
-    use std::os::unix::net::UnixStream;
     use std::pin::pin;
     use std::rc::Rc;
     use std::sync::Arc;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use super::*;
+    use crate::io::batch::tests::pair;
     use crate::io::runtime::spawn;
-    use crate::io::select::Signal;
-
-    fn pair() -> (UnixStream, UnixStream) {
-        let (ours, theirs) = UnixStream::pair().unwrap();
-        ours.set_nonblocking(true).unwrap();
-        theirs.set_nonblocking(true).unwrap();
-        (ours, theirs)
-    }
+    use crate::io::select::{Signal, either};
 
     /// Runs it beside the service, on a ring if there is one.
     fn with_outbox(test: impl Future<Output = ()>) {
         let ring = Ring::detect().0;
-        ring.run(async {
-            spawn(run(ring), |text| panic!("{text}"));
-            // It begins when it has had its first turn.
-            crate::io::runtime::pause(std::time::Duration::from_millis(1)).await;
-            test.await;
-        })
-        .unwrap();
+        // The service first: the outbox is there when the test begins.
+        ring.run(either(run(ring), test)).unwrap();
     }
 
     fn slices(bytes: &[u8]) -> [IoSlice<'_>; 1] {

@@ -91,7 +91,7 @@ async fn end_tasks() {
 
 /// The ring is only ever used by its own thread, and completions are run when that thread enters
 /// the kernel anyway: no interrupts from the kernel's side.
-fn builder() -> io_uring::Builder {
+pub(super) fn builder() -> io_uring::Builder {
     let mut builder = IoUring::builder();
     builder.setup_coop_taskrun().setup_single_issuer();
     builder

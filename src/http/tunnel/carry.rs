@@ -13,7 +13,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use rustix::io::Errno;
-use rustix::net::{RecvFlags, SendFlags, Shutdown};
+use rustix::net::{RecvFlags, Shutdown};
 use serde::{Deserialize, Serialize};
 
 pub use packed::{Packed, PipeLost};
@@ -25,8 +25,7 @@ use super::pipe::{self, Pipe, Pipes};
 use crate::counters::TunnelCounters;
 use crate::http::modules::websocket::{IdleCounts, IdleTimeout};
 use crate::http::{count, fault};
-use crate::io::batch::Sends;
-use crate::io::outbox::LETTER_MAX;
+use crate::io::batch::{LETTER_MAX, Sends, send};
 use crate::io::poller::Token;
 use crate::io::{Buffer, timer};
 
@@ -190,7 +189,7 @@ pub struct Tunnel {
     /// When a graceful quit closes it.
     close_at_ms: u64,
     /// Bytes of it are in the post. Nothing is done with it until what became of them is
-    /// [told](Tunnel::posted).
+    /// [told](Tunnel::has_sent).
     is_in_post: bool,
     metrics: Option<Box<Metrics>>,
 }
@@ -503,31 +502,14 @@ impl Tunnel {
         way.stage == Stage::Open && !way.readable && !way.ending && self.closing.is_none()
     }
 
-    /// What the receiver has not taken is kept.
-    fn has_sent(
-        &mut self,
-        from: Side,
-        bytes: &[u8],
-        sent: usize,
-        counters: &TunnelCounters,
-        now_ms: u64,
-    ) {
-        let way = self.way(from);
-        counters.bytes_copied.add(sent as u64);
-        count::add(&mut way.bytes, sent as u64);
-        if let Some(left) = bytes.get(sent..).filter(|left| !left.is_empty()) {
-            way.keep(left, now_ms);
-        }
-    }
-
     /// Whether bytes of it are in the post.
     pub fn is_in_post(&self) -> bool {
         self.is_in_post
     }
 
-    /// So many of the bytes that were in the post have gone. True: the direction is to be run, for its
-    /// receiver has not taken all of them.
-    pub fn posted(
+    /// So many of the bytes have gone, by the post or without it. True: the receiver has not taken all
+    /// of them, and the direction is to be run.
+    pub fn has_sent(
         &mut self,
         from: Side,
         bytes: &[u8],
@@ -536,8 +518,14 @@ impl Tunnel {
         now_ms: u64,
     ) -> bool {
         self.is_in_post = false;
-        self.has_sent(from, bytes, sent, counters, now_ms);
-        sent < bytes.len()
+        let way = self.way(from);
+        counters.bytes_copied.add(sent as u64);
+        count::add(&mut way.bytes, sent as u64);
+        let left = bytes.get(sent..).unwrap_or_default();
+        if !left.is_empty() {
+            way.keep(left, now_ms);
+        }
+        !left.is_empty()
     }
 
     /// The bytes that were in the post could not be sent.
@@ -1007,15 +995,6 @@ fn recv(socket: BorrowedFd<'_>, buffer: &mut [u8], flags: RecvFlags) -> Result<u
         match rustix::net::recv(socket, &mut *buffer, flags) {
             Err(Errno::INTR) => {}
             other => return other.map(|(received, _)| received),
-        }
-    }
-}
-
-fn send(socket: BorrowedFd<'_>, bytes: &[u8]) -> Result<usize, Errno> {
-    loop {
-        match rustix::net::send(socket, bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
-            Err(Errno::INTR) => {}
-            other => return other,
         }
     }
 }

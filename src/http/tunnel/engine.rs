@@ -424,7 +424,7 @@ impl Engine {
         let mut sources = std::mem::take(&mut self.sources);
         sends.make(|place, bytes, sent| {
             if let Some(&source) = sources.get(place) {
-                self.on_posted(shard, source, bytes, sent.map_err(|e| errno_of(&e)));
+                self.on_posted(shard, source, bytes, sent);
             }
         });
         sources.clear();
@@ -465,7 +465,7 @@ impl Engine {
         let mut is_kept = false;
         let live = self.slots.get_mut(key).into_iter();
         if let Some(slot) = live.chain(ended).find(|slot| slot.sequence == sequence) {
-            is_kept = slot.tunnel.posted(from, bytes, sent, counters, timer::now_ms());
+            is_kept = slot.tunnel.has_sent(from, bytes, sent, counters, timer::now_ms());
         }
         if is_kept && self.find(source).is_some() {
             self.step(shard, key, |tunnel, means| tunnel.run(from, means));
@@ -579,10 +579,6 @@ impl Engine {
         ended.clear();
         self.ended = ended;
     }
-}
-
-fn errno_of(error: &io::Error) -> Errno {
-    Errno::from_io_error(error).unwrap_or(Errno::IO)
 }
 
 /// Sequence numbers are this at most: a token has 63 bits for both numbers.

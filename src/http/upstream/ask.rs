@@ -90,9 +90,11 @@ impl Exchange<'_> {
         connection.requests = connection.requests.saturating_add(1);
         connection.request_is_sent = false;
         if let Some(attempt) = r.attempts.last_mut() {
-            let is_new = !connection.reused;
-            let connected = is_new.then(|| clock::steady().saturating_sub(started));
-            attempt.connect = Some(connected.unwrap_or_default());
+            attempt.connect = Some(if connection.reused {
+                Duration::ZERO
+            } else {
+                clock::steady().saturating_sub(started)
+            });
         }
         self.c.action.set(Action::SendingRequestToUpstream);
         fault::at(r, "before the request is sent on");

@@ -394,8 +394,8 @@ fn the_last_moment() {
 #[test]
 fn what_was_posted_and_not_taken_goes_on() {
     let mut table = Table::new(false, LIMITS);
-    assert!(!table.tunnel.posted(Side::Client, b"taken", 5, &table.counters, 0));
-    assert!(table.tunnel.posted(Side::Client, b"hello", 2, &table.counters, 0));
+    assert!(!table.tunnel.has_sent(Side::Client, b"taken", 5, &table.counters, 0));
+    assert!(table.tunnel.has_sent(Side::Client, b"hello", 2, &table.counters, 0));
     table.step(|tunnel, means| tunnel.run(Side::Client, means)).unwrap();
     assert_eq!(read(&mut table.server), b"llo");
     assert_eq!(table.tunnel.bytes_from(Side::Client), 10);
