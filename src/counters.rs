@@ -228,6 +228,14 @@ impl AllCounters {
         self.shards.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// So many shards are listed from now on, also those whose thread has not begun.
+    pub fn make_room(&self, shards: usize) {
+        let mut listed = self.lock();
+        if listed.len() < shards {
+            listed.resize_with(shards, Vec::new);
+        }
+    }
+
     /// Sums, by the shard's number, of all that its threads have counted.
     pub fn by_shard(&self) -> Vec<Counters> {
         let sum = |entries: &Vec<Entry>| {
@@ -259,10 +267,8 @@ impl AllCounters {
 
     /// For a new thread: those of one that is gone, if there are any, so that they go on.
     fn take(&self, shard: usize) -> Arc<Counters> {
+        self.make_room(shard.saturating_add(1));
         let mut shards = self.lock();
-        while shards.len() <= shard {
-            shards.push(Vec::new());
-        }
         let Some(entries) = shards.get_mut(shard) else { return Arc::default() };
         if let Some(entry) = entries.iter_mut().find(|entry| !entry.is_taken) {
             entry.is_taken = true;
@@ -380,6 +386,17 @@ mod tests {
         assert_eq!(third.requests.get(), 5);
         all.give_back(second.own());
         assert_eq!(seen(), (6, 0, 0));
+    }
+
+    #[test]
+    fn who_has_not_begun_is_listed() {
+        let all = Arc::<AllCounters>::default();
+        all.make_room(2);
+        let first = OwnCounters::new(Arc::clone(&all), 0);
+        first.requests.add(1);
+        all.make_room(1);
+        let requests: Vec<_> = all.by_shard().iter().map(|c| c.requests.get()).collect();
+        assert_eq!(requests, [1, 0]);
     }
 
     #[test]

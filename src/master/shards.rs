@@ -141,6 +141,8 @@ impl Shards {
     /// it.
     pub fn start(now: &Now<'_>) -> Result<Self, Failure> {
         let mut shards = Shards { available: os::available_cores(), ..Shards::default() };
+        // The first one serves, and is asked, while the others are being started.
+        now.common.counters.make_room(now.listening.shards());
         for shard in 0..now.listening.shards() {
             let handle = shards.begin(shard, now)?;
             shards.members.push(Member { state: State::Lives(handle), deaths: Deaths::default() });
