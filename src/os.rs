@@ -96,6 +96,18 @@ pub fn set_fastopen(socket: BorrowedFd<'_>, queue: i32) -> io::Result<()> {
     set_tcp_option(socket, libc::TCP_FASTOPEN, queue)
 }
 
+/// Has a TCP socket send as soon as its receiver has room, where the system's congestion control would
+/// pace it (`bbr`): for one whose peers are all on this host. What joins them is memory, which nothing
+/// congests, and pacing takes a timer for every burst. To be called before there is a connection: one
+/// that has been paced goes on to be.
+pub fn send_unpaced(socket: BorrowedFd<'_>) {
+    use rustix::net::sockopt::{set_tcp_congestion, tcp_congestion};
+    if tcp_congestion(socket).is_ok_and(|name| name.starts_with("bbr")) {
+        // Every kernel has this one, for every user. Where it is refused, sending only costs more.
+        let _ = set_tcp_congestion(socket, "reno");
+    }
+}
+
 /// Lets new connections of an address go to the first `count` only of the sockets that share it
 /// (`SO_REUSEPORT`), at random, in the order in which they began to listen. What another one has in its
 /// queue, or in a handshake, stays there.
@@ -643,6 +655,19 @@ mod tests {
         assert!(tcp_info(std::fs::File::open("/dev/null").unwrap().as_fd()).is_err());
         set_deferred(listener.as_fd()).unwrap();
         set_fastopen(listener.as_fd(), 5).unwrap();
+    }
+
+    #[test]
+    fn only_what_paces_is_replaced() {
+        use rustix::net::sockopt::{set_tcp_congestion, tcp_congestion};
+        for (before, after) in [("bbr", "reno"), ("cubic", "cubic"), ("reno", "reno")] {
+            let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+            // The kernel may not have it, or not for this user.
+            if set_tcp_congestion(&listener, before).is_ok() {
+                send_unpaced(listener.as_fd());
+                assert_eq!(tcp_congestion(&listener).unwrap(), after);
+            }
+        }
     }
 
     #[test]

@@ -13,10 +13,12 @@ import selectors
 import signal
 import socket
 import struct
+import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from websockets.asyncio.client import connect as ws_connect
@@ -277,6 +279,27 @@ def receive(sock: socket.socket, length: int) -> bytes:
         assert count, f"it ended {len(view)} bytes too early"
         view = view[count:]
     return bytes(data)
+
+
+@engine
+def test_what_stays_on_the_machine_is_not_paced(tunnels, ends):
+    system = Path("/proc/sys/net/ipv4/tcp_congestion_control").read_text().strip()
+    if not system.startswith("bbr"):
+        pytest.skip(f"{system} does not pace")
+    upstreams = ends()
+    proxy = tunnels(upstreams.address)
+    pair = upstreams.open(proxy)
+
+    def of_the_proxy(which: str) -> str:
+        listed = ["ss", "--tcp", "--info", "--numeric", "--no-header", "state", "established", which]
+        _, info = subprocess.run(listed, capture_output=True, text=True, check=True).stdout.splitlines()
+        return info.split()[0]
+
+    server = upstreams.address.rpartition(":")[2]
+    assert of_the_proxy(f"sport = :{proxy.port}") == "reno"
+    assert of_the_proxy(f"dport = :{server}") == "reno"
+    for end in pair:
+        end.close()
 
 
 @engine

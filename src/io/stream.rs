@@ -3,7 +3,7 @@
 use std::cell::{Cell, UnsafeCell};
 use std::io::{self, IoSlice};
 use std::mem::ManuallyDrop;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::time::Duration;
 
 use monoio::buf::IoBufMut;
@@ -16,6 +16,7 @@ use socket2::{Domain, SockAddr, Socket, TcpKeepalive, Type};
 use super::buffer::Buffer;
 use super::outbox;
 use super::timer::{Expired, Timer, Wait};
+use crate::os;
 
 /// Whether an address is a path or an IP address is all the kernel needs to know of a peer.
 #[derive(Debug, Clone)]
@@ -77,6 +78,13 @@ impl NewSocket {
     /// Bytes.
     pub fn set_send_buffer(&self, size: usize) -> io::Result<()> {
         self.socket.set_send_buffer_size(size)
+    }
+
+    /// A peer on this host is sent to without pacing: for connections that may carry much.
+    pub fn send_unpaced_on_loopback(&self) {
+        if self.peer.as_socket().is_some_and(|peer| peer.ip().is_loopback()) {
+            os::send_unpaced(self.socket.as_fd());
+        }
     }
 
     /// Lets it be bound to an address that is not this host's (`IP_TRANSPARENT`).

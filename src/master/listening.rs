@@ -658,8 +658,9 @@ fn set_options(socket: &Socket, listen: &Listen, report: &Report) {
     if let Some(size) = listen.sndbuf {
         set("SO_SNDBUF", socket.set_send_buffer_size(size));
     }
-    if let ListenAddress::Unix(_) = listen.address {
-        return;
+    let ListenAddress::Inet(address) = listen.address else { return };
+    if address.ip().is_loopback() {
+        os::send_unpaced(socket.as_fd());
     }
     if let Some(keepalive) = listen.so_keepalive {
         set("SO_KEEPALIVE", set_keepalive(socket, keepalive));

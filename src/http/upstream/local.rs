@@ -1,5 +1,5 @@
 //! The proxy's own end of a connection to a server: `*_bind`, `*_socket_rcvbuf`, `*_socket_sndbuf`
-//! (proxy, section 15).
+//! (proxy, section 15), and no pacing of what may become a tunnel on this host.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -10,6 +10,7 @@ use crate::error_log::{Level, escape};
 use crate::http::connection::Connection;
 use crate::http::modules::exchange::{Bind, BindAddress, Settings};
 use crate::http::request::Request;
+use crate::http::tunnel::handshake::Asked;
 use crate::http::value;
 use crate::io::stream::{NewSocket, Transparent};
 
@@ -49,6 +50,9 @@ pub fn prepare<'a>(
     }
     if let Some(size) = *settings.socket_sndbuf {
         socket.set_send_buffer(size).map_err(option("SO_SNDBUF"))?;
+    }
+    if r.message.asked() != Asked::Nothing {
+        socket.send_unpaced_on_loopback();
     }
     let Some(bind) = &*settings.bind else { return Ok(()) };
     let Some((address, name)) = address_of(c, r, bind) else { return Ok(()) };
