@@ -9,7 +9,7 @@ use std::time::Duration;
 use crate::channel::{self, Life};
 use crate::clock;
 use crate::counters::{Counter, OwnCounters};
-use crate::error_log::{Files, Level, Log};
+use crate::error_log::{Errno, Files, Level, Log};
 use crate::http::fault;
 use crate::http::listener::{End, Listener};
 use crate::http::modules::access_log::{AccessLogs, LogWriters};
@@ -517,7 +517,14 @@ async fn live(start: Start, kept: &OnceCell<Weak<Shard>>) -> Result<(), String> 
     let mut inbox = inbox.open().map_err(|e| e.to_string())?;
     let serves = async {
         shard.spawn_service("clock", |_| timer::run_clock());
-        shard.spawn_service("outbox", move |_| outbox::run(ring));
+        shard.spawn_service("outbox", move |shard| {
+            outbox::run(ring, move |e| {
+                let errno = Errno::of(&e);
+                let text =
+                    format_args!("io_uring_setup() failed, sends are made one by one ({errno})");
+                shard.log_main(Level::Warn, text);
+            })
+        });
         shard.spawn_service("tunnel engine", Tunnels::run);
         shard.spawn_service("rebalancer", rebalance::run);
         shard.spawn_service("log writer", LogWriters::write_behind);

@@ -187,6 +187,46 @@ def test_everything_in_a_line(server):
     assert match and match["level"] == "error", line
 
 
+# Where a server has failed, and what else goes wrong then: the text, what is said to go on, and whether
+# the server is named.
+BEHIND_AN_EXCHANGE = {
+    "error-page": ("/a", "(2: No such file or directory)", "", True),
+    "named-location": ("/b", "access forbidden by rule", " while sending to client", True),
+    "x-accel-redirect": ("/c", "(2: No such file or directory)", "", True),
+    "intercepted": ("/d", "(2: No such file or directory)", "", True),
+    "next-request": ("/none", "(2: No such file or directory)", "", False),
+}
+
+
+@pytest.mark.parametrize("name", BEHIND_AN_EXCHANGE)
+def test_a_line_behind_an_exchange(server, upstream, name):
+    uri, text, action, has_upstream = BEHIND_AN_EXCHANGE[name]
+    dead = f"127.0.0.1:{free_port()}"
+    answers = {"/c": response(b"", "X-Accel-Redirect: /none"), "/d": response(b"", status="404 Not Found")}
+    origin = upstream(answering(lambda request: answers[request.target]))
+    proxy = server(
+        f"""
+        location /a {{ error_page 502 /none; proxy_pass http://{dead}; }}
+        location /b {{ error_page 502 @b; proxy_pass http://{dead}; }}
+        location @b {{ deny all; }}
+        location /c {{ proxy_pass http://{origin.address}; }}
+        location /d {{ proxy_intercept_errors on; error_page 404 /none; proxy_pass http://{origin.address}; }}
+        location /none {{ }}
+        """
+    )
+    with proxy.connect() as wire:
+        if name == "next-request":
+            wire.send("GET /a HTTP/1.1\r\nHost: a\r\n\r\n")
+            assert wire.read_response().status == 404
+        wire.send(f"GET {uri} HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert wire.read_response().status in (403, 404)
+    asked = f'request: "GET {uri} HTTP/1.1"'
+    eventually(lambda: f"{text}{action}, " in proxy.error_log(), "the line is there")
+    (line,) = [line for line in proxy.error_log().splitlines() if text in line and asked in line]
+    named = f', upstream: "http://{origin.address if uri in answers else dead}{uri}"' if has_upstream else ""
+    assert line.endswith(f'{text}{action}, client: 127.0.0.1, server: , {asked}{named}, host: "a"'), line
+
+
 def test_a_line_while_a_request_is_read(server):
     proxy = server("client_header_timeout 300ms; server_name name.example;")
     with proxy.connect() as wire:

@@ -464,6 +464,14 @@ def test_x_accel_redirect_goes_to_another_location(serve, recorder):
     assert proxy.get("/inside").status == 404
 
 
+@pytest.mark.parametrize("url", ["uwsgi://@upstream@", "UWSGI://@upstream@", "uWsgi://$up"])
+def test_a_scheme_in_any_case(serve, recorder, url):
+    server = recorder()
+    location = f"location / {{ set $up @upstream@; uwsgi_pass {url}; }}"
+    proxy = serve(f"server {{ listen 127.0.0.1:@port@; {location} }}", upstream=server.address)
+    assert proxy.get("/").body == b"ok"
+
+
 # Connections.
 
 

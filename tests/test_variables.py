@@ -675,6 +675,27 @@ def test_the_host_of_proxy_pass(values, binary, url, host, port):
     expect(values.logged(), {"proxy_host": host, "proxy_port": port, "proxy_add_x_forwarded_for": "127.0.0.1"}, binary)
 
 
+@pytest.mark.parametrize("text", ["return 200;", "deny all;", "if ($proxy_host) { return 500; } return 200;"])
+def test_without_an_exchange_there_is_no_host_of_it(values, binary, text):
+    proxy = values("proxy_host proxy_port", f"location / {{ {text} proxy_pass http://127.0.0.1:1; }}")
+    assert proxy.get("/").status in (200, 403)
+    expect(values.logged(), {"proxy_host": "-", "proxy_port": "-"}, binary)
+
+
+def test_without_a_cache_it_has_no_status(values, binary, upstream):
+    server = upstream(answering(response(b"x")))
+    proxy = values("upstream_cache_status", f"location / {{ proxy_cache off; proxy_pass http://{server.address}; }}")
+    proxy.get("/")
+    expect(values.logged(), {"upstream_cache_status": "-"}, binary)
+
+
+def test_what_stands_behind_the_head_for_a_head_request_is_no_response(values, binary, upstream):
+    server = upstream(answering(response(b"body")))
+    proxy = values("upstream_response_length", f"location / {{ proxy_pass http://{server.address}; }}")
+    proxy.ask("HEAD / HTTP/1.0\r\n\r\n")
+    expect(values.logged(), {"upstream_response_length": "0"}, binary)
+
+
 def test_the_body_of_a_request(values, binary, upstream):
     server = upstream(answering(response(b"x")))
     names = "request_body request_body_file content_length request_length"

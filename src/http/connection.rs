@@ -321,6 +321,7 @@ async fn answer_requests(
         keepalive = Some(Keepalive::after(c, r));
         let (generation, address) = c.listener.binding();
         r.reset(generation, address);
+        c.exchange.set(None);
         guard.enter(Stage::Waiting);
     }
 }

@@ -17,6 +17,7 @@ use super::request::{Request, URI_CHANGES_MAX};
 use super::response::{self, Head, Length, Status};
 use super::server::{Http, LocationId};
 use super::upstream::exchange;
+use super::upstream::protocol::SetOutFor;
 use super::variable::{GaveUp, Template};
 use super::{fault, special_response, value};
 use crate::error_log::Level;
@@ -315,10 +316,11 @@ fn redirect_internally(
     leave_location(c, r);
     r.uri = uri;
     r.args = args;
-    r.proxied_to = None;
+    r.set_out_for = SetOutFor::Nobody;
     if count_uri_change(c, r, UriChange::InternalRedirect) {
         return Some(500);
     }
+    c.action.set(Action::Processing);
     r.internal = true;
     r.rewritten_in_place = false;
     r.uri_follows_alias = false;
@@ -346,7 +348,7 @@ fn redirect_to_named(c: &Connection, r: &mut Request, name: &str) -> Option<u16>
         return Some(500);
     }
     r.uri_is_original = was_original;
-    r.proxied_to = None;
+    r.set_out_for = SetOutFor::Nobody;
     r.internal = true;
     r.location = generation.http().for_method(*location, value::method(r));
     None

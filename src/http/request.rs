@@ -14,7 +14,7 @@ use super::modules::realip::Found;
 use super::server::{AddressId, LocationId, ServerId};
 use super::slots::Slots;
 use super::upstream::Attempt;
-use super::upstream::protocol::{Message, ProxiedTo};
+use super::upstream::protocol::{Message, SetOutFor};
 use super::upstream::rest::Unsent;
 use super::upstream::window::Window;
 use super::variable::Captures;
@@ -92,8 +92,7 @@ pub struct Request {
     pub attempts: Vec<Attempt>,
     /// How many exchanges have begun.
     exchanges: u32,
-    /// What the current location's `proxy_pass` has come to, where that has variables.
-    pub proxied_to: Option<Rc<ProxiedTo>>,
+    pub set_out_for: SetOutFor,
     /// What is sent to the upstream.
     pub message: Message,
     /// The head of the last upstream response, and the bytes it refers to (`$upstream_http_*`).
@@ -282,7 +281,7 @@ impl Request {
             response: Response::default(),
             attempts: Vec::new(),
             exchanges: 0,
-            proxied_to: None,
+            set_out_for: SetOutFor::Nobody,
             message: Message::default(),
             upstream_head: ResponseHead::default(),
             upstream_bytes: Buffer::empty(),
@@ -343,7 +342,7 @@ impl Request {
         self.response.reset();
         self.attempts.clear();
         self.exchanges = 0;
-        self.proxied_to = None;
+        self.set_out_for = SetOutFor::Nobody;
         self.message.clear();
         self.upstream_head.clear();
         self.upstream_bytes = Buffer::empty();
@@ -542,7 +541,7 @@ mod tests {
             response,
             attempts,
             exchanges,
-            proxied_to,
+            set_out_for,
             message: _,
             upstream_head,
             upstream_bytes,
@@ -615,7 +614,7 @@ mod tests {
         };
         attempts.push(Attempt::boundary());
         *exchanges = 1;
-        *proxied_to = Some(Rc::default());
+        *set_out_for = SetOutFor::Computed(Rc::default());
         upstream_head.code = 200;
         upstream_head.content_length = Some(1);
         upstream_bytes.extend(b"a");

@@ -169,7 +169,12 @@ impl Ending {
                 to_client,
                 from_upstream: to_client,
                 to_upstream: tunnel.bytes_from(Side::Client),
-                complete: matches!(end, End::Finished | End::Silent | End::Closed),
+                complete: match end {
+                    End::Finished | End::Silent | End::Closed => true,
+                    // A reset is an end like another, for who has said what it had to say.
+                    End::Failed { call, .. } => *call == carry::RECEIVING,
+                    End::NotTaken(_) | End::Interrupted | End::Panicked(_) => false,
+                },
                 client,
                 websocket: tunnel.metrics(),
             },

@@ -10,10 +10,10 @@ use super::connection::{Connection, client_address};
 use super::location::Handler;
 use super::modules::access_log::Escape;
 use super::modules::core::{Maps, Root};
-use super::modules::exchange::Pass;
 use super::request::{RefusedPart, Request};
 use super::slots::Held;
 use super::upstream::Attempt;
+use super::upstream::protocol::SetOutFor;
 use super::variable::{HeaderName, Part, Template, Variable, VariableSlot};
 use crate::clock;
 use crate::error_log::{Level, escape};
@@ -329,7 +329,7 @@ pub fn append(variable: &Variable, c: &Connection, r: &Request, out: &mut Vec<u8
         }),
 
         // Known when a tunnel ends: see `access_log::Frozen`.
-        Variable::WebSocket(_) => false,
+        Variable::UpstreamCacheStatus | Variable::WebSocket(_) => false,
     }
 }
 
@@ -664,12 +664,13 @@ fn proxied_length(c: &Connection, r: &Request) -> Option<u64> {
     }
 }
 
-/// Host and port that the location's `proxy_pass` leads to: out of variables, only the exchange tells.
+/// Host and port that the location's `proxy_pass` has led to.
 fn proxied_to(r: &Request) -> Option<(&str, &str)> {
     let pass = r.generation.http().location(r.location).settings.proxy.pass.get()?;
-    match pass.target {
-        Pass::Upstream(_) => Some((&pass.host, &pass.port)),
-        Pass::Template(_) => r.proxied_to.as_ref().map(|to| (to.host.as_str(), to.port.as_str())),
+    match &r.set_out_for {
+        SetOutFor::Nobody => None,
+        SetOutFor::Configured => Some((&pass.host, &pass.port)),
+        SetOutFor::Computed(to) => Some((&to.host, &to.port)),
     }
 }
 

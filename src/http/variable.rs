@@ -165,6 +165,8 @@ pub enum Variable {
     UpstreamResponseLength,
     UpstreamBytesSent,
     UpstreamBytesReceived,
+    /// There is no cache: it never has a value, as where nginx's is off.
+    UpstreamCacheStatus,
 
     /// `$websocket_*`: only in the log line of a tunnel with `websocket_metrics on`.
     WebSocket(WebSocket),
@@ -271,6 +273,7 @@ pub const FIXED: &[(&str, Variable)] = &[
     ("upstream_addr", Variable::UpstreamAddr),
     ("upstream_bytes_received", Variable::UpstreamBytesReceived),
     ("upstream_bytes_sent", Variable::UpstreamBytesSent),
+    ("upstream_cache_status", Variable::UpstreamCacheStatus),
     ("upstream_connect_time", Variable::UpstreamConnectTime),
     ("upstream_header_time", Variable::UpstreamHeaderTime),
     ("upstream_queue_time", Variable::UpstreamQueueTime),
@@ -344,7 +347,6 @@ const NOT_SUPPORTED: &[&str] = &[
     "uid_got",
     "uid_reset",
     "uid_set",
-    "upstream_cache_status",
 ];
 
 const NOT_SUPPORTED_FAMILIES: &[&str] = &[];

@@ -56,8 +56,8 @@ impl Outbox {
 }
 
 /// The shard's service that makes its sends, for ever. Where the kernel cannot make many at once
-/// there is nothing to do, and each is made by itself.
-pub async fn run(ring: Ring) {
+/// there is nothing to do, and each is made by itself; `told` hears why a ring that should be there is not.
+pub async fn run(ring: Ring, told: impl Fn(io::Error)) {
     struct Open;
     impl Drop for Open {
         fn drop(&mut self) {
@@ -72,7 +72,7 @@ pub async fn run(ring: Ring) {
         }
     }
     let sends = match ring {
-        Ring::IoUring => Sends::new().ok(),
+        Ring::IoUring => Sends::new().map_err(told).ok(),
         Ring::Epoll => None,
     };
     let Some(sends) = sends else { return std::future::pending().await };
@@ -175,7 +175,7 @@ mod tests {
     fn with_outbox(test: impl Future<Output = ()>) {
         let ring = Ring::detect().0;
         // The service first: the outbox is there when the test begins.
-        ring.run(either(run(ring), test)).unwrap();
+        ring.run(either(run(ring, |e| panic!("{e}")), test)).unwrap();
     }
 
     fn slices(bytes: &[u8]) -> [IoSlice<'_>; 1] {
@@ -248,7 +248,7 @@ mod tests {
         let waker = Waker::from(Arc::clone(&count));
         let cx = &mut Context::from_waker(&waker);
         let (ours, _theirs) = pair();
-        let mut service = Box::pin(run(ring));
+        let mut service = Box::pin(run(ring, |e| panic!("{e}")));
         assert!(service.as_mut().poll(cx).is_pending());
         let Some(mut sending) = send(ours.as_fd(), &slices(b"lost")) else { return };
         assert!(Pin::new(&mut sending).poll(cx).is_pending());

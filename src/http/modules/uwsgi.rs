@@ -297,10 +297,14 @@ fn uwsgi_pass(b: &mut Build, args: Args<'_>) -> Outcome {
     let pass = if template.has_variables() {
         UwsgiPass { target: Pass::Template(template), url: "".into() }
     } else {
-        if text.starts_with("suwsgi://") {
+        let behind = |scheme: &str| {
+            let (start, rest) = text.split_at_checked(scheme.len())?;
+            start.eq_ignore_ascii_case(scheme).then_some(rest)
+        };
+        if behind("suwsgi://").is_some() {
             return fault!("\"suwsgi\" in \"uwsgi_pass\" is not supported");
         }
-        let rest = text.strip_prefix("uwsgi://").unwrap_or(text);
+        let rest = behind("uwsgi://").unwrap_or(text);
         let address = Address::parse(rest, Form::Peer)
             .map_err(|error| Fault::new(format!("{error} in upstream \"{rest}\"")))?;
         let default_port = Protocol::Uwsgi.default_port();

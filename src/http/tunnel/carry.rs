@@ -6,6 +6,7 @@
 //! received until they are gone.
 
 mod packed;
+mod post;
 
 use std::cell::Cell;
 use std::io;
@@ -17,6 +18,7 @@ use rustix::net::{RecvFlags, Shutdown};
 use serde::{Deserialize, Serialize};
 
 pub use packed::{Packed, PipeLost};
+pub use post::Post;
 
 use super::flow::{BUDGET, Mode, Pace, SCRATCH, SPLICE_MIN};
 use super::frame::{self, Event, Follower, Masking, Opcode};
@@ -25,12 +27,15 @@ use super::pipe::{self, Pipe, Pipes};
 use crate::counters::TunnelCounters;
 use crate::http::modules::websocket::{IdleCounts, IdleTimeout};
 use crate::http::{count, fault};
-use crate::io::batch::{LETTER_MAX, Sends, send};
-use crate::io::poller::Token;
+use crate::io::batch::send;
 use crate::io::{Buffer, timer};
 
 /// Bytes in a pipe before it is emptied, where so many are there: each send has its price.
 const GATHERED: usize = 128 << 10;
+
+/// How the log calls what has failed, spliced or not: people look for nginx's words.
+pub const RECEIVING: &str = "recv()";
+const SENDING: &str = "send()";
 
 /// What a turn borrows from the shard.
 pub struct Means<'a> {
@@ -40,15 +45,6 @@ pub struct Means<'a> {
     /// What is sent together with other tunnels' bytes, where it may wait for them.
     pub post: Option<Post<'a>>,
     pub now_ms: u64,
-}
-
-/// Bytes that wait to be sent together, and whose they are.
-pub struct Post<'a> {
-    pub sends: &'a mut Sends,
-    /// The sources of the bytes, by their place in the batch.
-    pub sources: &'a mut Vec<Token>,
-    /// This tunnel's, by [`Side`].
-    pub tokens: [Token; 2],
 }
 
 /// How long a tunnel waits, milliseconds, and what it does then.
@@ -352,7 +348,7 @@ impl Tunnel {
             return Ok(Ran { from: side, waits: Waits::Nothing });
         }
         match rustix::net::sockopt::socket_error(self.socket(side)) {
-            Ok(Err(errno)) => Err(self.failed(side, "recv()", errno)),
+            Ok(Err(errno)) => Err(self.failed(side, RECEIVING, errno)),
             _ => Ok(Ran { from: side, waits: Waits::Nothing }),
         }
     }
@@ -470,7 +466,7 @@ impl Tunnel {
                 self.way(from).readable = false;
                 return Ok(0);
             }
-            Err(errno) => return Err(self.failed(from, "recv()", errno)),
+            Err(errno) => return Err(self.failed(from, RECEIVING, errno)),
         };
         if received < SCRATCH && !self.way(from).ending {
             self.way(from).readable = false;
@@ -482,9 +478,7 @@ impl Tunnel {
         #[expect(clippy::indexing_slicing, reason = "no more is passed than is followed")]
         let bytes = &bytes[..passed];
         self.active_ms = m.now_ms;
-        let to = self.socket(from.other());
-        self.is_in_post = self.may_post(from) && post(&mut m.post, to, from, bytes);
-        if !self.is_in_post {
+        if !self.post(from, bytes, &mut m.post) {
             let sent = self.send(from, bytes)?;
             self.has_sent(from, bytes, sent, m.counters, m.now_ms);
         }
@@ -493,50 +487,6 @@ impl Tunnel {
             m.counters.mode_switches.add(1);
         }
         Ok(received)
-    }
-
-    /// Whether what has just been received can be sent later in this turn: nothing else is to be done
-    /// with it or behind it.
-    fn may_post(&self, from: Side) -> bool {
-        let way = from.of(&self.ways);
-        way.stage == Stage::Open && !way.readable && !way.ending && self.closing.is_none()
-    }
-
-    /// Whether bytes of it are in the post.
-    pub fn is_in_post(&self) -> bool {
-        self.is_in_post
-    }
-
-    /// So many of the bytes have gone, by the post or without it. True: the receiver has not taken all
-    /// of them, and the direction is to be run.
-    pub fn has_sent(
-        &mut self,
-        from: Side,
-        bytes: &[u8],
-        sent: usize,
-        counters: &TunnelCounters,
-        now_ms: u64,
-    ) -> bool {
-        self.is_in_post = false;
-        let way = self.way(from);
-        counters.bytes_copied.add(sent as u64);
-        count::add(&mut way.bytes, sent as u64);
-        let left = bytes.get(sent..).unwrap_or_default();
-        if !left.is_empty() {
-            way.keep(left, now_ms);
-        }
-        !left.is_empty()
-    }
-
-    /// The bytes that were in the post could not be sent.
-    pub fn post_failed(&mut self, from: Side, errno: Errno, m: &mut Means<'_>) -> End {
-        self.is_in_post = false;
-        let end = self.failed(from.other(), "send()", errno);
-        if matches!(end, End::Failed { .. }) {
-            self.hear_out(from.other(), m);
-        }
-        self.settle(from, m);
-        if self.is_finished() { self.finish() } else { end }
     }
 
     /// One splice into a pipe. How much came in.
@@ -589,7 +539,7 @@ impl Tunnel {
                 m.counters.mode_switches.add(1);
                 return Ok(0);
             }
-            Err(e) => return Err(self.failed(from, "splice()", errno_of(&e))),
+            Err(e) => return Err(self.failed(from, RECEIVING, errno_of(&e))),
         };
         way.gathers = pipe.held() < GATHERED;
         let payload = moved.saturating_sub(way.pass_header(moved));
@@ -661,7 +611,7 @@ impl Tunnel {
                     }
                     Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(false),
                     Err(e) if e.kind() == io::ErrorKind::InvalidInput => self.unpipe(from, m)?,
-                    Err(e) => return Err(self.failed(to, "splice()", errno_of(&e))),
+                    Err(e) => return Err(self.failed(to, SENDING, errno_of(&e))),
                 },
                 _ if way.backlog.is_empty() => return Ok(true),
                 _ => match send(socket, way.backlog.as_slice()) {
@@ -674,7 +624,7 @@ impl Tunnel {
                         count::add(&mut way.bytes, sent as u64);
                     }
                     Err(Errno::AGAIN) => return Ok(false),
-                    Err(errno) => return Err(self.failed(to, "send()", errno)),
+                    Err(errno) => return Err(self.failed(to, SENDING, errno)),
                 },
             }
             self.way(from).untaken_since_ms = m.now_ms;
@@ -712,7 +662,7 @@ impl Tunnel {
         match send(self.socket(from.other()), bytes) {
             Ok(sent) => Ok(sent),
             Err(Errno::AGAIN) => Ok(0),
-            Err(errno) => Err(self.failed(from.other(), "send()", errno)),
+            Err(errno) => Err(self.failed(from.other(), SENDING, errno)),
         }
     }
 
@@ -968,17 +918,6 @@ fn note(metrics: &mut Metrics, from: Side, event: Event, counters: &TunnelCounte
         }
     }
     metrics.note(from, event, now);
-}
-
-/// Posts these bytes, if there is a post and they can wait for it.
-fn post(post: &mut Option<Post<'_>>, to: BorrowedFd<'_>, from: Side, bytes: &[u8]) -> bool {
-    let Some(post) = post else { return false };
-    if bytes.is_empty() || bytes.len() > LETTER_MAX || !post.sends.has_room(bytes.len()) {
-        return false;
-    }
-    post.sends.add(to, [bytes]);
-    post.sources.push(*from.of(&post.tokens));
-    true
 }
 
 /// A Close frame in place of one from this side: what goes to a server is masked.

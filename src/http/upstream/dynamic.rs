@@ -54,7 +54,10 @@ pub fn resolve(
                 return Err(500);
             }
         },
-        Family::Uwsgi => (value.strip_prefix(b"uwsgi://").unwrap_or(&value), None),
+        Family::Uwsgi => match value.split_at_checked(b"uwsgi://".len()) {
+            Some((scheme, rest)) if scheme.eq_ignore_ascii_case(b"uwsgi://") => (rest, None),
+            _ => (&*value, None),
+        },
     };
     // The URI is sent byte for byte; a name with other bytes than text has no address.
     let (address, uri) = match family {

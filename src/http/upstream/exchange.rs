@@ -10,7 +10,7 @@ use super::balance::Picker;
 use super::dynamic::{self, LookupError, Target};
 use super::peer::{Active, Member, PeerSet};
 use super::pool::UpstreamConnection;
-use super::protocol::{self, BodyForm, Destination};
+use super::protocol::{self, BodyForm, Destination, SetOutFor};
 use super::turn::{NoServer, Turn};
 use super::{Attempt, Group, head, relay};
 use crate::clock;
@@ -107,7 +107,8 @@ async fn exchange(c: &Connection, r: &mut Request, family: Family) -> Result<Out
     r.upstream_trailers = None;
     let outcome = run(c, r, family).await;
     if outcome.is_ok() {
-        c.exchange.set(None);
+        // Whatever comes now is about a request that this server has been asked.
+        c.action.set(Action::SendingToClient);
     }
     outcome
 }
@@ -140,6 +141,7 @@ async fn run(c: &Connection, r: &mut Request, family: Family) -> Result<Outcome,
     let to;
     let (mut target, destination) = match pass {
         Pass::Upstream(id) => {
+            r.set_out_for = SetOutFor::Configured;
             (Target::Group(*id), location.settings.proxy.pass.get().map(Destination::from))
         }
         Pass::Template(template) => {
@@ -148,7 +150,7 @@ async fn run(c: &Connection, r: &mut Request, family: Family) -> Result<Outcome,
                 Err(status) => return Ok(Outcome::Status(status)),
             };
             to = Rc::new(value.to);
-            r.proxied_to = Some(Rc::clone(&to));
+            r.set_out_for = SetOutFor::Computed(Rc::clone(&to));
             (value.target, Some(Destination::from(&*to)))
         }
     };

@@ -5,6 +5,7 @@ mod http;
 mod uwsgi;
 
 use std::io::IoSlice;
+use std::rc::Rc;
 
 use smallvec::SmallVec;
 
@@ -175,6 +176,18 @@ pub enum DestinationUri<'a> {
     Replaces(&'a [u8]),
     /// Out of variables: sent as it is.
     Whole(&'a [u8]),
+}
+
+/// Where an exchange of the current location has been set out for: what `$proxy_host` tells of.
+#[derive(Debug, Default)]
+pub enum SetOutFor {
+    /// There was none.
+    #[default]
+    Nobody,
+    /// Whoever the configuration names.
+    Configured,
+    /// What `*_pass` with variables has come to.
+    Computed(Rc<ProxiedTo>),
 }
 
 /// What a `proxy_pass` with variables leads to, for one request.

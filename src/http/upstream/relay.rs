@@ -127,7 +127,8 @@ pub async fn run<'a>(
         in_a_row: 0,
         buffering,
         rest: Outgoing::new(c, settings, buffering),
-        received: ahead as u64,
+        // Of an answer without a body, what stands behind its head is no part.
+        received: if r.response.is_bodiless { 0 } else { ahead as u64 },
         reading_pace,
     };
     relay.run(r, ahead).await
