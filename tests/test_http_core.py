@@ -161,6 +161,62 @@ def test_headers_that_fill_all_large_buffers(hello):
     hello.logged("client sent too ")  # "long header line" or "large request", by where the last buffer ends
 
 
+BUFFERS = [
+    # The first buffer comes on top of the large ones.
+    ("large_client_header_buffers 1 8k;", [300, 7908], 200),
+    ("large_client_header_buffers 1 8k;", [300, 8192], 400),
+    ("large_client_header_buffers 2 1k;", [100] * 23, 200),
+    ("large_client_header_buffers 2 1k;", [100] * 29, 200),
+    ("large_client_header_buffers 2 1k;", [100] * 30, 400),
+    ("", [8190, 8190, 8190, 8171], 200),
+    ("", [8190, 8190, 8190, 8172], 400),
+    # Of a buffer that the next line does not fit in, the rest is lost.
+    ("", [4100] * 4, 200),
+    ("", [4100] * 7, 400),
+    ("client_header_buffer_size 256; large_client_header_buffers 2 1k;", [604] * 2, 200),
+    ("client_header_buffer_size 256; large_client_header_buffers 2 1k;", [604] * 3, 400),
+    # A line may be longer than a large buffer as long as it needs none.
+    ("client_header_buffer_size 2k; large_client_header_buffers 1 512;", [1900], 200),
+    ("client_header_buffer_size 2k; large_client_header_buffers 1 512;", [200, 1900], 400),
+    ("client_header_buffer_size 2k; large_client_header_buffers 1 512;", [1800, 400], 200),
+]
+
+
+@pytest.mark.parametrize("buffers, lines, status", BUFFERS)
+def test_lines_are_packed_into_buffers(server, buffers, lines, status):
+    proxy = server(buffers + "return 200 hello;")
+    data = head("GET / HTTP/1.1", "Host: a", *lines)
+    assert proxy.ask(data).status == status
+    wire = proxy.connect()
+    wire.send_pieces(data, [20, 1000, len(data) - 1])
+    assert wire.read_response().status == status
+
+
+def test_a_head_is_refused_as_soon_as_all_buffers_are_full(server):
+    proxy = server("large_client_header_buffers 1 512; return 200 hello;")
+    full = head("GET / HTTP/1.1", "Host: a", 999, 512).removesuffix(b"Connection: close\r\n\r\n")
+    assert len(full) == 1024 + 512
+    assert proxy.ask(full).status == 400
+
+
+@pytest.mark.parametrize("empty, status", [(0, 200), (20, 400), (1023, 400), (1024, 200), (50 * 1024, 200)])
+def test_empty_lines_fill_the_first_buffer_over_and_over(server, empty, status):
+    proxy = server("large_client_header_buffers 1 512; return 200 hello;")
+    data = b"\n" * empty + head("GET / HTTP/1.1", "Host: a", 990)
+    assert proxy.ask(data).status == status
+
+
+def test_empty_lines_without_end_time_out(server):
+    proxy = server("client_header_timeout 1s; return 200 hello;")
+    wire = proxy.connect()
+    begin = time.monotonic()
+    with pytest.raises(OSError):
+        while time.monotonic() - begin < 5:
+            wire.send(b"\r\n" * 20_000)
+            assert proxy.get("/").body == b"hello"
+    assert time.monotonic() - begin < 4
+
+
 def test_error_page_494(server):
     proxy = server("error_page 494 =431 /big; location / { return 200 x; } location /big { return 200 big; }")
     answer = proxy.get("/", "X-Long: " + "x" * 9000)
@@ -527,6 +583,8 @@ READ = {
     "too many long lines": (head("GET /p HTTP/1.1", "Host: wide", *[7000] * 6), "page of wide for /p"),
     "a line of the first buffer": (head("GET /p HTTP/1.1", "Host: narrow", 900), "narrow /p"),
     "a long line for narrow buffers": (head("GET /p HTTP/1.1", "Host: narrow", 1900), "page of narrow"),
+    "a line in what a wide buffer has left": (head("GET /p HTTP/1.1", 1500, "Host: narrow", 500), "narrow /p"),
+    "too long a line for what is left": (head("GET /p HTTP/1.1", 1500, "Host: narrow", 1000), "page of narrow"),
     "many lines for narrow buffers": (head("GET /p HTTP/1.1", "Host: narrow", *[400] * 9), "page of narrow"),
 }
 

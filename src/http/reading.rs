@@ -19,6 +19,7 @@ use crate::http1::refusal::{Quoted, Refusal};
 use crate::http1::request::{Limits, Rules};
 use crate::http1::{Progress, request, uri};
 use crate::io::Buffer;
+use crate::io::select::yield_now;
 use crate::io::stream::Failure;
 use crate::io::timer::{self, Wait};
 use crate::shard::{ConnectionGuard, Generation, Stage};
@@ -58,7 +59,7 @@ impl Reading {
     fn buffer_size(&self, buffer: &Buffer) -> usize {
         match &self.rules {
             Rules { limits, .. } if buffer.capacity() == 0 => limits.first,
-            Rules { behind_host: Some(limits), .. } | Rules { limits, .. } => limits.line_max,
+            Rules { behind_host: Some(limits), .. } | Rules { limits, .. } => limits.size,
         }
     }
 }
@@ -68,8 +69,8 @@ fn limits(c: &Connection, r: &Request) -> Limits {
     let buffers = *core.large_client_header_buffers;
     Limits {
         first: *core.client_header_buffer_size,
-        line_max: buffers.size,
-        total_max: buffers.size.saturating_mul(buffers.number),
+        number: buffers.number,
+        size: buffers.size,
         count_max: *core.max_headers,
         ignore_invalid_headers: *core.ignore_invalid_headers,
         underscores_in_headers: *core.underscores_in_headers,
@@ -117,6 +118,12 @@ pub async fn read_head(
             Some(deadline) => Duration::from_millis(u64::saturating_sub(deadline, timer::now_ms())),
             None => reading.header_timeout,
         };
+        if r.buffer.spare() == 0 {
+            let filled = r.head.filled_with_empty_lines(reading.rules.limits.first);
+            if filled > 0 {
+                drop_empty_lines(c, r, filled, limit).await?;
+            }
+        }
         let mut buffer = std::mem::take(&mut r.buffer);
         if buffer.spare() == 0 {
             buffer.grow(buffer.len().saturating_add(reading.buffer_size(&buffer)));
@@ -153,6 +160,23 @@ pub async fn read_head(
     r.method = r.head.method_kind;
     c.action.set(Action::Processing);
     Ok(())
+}
+
+/// Empty lines ahead of a head may be any number. They are not kept, and a client that sends them faster
+/// than they are read holds up neither the others nor its own timeout.
+async fn drop_empty_lines(
+    c: &Connection,
+    r: &mut Request,
+    len: usize,
+    limit: Duration,
+) -> Result<(), Close> {
+    if limit.is_zero() {
+        return Err(Close::ClientTimedOut);
+    }
+    r.buffer.consume(len);
+    r.head.clear();
+    let turn = c.stream.timer().within(limit, Wait::Busy, yield_now()).await;
+    Ok(turn.map_err(Failure::from)?)
 }
 
 /// Reads on in what has been received of the head. Behind the request line the URI is known, and the

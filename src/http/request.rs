@@ -555,8 +555,8 @@ mod tests {
         buffer.extend(b"GET / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n");
         let rules = crate::http1::request::Limits {
             first: 1024,
-            line_max: 8192,
-            total_max: 32768,
+            number: 4,
+            size: 8192,
             count_max: 100,
             ignore_invalid_headers: true,
             underscores_in_headers: false,

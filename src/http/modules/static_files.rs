@@ -749,8 +749,8 @@ mod tests {
         r.buffer.extend(format!("GET /a.html HTTP/1.1\r\nHost: h\r\n{head}\r\n").as_bytes());
         let limits = Limits {
             first: 1 << 10,
-            line_max: 8 << 10,
-            total_max: 32 << 10,
+            number: 4,
+            size: 8 << 10,
             count_max: 100,
             ignore_invalid_headers: true,
             underscores_in_headers: false,

@@ -218,7 +218,8 @@ pub const DIRECTIVES: &[Directive<Build>] = &[
         .syntax("number size")
         .default("4 8k")
         .doc(
-            "Buffers for request heads that outgrow the first one; no line may be longer than one.",
+            "Buffers for what of a request head does not fit in the first one \
+             (`client_header_buffer_size`), which comes on top of them. A line lies whole in one buffer.",
         )
         .set(|b, args| args.fill(&mut b.level().core.large_client_header_buffers, buffers)),
     Directive::new("limit_rate", LEVELS, ONE)
