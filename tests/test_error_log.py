@@ -94,6 +94,21 @@ def test_a_log_that_cannot_be_opened(binary, tmp_path):
     assert done.returncode == 1
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "error_log none/a.log; server { listen 127.0.0.1:@port@; error_log stderr; }",
+        "access_log none/a.log; server { listen 127.0.0.1:@port@; access_log off; }",
+        "server { listen 127.0.0.1:@port@; access_log off; location / { access_log off; access_log none/a.log; } }",
+    ],
+)
+def test_a_log_that_nobody_writes_to_is_opened_too(binary, tmp_path, text):
+    proxy = Proxy(binary, tmp_path, http(text))
+    done = binary.run("-t", *proxy.arguments())
+    assert f'[emerg] open() "{tmp_path}/none/a.log" failed (2: No such file or directory)\n' in done.stderr
+    assert done.returncode == 1
+
+
 # Levels.
 
 # What is done, the level of its line, and a part of it.

@@ -261,7 +261,7 @@ pub const DIRECTIVES: &[Directive<Build>] = &[
 ];
 
 /// The arguments of `error_log`, on any level.
-pub fn error_log(b: &Build, args: Args<'_>) -> Outcome<Target> {
+pub fn error_log(b: &mut Build, args: Args<'_>) -> Outcome<Target> {
     let destination = match args.at(0) {
         "stderr" => Destination::Stderr,
         name if name.starts_with("syslog:") => {
@@ -271,7 +271,7 @@ pub fn error_log(b: &Build, args: Args<'_>) -> Outcome<Target> {
         name if name.starts_with("memory:") => {
             return fault!("nginx was built without debug support");
         }
-        name => Destination::File(b.path(name)),
+        name => Destination::File(b.log_path(name)),
     };
     Ok(Target { destination, level: error_log_level(args)? })
 }
