@@ -269,6 +269,7 @@ def test_a_line_ends_at_2048_bytes(server):
     proxy.get("/" + "x" * 5000)
     line = proxy.logged("/xxxxx")
     assert len(line) + 1 <= 2048 and len(line) > 2000
+    assert "xxx... (36: File name too long), client: " in line, "what it is about is cut before what it says"
 
 
 @differs("a line feed in a path is written as it is")
