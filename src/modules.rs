@@ -281,8 +281,13 @@ impl Build {
     }
 
     pub fn warn(&mut self, place: Option<&Place>, text: impl Into<String>) {
+        self.say(Level::Warn, place, text);
+    }
+
+    /// What is no reason to stop, however severe nginx calls it.
+    pub fn say(&mut self, level: Level, place: Option<&Place>, text: impl Into<String>) {
         let (text, place) = (text.into(), place.cloned());
-        self.reports.push(Diagnostic { level: Level::Warn, text, place });
+        self.reports.push(Diagnostic { level, text, place });
     }
 
     /// The settings of the http level being read.
