@@ -83,7 +83,10 @@ pub const MODULES: &[Module<Build>] = &[
     Module { name: "HTTP log", tables: &[http::access_log::DIRECTIVES] },
     Module { name: "HTTP stub status", tables: &[http::stub_status::DIRECTIVES] },
     Module { name: "ringx status", tables: &[http::status::DIRECTIVES] },
-    Module { name: "Other modules of nginx", tables: &[missing::DIRECTIVES] },
+    Module {
+        name: "Other modules of nginx",
+        tables: &[missing::DIRECTIVES, missing::PROXY, missing::UWSGI],
+    },
 ];
 
 /// `conf/directives.md`.
