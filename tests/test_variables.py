@@ -271,6 +271,13 @@ def test_of_a_request(values, name, binary):
     expect(values.logged(), table, binary)
 
 
+def test_a_refused_redirect_changes_nothing(values):
+    proxy = values("uri args", "location / { try_files /none $uri/x?$args.; }")
+    assert proxy.get("/a").status == 500
+    assert values.logged() == {"uri": "/a" + "/x" * 10, "args": "." * 10}
+    proxy.logged(f'redirection cycle while internally redirecting to "/a{"/x" * 11}"')
+
+
 @ringx_only("nginx has had these since 1.31")
 @pytest.mark.parametrize(
     "target, host, port, is_port",

@@ -20,7 +20,7 @@ use super::upstream::exchange;
 use super::upstream::protocol::SetOutFor;
 use super::variable::{GaveUp, Template};
 use super::{fault, special_response, value};
-use crate::error_log::Level;
+use crate::error_log::{Level, escape};
 use crate::http1::encode;
 use crate::http1::framing::BodyLength;
 use crate::http1::header::Known;
@@ -277,7 +277,8 @@ fn find(tree: &LocationTree, http: &Http, r: &mut Request) -> Result<Search, Gav
 #[derive(Clone, Copy)]
 enum UriChange<'a> {
     Rewrite,
-    InternalRedirect,
+    /// The URI that is to come.
+    InternalRedirect(&'a [u8]),
     NamedLocation(&'a str),
 }
 
@@ -286,13 +287,14 @@ fn count_uri_change(c: &Connection, r: &mut Request, change: UriChange<'_>) -> b
     if r.uri_changes >= URI_CHANGES_MAX {
         // Past the limit: not even an error page may change it again.
         r.uri_changes = URI_CHANGES_MAX + 1;
-        let uri = crate::error_log::escape(&r.uri);
         let cycle = "rewrite or internal redirection cycle while";
         match change {
             UriChange::Rewrite => {
+                let uri = escape(&r.uri);
                 c.log(r, Level::Error, format_args!("{cycle} processing \"{uri}\""));
             }
-            UriChange::InternalRedirect => {
+            UriChange::InternalRedirect(uri) => {
+                let uri = escape(uri);
                 c.log(r, Level::Error, format_args!("{cycle} internally redirecting to \"{uri}\""));
             }
             UriChange::NamedLocation(name) => {
@@ -314,12 +316,12 @@ fn redirect_internally(
     args: Vec<u8>,
 ) -> Option<u16> {
     leave_location(c, r);
+    if count_uri_change(c, r, UriChange::InternalRedirect(&uri)) {
+        return Some(500);
+    }
     r.uri = uri;
     r.args = args;
     r.set_out_for = SetOutFor::Nobody;
-    if count_uri_change(c, r, UriChange::InternalRedirect) {
-        return Some(500);
-    }
     c.action.set(Action::Processing);
     r.internal = true;
     r.rewritten_in_place = false;
