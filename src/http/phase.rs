@@ -36,7 +36,7 @@ pub enum Outcome {
     /// An error page, or the built-in one, is to be sent.
     Status(u16),
     /// The request starts again with another URI.
-    Internal { uri: Vec<u8>, args: Vec<u8> },
+    Internal { uri: Vec<u8>, args: Option<Vec<u8>> },
     /// It goes on in a named location, URI and method unchanged.
     Named(Arc<str>),
 }
@@ -313,14 +313,14 @@ fn redirect_internally(
     c: &Connection,
     r: &mut Request,
     uri: Vec<u8>,
-    args: Vec<u8>,
+    args: Option<Vec<u8>>,
 ) -> Option<u16> {
     leave_location(c, r);
     if count_uri_change(c, r, UriChange::InternalRedirect(&uri)) {
         return Some(500);
     }
     r.uri = uri;
-    r.args = args;
+    r.set_args(args);
     r.set_out_for = SetOutFor::Nobody;
     c.action.set(Action::Processing);
     r.internal = true;
@@ -396,7 +396,9 @@ fn try_files(c: &Connection, r: &mut Request, http: &Http) -> Option<Outcome> {
             if uri.starts_with(b"@") {
                 Outcome::Named(String::from_utf8_lossy(&uri).into())
             } else {
-                internal(uri)
+                // Args that are not there are empty ones here, as in nginx.
+                let (uri, args) = split_args(uri);
+                Outcome::Internal { uri, args: Some(args.unwrap_or_default()) }
             }
         }
     })
@@ -416,12 +418,14 @@ fn name_to_try(template: &Template, maps: Maps, c: &Connection, r: &Request) -> 
 }
 
 /// An internal redirect to `uri[?args]`.
-pub fn internal(mut uri: Vec<u8>) -> Outcome {
-    let Some(at) = memchr::memchr(b'?', &uri) else {
-        return Outcome::Internal { uri, args: Vec::new() };
-    };
-    let args = uri.split_off(at).split_off(1);
+fn internal(uri: Vec<u8>) -> Outcome {
+    let (uri, args) = split_args(uri);
     Outcome::Internal { uri, args }
+}
+
+fn split_args(mut uri: Vec<u8>) -> (Vec<u8>, Option<Vec<u8>>) {
+    let args = memchr::memchr(b'?', &uri).map(|at| uri.split_off(at).split_off(1));
+    (uri, args)
 }
 
 /// What `return` and a rewrite to a URL ask for.

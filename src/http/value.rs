@@ -168,7 +168,7 @@ pub fn append(variable: &Variable, c: &Connection, r: &Request, out: &mut Vec<u8
             _ => append(&of.1, c, r, out),
         },
 
-        Variable::Args => put_known(out, &r.args),
+        Variable::Args => r.known_args().is_some_and(|args| put(out, args)),
         Variable::IsArgs => put(out, if r.args.is_empty() { b"" } else { b"?" }),
         Variable::BinaryRemoteAddr => match client_address(c, r).ip {
             Some(IpAddr::V4(ip)) => put(out, &ip.octets()),
