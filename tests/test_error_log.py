@@ -70,6 +70,7 @@ TAKEN = [
     "logs/a",
     "stderr",
     "stderr debug",
+    '""',
     "off",
     "logs/a debug_http",
     "logs/a debug_http debug_event debug_core",

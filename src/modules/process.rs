@@ -263,7 +263,8 @@ pub const DIRECTIVES: &[Directive<Build>] = &[
 /// The arguments of `error_log`, on any level.
 pub fn error_log(b: &mut Build, args: Args<'_>) -> Outcome<Target> {
     let destination = match args.at(0) {
-        "stderr" => Destination::Stderr,
+        // A file without a name is this one too.
+        "stderr" | "" => Destination::Stderr,
         name if name.starts_with("syslog:") => {
             let parameters = name.strip_prefix("syslog:").unwrap_or_default();
             Destination::Syslog(Arc::new(Server::parse(parameters).map_err(Fault::new)?))
