@@ -315,6 +315,12 @@ def test_a_refused_redirect_changes_nothing(values):
     proxy.logged(f'redirection cycle while internally redirecting to "/a{"/x" * 11}"')
 
 
+def test_a_uri_that_is_rewritten_to_nothing_is_empty(values):
+    proxy = values("uri document_uri", "rewrite ^ $arg_none;")
+    assert proxy.get("/x").status == 500
+    assert values.logged() == {"uri": "", "document_uri": ""}
+
+
 @ringx_only("nginx has had these since 1.31")
 @pytest.mark.parametrize(
     "target, host, port, is_port",
@@ -762,6 +768,7 @@ def test_the_body_of_a_request(values, binary, upstream):
 
 STATUSES = {
     "broken-line": (b"GARBAGE\r\n\r\n", {"status": "400", "request": "GARBAGE", "request_method": "-", "uri": "-"}),
+    "broken-uri": (b"GET /%zz?a HTTP/1.1\r\nHost: a\r\n\r\n", {"status": "400", "uri": "", "document_uri": "", "args": "-"}),
     "no-host": (b"GET /x HTTP/1.1\r\n\r\n", {"status": "400", "request": "GET /x HTTP/1.1", "host": "first.example"}),
     "too-large": (
         b"POST /x HTTP/1.1\r\nHost: a\r\nContent-Length: 99999999\r\n\r\n",
