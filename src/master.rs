@@ -101,7 +101,7 @@ fn send(options: &Options, signal: options::Signal) -> ExitCode {
     let loaded = match setup::load(&setup::load_options(options), &report) {
         Ok(loaded) => loaded,
         Err(failure) => {
-            report.say(Level::Emerg, format_args!("{failure}"));
+            report.say(failure.level(), format_args!("{failure}"));
             return ExitCode::FAILURE;
         }
     };
@@ -143,7 +143,7 @@ fn serve(
         Ok(master) => return master.watch(),
         Err(failure) => failure,
     };
-    report.say(Level::Emerg, format_args!("{failure}"));
+    report.say(failure.level(), format_args!("{failure}"));
     ExitCode::FAILURE
 }
 
@@ -439,7 +439,7 @@ impl<'a> Master<'a> {
             }
         };
         if let Err(failure) = &result {
-            self.report.say(Level::Emerg, format_args!("{failure}"));
+            self.report.say(failure.level(), format_args!("{failure}"));
         }
         self.notifier.loaded(self.report);
         self.tell_ready(result.err().as_ref());

@@ -25,6 +25,9 @@ pub struct Config {
     pub events: events::Settings,
     /// `None`: there is no `http` block.
     pub http: Option<Http>,
+    /// Every log file that is named, in the order met, also where no level writes to it because all
+    /// that are inside name others: that it cannot be opened is a mistake all the same.
+    pub named_logs: Vec<PathBuf>,
 }
 
 /// What a configuration is read from.
@@ -80,7 +83,10 @@ pub const MODULES: &[Module<Build>] = &[
     Module { name: "HTTP log", tables: &[http::access_log::DIRECTIVES] },
     Module { name: "HTTP stub status", tables: &[http::stub_status::DIRECTIVES] },
     Module { name: "ringx status", tables: &[http::status::DIRECTIVES] },
-    Module { name: "Other modules of nginx", tables: &[missing::DIRECTIVES] },
+    Module {
+        name: "Other modules of nginx",
+        tables: &[missing::DIRECTIVES, missing::PROXY, missing::UWSGI],
+    },
 ];
 
 /// `conf/directives.md`.
@@ -103,7 +109,12 @@ pub fn load_from(options: &LoadOptions, files: &dyn Files) -> Result<Loaded, Fai
     let warnings = std::mem::take(&mut build.reports);
     match result {
         Ok(http) => Ok(Loaded {
-            config: Config { process: build.process, events: build.events, http },
+            config: Config {
+                process: build.process,
+                events: build.events,
+                http,
+                named_logs: build.named_logs,
+            },
             warnings,
             files: globals.files.into_iter().chain(tree.files).collect(),
         }),
@@ -149,6 +160,7 @@ pub struct Build {
     /// The `http` block, empty until it is met.
     pub http: Draft,
     frozen_http: Option<Http>,
+    named_logs: Vec<PathBuf>,
     defaults: Option<(process::Settings, events::Settings)>,
     reports: Vec<Diagnostic>,
 }
@@ -175,6 +187,7 @@ impl Build {
             blocks: Blocks::default(),
             http: Draft::default(),
             frozen_http: None,
+            named_logs: Vec::new(),
             defaults: None,
             reports: Vec::new(),
         }
@@ -271,8 +284,13 @@ impl Build {
     }
 
     pub fn warn(&mut self, place: Option<&Place>, text: impl Into<String>) {
+        self.say(Level::Warn, place, text);
+    }
+
+    /// What is no reason to stop, however severe nginx calls it.
+    pub fn say(&mut self, level: Level, place: Option<&Place>, text: impl Into<String>) {
         let (text, place) = (text.into(), place.cloned());
-        self.reports.push(Diagnostic { level: Level::Warn, text, place });
+        self.reports.push(Diagnostic { level, text, place });
     }
 
     /// The settings of the http level being read.
@@ -283,6 +301,16 @@ impl Build {
     /// A path relative to the prefix, made absolute.
     pub fn path(&self, path: &str) -> PathBuf {
         self.prefix.join(path)
+    }
+
+    /// The same for a log file.
+    pub fn log_path(&mut self, path: &str) -> PathBuf {
+        let path = self.path(path);
+        // A default is opened where it holds.
+        if !self.reads_defaults() {
+            self.named_logs.push(path.clone());
+        }
+        path
     }
 }
 

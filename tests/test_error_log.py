@@ -70,6 +70,7 @@ TAKEN = [
     "logs/a",
     "stderr",
     "stderr debug",
+    '""',
     "off",
     "logs/a debug_http",
     "logs/a debug_http debug_event debug_core",
@@ -89,6 +90,21 @@ def test_what_is_taken(binary, tmp_path, arguments):
 
 def test_a_log_that_cannot_be_opened(binary, tmp_path):
     proxy = Proxy(binary, tmp_path, http("error_log none/a.log; server { listen 127.0.0.1:@port@; }"))
+    done = binary.run("-t", *proxy.arguments())
+    assert f'[emerg] open() "{tmp_path}/none/a.log" failed (2: No such file or directory)\n' in done.stderr
+    assert done.returncode == 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "error_log none/a.log; server { listen 127.0.0.1:@port@; error_log stderr; }",
+        "access_log none/a.log; server { listen 127.0.0.1:@port@; access_log off; }",
+        "server { listen 127.0.0.1:@port@; access_log off; location / { access_log off; access_log none/a.log; } }",
+    ],
+)
+def test_a_log_that_nobody_writes_to_is_opened_too(binary, tmp_path, text):
+    proxy = Proxy(binary, tmp_path, http(text))
     done = binary.run("-t", *proxy.arguments())
     assert f'[emerg] open() "{tmp_path}/none/a.log" failed (2: No such file or directory)\n' in done.stderr
     assert done.returncode == 1
@@ -254,6 +270,7 @@ def test_a_line_ends_at_2048_bytes(server):
     proxy.get("/" + "x" * 5000)
     line = proxy.logged("/xxxxx")
     assert len(line) + 1 <= 2048 and len(line) > 2000
+    assert "xxx... (36: File name too long), client: " in line, "what it is about is cut before what it says"
 
 
 @differs("a line feed in a path is written as it is")

@@ -259,7 +259,15 @@ def test_a_pattern_names_no_hidden_file_and_goes_into_no_directory(tried):
         },
     )
     assert done.returncode == 1, "a directory is no file"
-    assert f'nginx: [emerg] read() "{done.conf.parent}/parts/in" failed (21: Is a directory)' in done.stderr
+    assert f'nginx: [crit] pread() "{done.conf.parent}/parts/in" failed (21: Is a directory)\n' in done.stderr
+
+
+def test_a_directory_is_no_configuration(binary, tmp_path):
+    (tmp_path / "logs").mkdir()
+    done = binary.run("-t", "-p", f"{tmp_path}/", "-c", tmp_path, "-e", "logs/error.log")
+    said = f'nginx: [crit] pread() "{tmp_path}" failed (21: Is a directory)\n'
+    assert done.stderr == f"{said}nginx: configuration file {tmp_path} test failed\n"
+    assert done.returncode == 1
 
 
 def test_a_pattern_reads_in_the_order_of_bytes(tried):

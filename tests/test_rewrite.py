@@ -524,6 +524,7 @@ REFUSED = [
     ("rewrite a b c;", '[emerg] invalid parameter "c" in F:6'),
     ("set v x;", '[emerg] invalid variable name "v" in F:6'),
     ("set $ x;", '[emerg] invalid variable name "$" in F:6'),
+    ('set $v "a${";', "[emerg] invalid variable name in F:6"),
     ("set $uri x;", '[emerg] the duplicate "uri" variable in F:6'),
     ("set $v $nosuch;", '[emerg] unknown "nosuch" variable'),
     ("set $v ${x;", '[emerg] the closing bracket in "x" variable is missing in F:6'),

@@ -632,6 +632,7 @@ REFUSED = [
     ("root $document_root;", '[emerg] the $document_root variable cannot be used in the "root" directive in F:6'),
     ("root $realpath_root/x;", '[emerg] the $realpath_root variable cannot be used in the "root" directive in F:6'),
     ('index "";', '[emerg] index "" in "index" directive is invalid in F:6'),
+    ('index a "" b;', '[emerg] index "a" in "index" directive is invalid in F:6'),
     ("index /a /b;", '[warn] only the last index in "index" directive should be absolute in F:6'),
     ("try_files a;", '[emerg] invalid number of arguments in "try_files" directive in F:6'),
     ("try_files a =1000;", '[emerg] invalid code "=1000" in F:6'),

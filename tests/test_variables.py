@@ -271,6 +271,56 @@ def test_of_a_request(values, name, binary):
     expect(values.logged(), table, binary)
 
 
+# How args come to be none, and what that is then: no value, or an empty one.
+NO_ARGS = {
+    "not-sent": ("return 200;", "/", "-"),
+    "empty-sent": ("return 200;", "/?", "-"),
+    "set": ('set $args ""; return 200;', "/", ""),
+    "set-anew": ('set $args ""; return 200;', "/?a", ""),
+    "rewrite-drops": ("rewrite ^ /end? last;", "/x?a", ""),
+    "rewrite-drops-none": ("rewrite ^ /end? last;", "/x", "-"),
+    "rewrite-to-none": ("rewrite ^ /end?$arg_none? last;", "/x?a", ""),
+    "rewrite-alone": ("rewrite ^ /end last;", "/x", "-"),
+    "try-files": ("try_files /none /end?$args;", "/x", ""),
+    "try-files-without": ("try_files /none /end;", "/x?a", ""),
+    "try-files-named": ("try_files /none @end;", "/x?", "-"),
+    "error-page": ("error_page 404 /end?; return 404;", "/x?a", ""),
+    "error-page-without": ("error_page 404 /end; return 404;", "/x?a", "-"),
+    "index": ("index none /end;", "/", "-"),
+    "index-of-set": ('set $args ""; index none /end;', "/?a", ""),
+}
+
+
+@pytest.mark.parametrize("name", NO_ARGS)
+def test_no_args_and_empty_ones(values, name):
+    text, target, args = NO_ARGS[name]
+    ends = "location = /end { return 200; } location @end { return 200; }"
+    proxy = values("args query_string is_args", f"location / {{ {text} }} {ends}")
+    proxy.get(target)
+    assert values.logged() == {"args": args, "query_string": args, "is_args": ""}
+
+
+@pytest.mark.parametrize("redirect, args", [("/end", "-"), ("/end?", "")])
+def test_args_of_an_accelerated_redirect(values, upstream, redirect, args):
+    server = upstream(answering(response(b"", f"X-Accel-Redirect: {redirect}")))
+    proxy = values("args", "location / { proxy_pass http://127.0.0.1:@up@; } location = /end { return 200; }", up=server.port)
+    proxy.get("/?a")
+    assert values.logged() == {"args": args}
+
+
+def test_a_refused_redirect_changes_nothing(values):
+    proxy = values("uri args", "location / { try_files /none $uri/x?$args.; }")
+    assert proxy.get("/a").status == 500
+    assert values.logged() == {"uri": "/a" + "/x" * 10, "args": "." * 10}
+    proxy.logged(f'redirection cycle while internally redirecting to "/a{"/x" * 11}"')
+
+
+def test_a_uri_that_is_rewritten_to_nothing_is_empty(values):
+    proxy = values("uri document_uri", "rewrite ^ $arg_none;")
+    assert proxy.get("/x").status == 500
+    assert values.logged() == {"uri": "", "document_uri": ""}
+
+
 @ringx_only("nginx has had these since 1.31")
 @pytest.mark.parametrize(
     "target, host, port, is_port",
@@ -718,6 +768,7 @@ def test_the_body_of_a_request(values, binary, upstream):
 
 STATUSES = {
     "broken-line": (b"GARBAGE\r\n\r\n", {"status": "400", "request": "GARBAGE", "request_method": "-", "uri": "-"}),
+    "broken-uri": (b"GET /%zz?a HTTP/1.1\r\nHost: a\r\n\r\n", {"status": "400", "uri": "", "document_uri": "", "args": "-"}),
     "no-host": (b"GET /x HTTP/1.1\r\n\r\n", {"status": "400", "request": "GET /x HTTP/1.1", "host": "first.example"}),
     "too-large": (
         b"POST /x HTTP/1.1\r\nHost: a\r\nContent-Length: 99999999\r\n\r\n",

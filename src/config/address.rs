@@ -2,7 +2,7 @@
 //! `proxy_pass` and `uwsgi_pass`.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
-use std::ops::RangeInclusive;
+use std::ops::{Index, RangeFrom, RangeInclusive};
 use std::path::PathBuf;
 
 /// Where an address stands decides what it may hold.
@@ -110,10 +110,20 @@ impl Address {
     }
 }
 
-const UNIX: &[u8] = b"unix:";
+const UNIX: &str = "unix:";
 
 fn is_unix(text: &[u8]) -> bool {
-    text.get(..UNIX.len()).is_some_and(|scheme| scheme.eq_ignore_ascii_case(UNIX))
+    strip_scheme(text, UNIX).is_some()
+}
+
+/// What follows a URL's scheme, in text or in any bytes. Schemes are told in any case.
+pub fn strip_scheme<'a, T>(url: &'a T, scheme: &str) -> Option<&'a T>
+where
+    T: AsRef<[u8]> + Index<RangeFrom<usize>, Output = T> + ?Sized,
+{
+    let start = url.as_ref().get(..scheme.len())?;
+    // Text is cut behind ASCII, so between characters.
+    start.eq_ignore_ascii_case(scheme.as_bytes()).then(|| &url[scheme.len()..])
 }
 
 /// Cuts what follows a URL's scheme into address and URI, which may be any bytes.
@@ -236,6 +246,15 @@ mod tests {
             Ok(a) => format!("{:?} {:?} {}", a.host, a.ports, a.uri),
             Err(error) => error.to_string(),
         }
+    }
+
+    #[test]
+    fn schemes() {
+        assert_eq!(strip_scheme("HTTP://a", "http://"), Some("a"));
+        assert_eq!(strip_scheme("http://", "http://"), Some(""));
+        assert_eq!(strip_scheme("http:/", "http://"), None);
+        assert_eq!(strip_scheme("http:/\u{e9}a", "http://"), None);
+        assert_eq!(strip_scheme(&b"uWSGI://\xff"[..], "uwsgi://"), Some(&b"\xff"[..]));
     }
 
     #[test]

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use super::diagnostic::{Diagnostic, Fault, Place};
 use super::lexer::{Item, Lexer, Source, Terminator};
+use crate::error_log::Level;
 
 /// Blocks within blocks; no configuration that is accepted comes near it.
 const DEPTH_MAX: usize = 100;
@@ -64,9 +65,9 @@ impl Tree {
     /// Reads the main file and all it includes.
     pub fn read(main: &Path, files: &dyn Files) -> Tree {
         let mut reader = Reader::below(main, files);
-        let nodes = match reader.text_of(main) {
+        let nodes = match reader.text_of(main, None) {
             Ok(text) => reader.file(main, &text),
-            Err(text) => vec![Node::Failure(Fault::nowhere(text).located(&Place::CommandLine))],
+            Err(failed) => vec![Node::Failure(failed)],
         };
         Tree { nodes, files: reader.read }
     }
@@ -131,8 +132,9 @@ impl<'a> Reader<'a> {
 }
 
 impl Reader<'_> {
-    fn text_of(&mut self, path: &Path) -> Result<String, String> {
-        let text = self.files.read(path).map_err(|error| open_failed(path, &error))?;
+    /// The text of a file that is included at a place, or is the main one.
+    fn text_of(&mut self, path: &Path, place: Option<&Place>) -> Result<String, Diagnostic> {
+        let text = self.files.read(path).map_err(|error| unreadable(path, &error, place))?;
         if !self.read.iter().any(|(known, _)| known == path) {
             self.read.push((path.to_owned(), text.clone()));
         }
@@ -224,9 +226,9 @@ impl Reader<'_> {
         let paths = if is_glob { self.files.matching(&path) } else { vec![path] };
         for path in paths {
             let text = if self.includes == INCLUDE_DEPTH_MAX {
-                Err(open_failed(&path, &io::Error::from_raw_os_error(libc::EMFILE)))
+                Err(unreadable(&path, &io::Error::from_raw_os_error(libc::EMFILE), Some(place)))
             } else {
-                self.text_of(&path)
+                self.text_of(&path, Some(place))
             };
             match text {
                 Ok(text) => {
@@ -234,7 +236,7 @@ impl Reader<'_> {
                     nodes.extend(self.file(&path, &text));
                     self.includes -= 1;
                 }
-                Err(text) => nodes.push(Node::Failure(Fault::new(text).located(place))),
+                Err(failed) => nodes.push(Node::Failure(failed)),
             }
             if failed(nodes) {
                 return;
@@ -253,14 +255,15 @@ fn failed(nodes: &[Node]) -> bool {
 }
 
 /// `open() "P" failed (2: No such file or directory)`
-fn open_failed(path: &Path, error: &io::Error) -> String {
+fn unreadable(path: &Path, error: &io::Error, place: Option<&Place>) -> Diagnostic {
     let path = path.display();
-    match error.raw_os_error() {
-        // A directory can be opened; what fails is reading it.
-        Some(libc::EISDIR) => format!("read() \"{path}\" failed ({})", errno(error)),
-        Some(_) => format!("open() \"{path}\" failed ({})", errno(error)),
-        None => format!("\"{path}\": {error}"),
-    }
+    let (call, level, place) = match error.raw_os_error() {
+        // A directory can be opened; what fails is reading it, of which nginx says so.
+        Some(libc::EISDIR) => ("pread()", Level::Crit, None),
+        _ => ("open()", Level::Emerg, place.cloned()),
+    };
+    let text = format!("{call} \"{path}\" failed ({})", errno(error));
+    Diagnostic { level, text, place }
 }
 
 /// `2: No such file or directory`, as nginx shows system errors.

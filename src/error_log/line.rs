@@ -65,7 +65,17 @@ impl Line {
     fn put_text(&mut self, text: fmt::Arguments<'_>, errno: Option<i32>) {
         self.put(text);
         if let Some(errno) = errno {
+            self.make_room_for_errno();
             self.put(format_args!(" ({})", Errno(errno)));
+        }
+    }
+
+    /// Ends a long text early, as nginx does: what went wrong is worth more than the rest of it.
+    fn make_room_for_errno(&mut self) {
+        const ROOM: usize = 50;
+        if self.length > LINE_LENGTH_MAX - ROOM {
+            self.length = LINE_LENGTH_MAX - ROOM;
+            self.put_bytes(b"...");
         }
     }
 
@@ -281,6 +291,21 @@ mod tests {
         let line = message("text", &context);
         assert_eq!(line.len(), LINE_LENGTH_MAX);
         assert!(line.ends_with("a\n"));
+    }
+
+    #[test]
+    fn a_long_text_leaves_room_for_its_errno() {
+        let line = |length| {
+            let mut line = Line::new();
+            let context = Context { client: Some("::1"), ..<_>::default() };
+            line.put_message(format_args!("{}", "a".repeat(length)), Some(111), &context);
+            String::from_utf8(line.finish().to_vec()).unwrap()
+        };
+        let (errno, context) = (" (111: Connection refused)", ", client: ::1\n");
+        assert_eq!(line(1998), format!("{}{errno}{context}", "a".repeat(1998)));
+        for length in [1999, 2047, 5000] {
+            assert_eq!(line(length), format!("{}...{errno}{context}", "a".repeat(1998)));
+        }
     }
 
     #[test]

@@ -20,7 +20,7 @@ use super::upstream::exchange;
 use super::upstream::protocol::SetOutFor;
 use super::variable::{GaveUp, Template};
 use super::{fault, special_response, value};
-use crate::error_log::Level;
+use crate::error_log::{Level, escape};
 use crate::http1::encode;
 use crate::http1::framing::BodyLength;
 use crate::http1::header::Known;
@@ -36,7 +36,7 @@ pub enum Outcome {
     /// An error page, or the built-in one, is to be sent.
     Status(u16),
     /// The request starts again with another URI.
-    Internal { uri: Vec<u8>, args: Vec<u8> },
+    Internal { uri: Vec<u8>, args: Option<Vec<u8>> },
     /// It goes on in a named location, URI and method unchanged.
     Named(Arc<str>),
 }
@@ -277,7 +277,8 @@ fn find(tree: &LocationTree, http: &Http, r: &mut Request) -> Result<Search, Gav
 #[derive(Clone, Copy)]
 enum UriChange<'a> {
     Rewrite,
-    InternalRedirect,
+    /// The URI that is to come.
+    InternalRedirect(&'a [u8]),
     NamedLocation(&'a str),
 }
 
@@ -286,13 +287,14 @@ fn count_uri_change(c: &Connection, r: &mut Request, change: UriChange<'_>) -> b
     if r.uri_changes >= URI_CHANGES_MAX {
         // Past the limit: not even an error page may change it again.
         r.uri_changes = URI_CHANGES_MAX + 1;
-        let uri = crate::error_log::escape(&r.uri);
         let cycle = "rewrite or internal redirection cycle while";
         match change {
             UriChange::Rewrite => {
+                let uri = escape(&r.uri);
                 c.log(r, Level::Error, format_args!("{cycle} processing \"{uri}\""));
             }
-            UriChange::InternalRedirect => {
+            UriChange::InternalRedirect(uri) => {
+                let uri = escape(uri);
                 c.log(r, Level::Error, format_args!("{cycle} internally redirecting to \"{uri}\""));
             }
             UriChange::NamedLocation(name) => {
@@ -311,15 +313,15 @@ fn redirect_internally(
     c: &Connection,
     r: &mut Request,
     uri: Vec<u8>,
-    args: Vec<u8>,
+    args: Option<Vec<u8>>,
 ) -> Option<u16> {
     leave_location(c, r);
-    r.uri = uri;
-    r.args = args;
-    r.set_out_for = SetOutFor::Nobody;
-    if count_uri_change(c, r, UriChange::InternalRedirect) {
+    if count_uri_change(c, r, UriChange::InternalRedirect(&uri)) {
         return Some(500);
     }
+    r.uri = uri;
+    r.set_args(args);
+    r.set_out_for = SetOutFor::Nobody;
     c.action.set(Action::Processing);
     r.internal = true;
     r.rewritten_in_place = false;
@@ -394,7 +396,9 @@ fn try_files(c: &Connection, r: &mut Request, http: &Http) -> Option<Outcome> {
             if uri.starts_with(b"@") {
                 Outcome::Named(String::from_utf8_lossy(&uri).into())
             } else {
-                internal(uri)
+                // Args that are not there are empty ones here, as in nginx.
+                let (uri, args) = split_args(uri);
+                Outcome::Internal { uri, args: Some(args.unwrap_or_default()) }
             }
         }
     })
@@ -414,12 +418,14 @@ fn name_to_try(template: &Template, maps: Maps, c: &Connection, r: &Request) -> 
 }
 
 /// An internal redirect to `uri[?args]`.
-pub fn internal(mut uri: Vec<u8>) -> Outcome {
-    let Some(at) = memchr::memchr(b'?', &uri) else {
-        return Outcome::Internal { uri, args: Vec::new() };
-    };
-    let args = uri.split_off(at).split_off(1);
+fn internal(uri: Vec<u8>) -> Outcome {
+    let (uri, args) = split_args(uri);
     Outcome::Internal { uri, args }
+}
+
+fn split_args(mut uri: Vec<u8>) -> (Vec<u8>, Option<Vec<u8>>) {
+    let args = memchr::memchr(b'?', &uri).map(|at| uri.split_off(at).split_off(1));
+    (uri, args)
 }
 
 /// What `return` and a rewrite to a URL ask for.

@@ -50,6 +50,8 @@ pub struct Request {
     /// Current normalised path, and args without `?`.
     pub uri: Vec<u8>,
     pub args: Vec<u8>,
+    /// They are not what the client sent: a value also when they are empty.
+    args_were_set: bool,
     /// Whether `uri` and `args` still are what the client asked for.
     pub uri_is_original: bool,
     /// The URI was changed by `rewrite … break`, or by a `rewrite` with a `break` behind it: what stands
@@ -261,6 +263,7 @@ impl Request {
             method: Method::Other,
             uri: Vec::new(),
             args: Vec::new(),
+            args_were_set: false,
             uri_is_original: true,
             rewritten_in_place: false,
             uri_follows_alias: false,
@@ -321,6 +324,7 @@ impl Request {
         self.method = Method::Other;
         self.uri.clear();
         self.args.clear();
+        self.args_were_set = false;
         self.uri_is_original = true;
         self.rewritten_in_place = false;
         self.uri_follows_alias = false;
@@ -352,6 +356,18 @@ impl Request {
         self.started = std::time::Duration::ZERO;
         self.keepalive = false;
         self.logged = false;
+    }
+
+    /// The args, as `$args` shows them: those that the configuration or an upstream has set are known
+    /// though they be empty, those that the client did not send are not.
+    pub fn known_args(&self) -> Option<&Vec<u8>> {
+        (self.args_were_set || !self.args.is_empty()).then_some(&self.args)
+    }
+
+    /// Other args from now on, or none.
+    pub fn set_args(&mut self, args: Option<Vec<u8>>) {
+        self.args_were_set = args.is_some();
+        self.args = args.unwrap_or_default();
     }
 
     /// The bytes that the head's spans refer to, with whatever follows.
@@ -521,6 +537,7 @@ mod tests {
             method,
             uri,
             args,
+            args_were_set,
             uri_is_original,
             rewritten_in_place,
             uri_follows_alias,
@@ -567,6 +584,7 @@ mod tests {
         *method = Method::Get;
         uri.push(b'/');
         args.push(b'a');
+        *args_were_set = true;
         *uri_is_original = false;
         *rewritten_in_place = true;
         *uri_follows_alias = true;

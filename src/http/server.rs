@@ -16,6 +16,7 @@ use super::variable::{Regex, VariableSlot};
 use crate::config::address::{self, Form, Host};
 use crate::config::diagnostic::{Fault, Outcome, Place, fault};
 use crate::config::value::{self, Args};
+use crate::error_log::Level;
 use crate::modules::Build;
 use crate::resolver;
 
@@ -159,7 +160,7 @@ pub enum ListenAddress {
     Unix(PathBuf),
 }
 
-/// `so_keepalive=on|off|idle:interval:count`; an empty part keeps the system's value.
+/// `so_keepalive=on|off|idle:interval:count`; a part that is empty or 0 keeps the system's value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SoKeepalive {
     pub on: bool,
@@ -329,7 +330,7 @@ pub fn listen(b: &mut Build, args: Args<'_>) -> Outcome {
             addresses.extend(found.into_iter().map(ListenAddress::Inet));
         }
     }
-    let parameters = ListenParameters::read(args)?;
+    let parameters = ListenParameters::read(b, args)?;
     for address in addresses {
         add_listen(b, &parameters.of(address), &parameters, Some(args.place()))?;
     }
@@ -418,9 +419,17 @@ impl Default for ListenParameters {
 }
 
 impl ListenParameters {
-    fn read(args: Args<'_>) -> Outcome<Self> {
+    fn read(b: &mut Build, args: Args<'_>) -> Outcome<Self> {
         let mut parameters = ListenParameters::default();
         for parameter in args.from(1) {
+            if parameter.starts_with("accept_filter=") {
+                // FreeBSD's. So nginx says it, and goes on.
+                let text = format!(
+                    "accept filters \"{parameter}\" are not supported on this platform, ignored"
+                );
+                b.say(Level::Emerg, Some(args.place()), text);
+                continue;
+            }
             parameters.one(parameter)?;
         }
         Ok(parameters)
@@ -497,7 +506,7 @@ impl ListenParameters {
     }
 }
 
-/// `on`, `off`, or `[idle]:[interval]:[count]` with at least one of them.
+/// `on`, `off`, or `[idle]:[interval]:[count]` with at least one of them, and one that is not 0.
 fn so_keepalive(text: &str) -> Option<SoKeepalive> {
     let mut keepalive = SoKeepalive { on: true, idle_s: None, interval_s: None, count: None };
     match text {
@@ -508,13 +517,14 @@ fn so_keepalive(text: &str) -> Option<SoKeepalive> {
     let mut parts = text.split(':');
     let seconds = |part: Option<&str>| match part {
         None | Some("") => Some(None),
-        Some(text) => value::seconds(text).map(|time| Some(time.as_secs())),
+        Some(text) => value::seconds(text).map(|time| Some(time.as_secs()).filter(|s| *s > 0)),
     };
     keepalive.idle_s = seconds(parts.next())?;
     keepalive.interval_s = seconds(parts.next())?;
     keepalive.count = match parts.next() {
         None | Some("") => None,
-        Some(text) => Some(value::number(text).and_then(|count| u32::try_from(count).ok())?),
+        Some(text) => Some(value::number(text).and_then(|count| u32::try_from(count).ok())?)
+            .filter(|count| *count > 0),
     };
     let is_empty =
         keepalive.idle_s.is_none() && keepalive.interval_s.is_none() && keepalive.count.is_none();

@@ -168,7 +168,7 @@ pub fn append(variable: &Variable, c: &Connection, r: &Request, out: &mut Vec<u8
             _ => append(&of.1, c, r, out),
         },
 
-        Variable::Args => put_known(out, &r.args),
+        Variable::Args => r.known_args().is_some_and(|args| put(out, args)),
         Variable::IsArgs => put(out, if r.args.is_empty() { b"" } else { b"?" }),
         Variable::BinaryRemoteAddr => match client_address(c, r).ip {
             Some(IpAddr::V4(ip)) => put(out, &ip.octets()),
@@ -285,7 +285,8 @@ pub fn append(variable: &Variable, c: &Connection, r: &Request, out: &mut Vec<u8
         Variable::TcpinfoRcvSpace => tcp_info(c.stream.fd(), out, |info| info.tcpi_rcv_space),
         Variable::TimeIso8601 => put(out, LocalTime::at(clock::now().as_secs() as i64).iso8601()),
         Variable::TimeLocal => put(out, LocalTime::at(clock::now().as_secs() as i64).common()),
-        Variable::Uri => put_known(out, &r.uri),
+        // Known as soon as the line is, also where nothing of it is accepted, or a rewrite leaves nothing.
+        Variable::Uri => (r.head.is_line_read() || !r.uri_is_original) && put(out, &r.uri),
 
         Variable::ProxyHost => proxied_to(r).is_some_and(|(host, _)| put(out, host.as_bytes())),
         Variable::ProxyInternalBodyLength => {

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use super::failure::Failure;
 use super::report::Report;
 use super::{listening, pid_file, setup, shards};
-use crate::error_log::{Files, Level};
+use crate::error_log::Files;
 use crate::modules::Loaded;
 use crate::options::Options;
 
@@ -27,7 +27,7 @@ pub fn run(options: &Options, dump: bool, quiet: bool) -> ExitCode {
             ExitCode::SUCCESS
         }
         Err(failure) => {
-            report.say(Level::Emerg, format_args!("{failure}"));
+            report.say(failure.level(), format_args!("{failure}"));
             eprintln!("nginx: configuration file {file} test failed");
             ExitCode::FAILURE
         }

@@ -1,5 +1,4 @@
-//! Everything that can keep a configuration from being used, in nginx's words. All of it is said at
-//! level emerg.
+//! Everything that can keep a configuration from being used, in nginx's words.
 
 use std::io;
 use std::path::PathBuf;
@@ -7,7 +6,7 @@ use std::path::PathBuf;
 use thiserror::Error;
 
 use crate::config::diagnostic::Diagnostic;
-use crate::error_log::{Errno, OpenError};
+use crate::error_log::{Errno, Level, OpenError};
 use crate::os::{DropError, UnknownIdentity};
 
 #[derive(Debug, Error)]
@@ -53,6 +52,14 @@ impl Failure {
 
     pub fn call(call: &'static str) -> impl FnOnce(io::Error) -> Self {
         move |source| Self::Call { call, source }
+    }
+
+    /// How severe nginx calls it.
+    pub fn level(&self) -> Level {
+        match self {
+            Self::Configuration(diagnostic) => diagnostic.level,
+            _ => Level::Emerg,
+        }
     }
 
     /// Whether somebody else listens on the address: worth another try.

@@ -116,22 +116,18 @@ fn give(path: &Path, owner: &Identity) -> Result<(), Failure> {
     })
 }
 
-/// Opens every log of a configuration. As long as the result lives, shards get these very files,
+/// Opens every log of a configuration, those that it names first. As long as the result lives, shards get these very files,
 /// though they may not be allowed to open them any more.
 pub fn open_logs(config: &Config, files: &Files) -> Result<Vec<Arc<LogFile>>, Failure> {
-    let targets = config.process.error_log.iter();
-    let http = config.http.as_ref();
-    let locations = http.into_iter().flat_map(|http| &http.locations);
-    let targets = targets.chain(locations.flat_map(|l| l.settings.core.error_log.iter()));
-    let error_logs = targets.filter_map(|target| match &target.destination {
-        Destination::File(path) => Some(path),
-        Destination::Stderr | Destination::Syslog(_) => None,
-    });
-    let access_logs = http.into_iter().flat_map(|http| &http.log_files).map(|file| &file.path);
-    let mut paths: Vec<_> = error_logs.chain(access_logs).collect();
-    paths.sort_unstable();
-    paths.dedup();
-    paths.into_iter().map(|path| files.open(path).map_err(Failure::Open)).collect()
+    let error_logs =
+        config.process.error_log.iter().filter_map(|target| match &target.destination {
+            Destination::File(path) => Some(path),
+            Destination::Stderr | Destination::Syslog(_) => None,
+        });
+    let access_logs = config.http.iter().flat_map(|http| &http.log_files).map(|file| &file.path);
+    // What a level inherits is named further out, or is of the whole process.
+    let paths = config.named_logs.iter().chain(error_logs).chain(access_logs);
+    paths.map(|path| files.open(path).map_err(Failure::Open)).collect()
 }
 
 #[cfg(test)]

@@ -261,9 +261,10 @@ pub const DIRECTIVES: &[Directive<Build>] = &[
 ];
 
 /// The arguments of `error_log`, on any level.
-pub fn error_log(b: &Build, args: Args<'_>) -> Outcome<Target> {
+pub fn error_log(b: &mut Build, args: Args<'_>) -> Outcome<Target> {
     let destination = match args.at(0) {
-        "stderr" => Destination::Stderr,
+        // A file without a name is this one too.
+        "stderr" | "" => Destination::Stderr,
         name if name.starts_with("syslog:") => {
             let parameters = name.strip_prefix("syslog:").unwrap_or_default();
             Destination::Syslog(Arc::new(Server::parse(parameters).map_err(Fault::new)?))
@@ -271,7 +272,7 @@ pub fn error_log(b: &Build, args: Args<'_>) -> Outcome<Target> {
         name if name.starts_with("memory:") => {
             return fault!("nginx was built without debug support");
         }
-        name => Destination::File(b.path(name)),
+        name => Destination::File(b.log_path(name)),
     };
     Ok(Target { destination, level: error_log_level(args)? })
 }

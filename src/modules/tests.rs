@@ -195,6 +195,7 @@ fn errors_in_server() {
             "host not found in \"nosuch.invalid:80\" of the \"listen\" directive in F:4",
         ),
         ("listen 80 so_keepalive=::;", "invalid so_keepalive value: \"::\" in F:4"),
+        ("listen 80 so_keepalive=0:0:0;", "invalid so_keepalive value: \"0:0:0\" in F:4"),
         ("listen 80 rcvbuf=x;", "invalid rcvbuf \"rcvbuf=x\" in F:4"),
         ("listen [::]:80 ipv6only=foo;", "invalid parameter \"ipv6only=foo\" in F:4"),
         ("server_name *;", "server name \"*\" is invalid in F:4"),

@@ -170,11 +170,11 @@ fn destination(b: &mut Build, path: &str) -> Outcome<To> {
         return Ok(To::Syslog(at));
     }
     let template = b.http.names.template(path)?;
-    let whole = b.path(path);
     if template.has_variables() {
-        let whole = whole.to_string_lossy().into_owned();
+        let whole = b.path(path).to_string_lossy().into_owned();
         return Ok(To::Path(Arc::new(b.http.names.template(&whole)?)));
     }
+    let whole = b.log_path(path);
     let known = b.http.log_files.iter().position(|known| known.path == whole);
     let file = known.unwrap_or(b.http.log_files.len());
     if known.is_none() {

@@ -425,7 +425,8 @@ fn index(b: &mut Build, args: Args<'_>) -> Outcome {
     let (mut names, place) = (args.all().iter(), args.place());
     while let Some(name) = names.next() {
         if name.is_empty() {
-            return fault!("index \"\" in \"index\" directive is invalid");
+            // Of several, nginx names the first one.
+            return fault!("index \"{}\" in \"index\" directive is invalid", args.at(0));
         }
         if name.starts_with('/') && names.len() > 0 {
             let text = "only the last index in \"index\" directive should be absolute";

@@ -139,7 +139,8 @@ impl Draft {
         let key = key.strip_prefix('\\').unwrap_or(key);
         match self.map.keys.add(key, self.map.hostnames, number) {
             Added::Yes => Ok(()),
-            Added::Conflict => fault!("conflicting parameter \"{key}\""),
+            // In lower case, as it is compared; nginx says it so too.
+            Added::Conflict => fault!("conflicting parameter \"{}\"", key.to_ascii_lowercase()),
             Added::Invalid => fault!("invalid hostname or wildcard \"{key}\""),
         }
     }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use self::cookie::FlagsRule;
 use self::rewrite::{Pattern, Rule, Rules};
 use super::exchange::{self, Pass, Protocol};
-use crate::config::address::{Address, Form, Host};
+use crate::config::address::{Address, Form, Host, strip_scheme};
 use crate::config::diagnostic::{Fault, Outcome, fault};
 use crate::config::directive::{Contexts, Count, Directive};
 use crate::config::setting::{List, Own, Setting, inherit};
@@ -286,16 +286,12 @@ fn proxy_pass(b: &mut Build, args: Args<'_>) -> Outcome {
 
 fn fixed_pass(b: &mut Build, args: Args<'_>) -> Outcome<ProxyPass> {
     let text = args.at(0);
-    let has_scheme = |scheme: &str| {
-        text.get(..scheme.len()).is_some_and(|start| start.eq_ignore_ascii_case(scheme))
-    };
-    if has_scheme("https://") {
+    if strip_scheme(text, "https://").is_some() {
         return fault!("\"https\" in \"proxy_pass\" is not supported");
     }
-    if !has_scheme("http://") {
+    let Some(rest) = strip_scheme(text, "http://") else {
         return fault!("invalid URL prefix");
-    }
-    let rest = text.get("http://".len()..).unwrap_or_default();
+    };
     let address = Address::parse(rest, Form::Url)
         .map_err(|error| Fault::new(format!("{error} in upstream \"{rest}\"")))?;
     let target = Pass::Upstream(b.http.upstream(

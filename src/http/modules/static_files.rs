@@ -155,7 +155,7 @@ fn index(c: &Connection, r: &Request, directory: &[u8]) -> Outcome {
     for name in core.index.iter() {
         let name = value::expanded(name, c, r);
         if name.starts_with(b"/") {
-            return Outcome::Internal { uri: name, args: r.args.clone() };
+            return Outcome::Internal { uri: name, args: r.known_args().cloned() };
         }
         let path = [directory, &name].concat();
         if leaves_root(c, r, &path) {
@@ -164,7 +164,7 @@ fn index(c: &Connection, r: &Request, directory: &[u8]) -> Outcome {
         let Err(failed) = symlinks(c, r, &path).stat(&path) else {
             return Outcome::Internal {
                 uri: [r.uri.as_slice(), &name].concat(),
-                args: r.args.clone(),
+                args: r.known_args().cloned(),
             };
         };
         match failed.error {

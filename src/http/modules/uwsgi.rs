@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::exchange::{self, Pass, Protocol};
-use crate::config::address::{Address, Form, Host};
+use crate::config::address::{Address, Form, Host, strip_scheme};
 use crate::config::diagnostic::{Fault, Outcome, fault};
 use crate::config::directive::{Contexts, Count, Directive};
 use crate::config::setting::{List, Own, Setting, inherit};
@@ -297,14 +297,10 @@ fn uwsgi_pass(b: &mut Build, args: Args<'_>) -> Outcome {
     let pass = if template.has_variables() {
         UwsgiPass { target: Pass::Template(template), url: "".into() }
     } else {
-        let behind = |scheme: &str| {
-            let (start, rest) = text.split_at_checked(scheme.len())?;
-            start.eq_ignore_ascii_case(scheme).then_some(rest)
-        };
-        if behind("suwsgi://").is_some() {
+        if strip_scheme(text, "suwsgi://").is_some() {
             return fault!("\"suwsgi\" in \"uwsgi_pass\" is not supported");
         }
-        let rest = behind("uwsgi://").unwrap_or(text);
+        let rest = strip_scheme(text, "uwsgi://").unwrap_or(text);
         let address = Address::parse(rest, Form::Peer)
             .map_err(|error| Fault::new(format!("{error} in upstream \"{rest}\"")))?;
         let default_port = Protocol::Uwsgi.default_port();

@@ -9,7 +9,7 @@ use super::Group;
 use super::exchange::Family;
 use super::protocol::ProxiedTo;
 use super::watch::watching_client;
-use crate::config::address::{Address, Form, Host, split_url};
+use crate::config::address::{Address, Form, Host, split_url, strip_scheme};
 use crate::error_log::{Level, escape};
 use crate::http::close::Close;
 use crate::http::connection::Connection;
@@ -47,17 +47,14 @@ pub fn resolve(
     let value = value::expanded(template, c, r);
     let log = |text: std::fmt::Arguments<'_>| c.log(r, Level::Error, text);
     let (rest, default_port) = match family {
-        Family::Proxy => match value.split_at_checked(b"http://".len()) {
-            Some((scheme, rest)) if scheme.eq_ignore_ascii_case(b"http://") => (rest, Some(80)),
-            _ => {
+        Family::Proxy => {
+            let Some(rest) = strip_scheme(&*value, "http://") else {
                 log(format_args!("invalid URL prefix in \"{}\"", escape(&value)));
                 return Err(500);
-            }
-        },
-        Family::Uwsgi => match value.split_at_checked(b"uwsgi://".len()) {
-            Some((scheme, rest)) if scheme.eq_ignore_ascii_case(b"uwsgi://") => (rest, None),
-            _ => (&*value, None),
-        },
+            };
+            (rest, Some(80))
+        }
+        Family::Uwsgi => (strip_scheme(&*value, "uwsgi://").unwrap_or(&value), None),
     };
     // The URI is sent byte for byte; a name with other bytes than text has no address.
     let (address, uri) = match family {

@@ -566,7 +566,7 @@ impl Exchange<'_> {
         if r.method != Method::Head {
             r.method = Method::Get;
         }
-        let args = args.strip_prefix(b"?").unwrap_or_default().to_vec();
+        let args = args.strip_prefix(b"?").map(<[u8]>::to_vec);
         Some(Outcome::Internal { uri, args })
     }
 

@@ -46,6 +46,7 @@ impl Names {
                 continue;
             }
             let (in_brackets, after) = match after.strip_prefix('{') {
+                Some("") => return fault!("invalid variable name"),
                 Some(after) => (true, after),
                 None => (false, after),
             };
@@ -274,6 +275,7 @@ mod tests {
             ("$", "invalid variable name"),
             ("a$-", "invalid variable name"),
             ("${}", "invalid variable name"),
+            ("a${", "invalid variable name"),
             ("${a", "the closing bracket in \"a\" variable is missing"),
             ("${a-b}", "the closing bracket in \"a\" variable is missing"),
             ("$ssl_protocol", "the \"ssl_protocol\" variable is not supported"),

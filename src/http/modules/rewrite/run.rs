@@ -106,7 +106,8 @@ impl Run<'_> {
                 r.set_slot(*slot, &value);
             }
             Step::SetArgs { value } => {
-                r.args = self.value(r, value);
+                let args = self.value(r, value);
+                r.set_args(Some(args));
                 r.uri_is_original = false;
             }
             Step::SetLimitRate { value } => {
@@ -191,9 +192,9 @@ impl Run<'_> {
                 args.push(b'&');
                 args.extend_from_slice(&r.args);
             }
-            r.args = args;
-        } else if rewrite.drop_args {
-            r.args.clear();
+            r.set_args(Some(args));
+        } else if rewrite.drop_args && r.known_args().is_some() {
+            r.set_args(Some(Vec::new()));
         }
         r.uri = target;
         r.uri_is_original = false;
