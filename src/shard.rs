@@ -248,6 +248,7 @@ impl Shard {
         ConnectionGuard { shard: Rc::clone(self), stage: Cell::new(Stage::Waiting) }
     }
 
+    #[cold]
     pub fn log_main(&self, level: Level, text: std::fmt::Arguments<'_>) {
         self.generation.borrow().main_log.say(level, text);
     }

@@ -118,11 +118,13 @@ impl Connection {
     }
 
     /// A line in the error log, with everything nginx says about the connection and the request.
+    #[cold]
     pub fn log(&self, r: &Request, level: Level, text: fmt::Arguments<'_>) {
         self.write_log(r, level, text, None, None);
     }
 
     /// The same after a failed system call.
+    #[cold]
     pub fn log_errno(
         &self,
         r: &Request,
@@ -134,6 +136,7 @@ impl Connection {
     }
 
     /// The same, with or without an error, and with more at the end of the line.
+    #[cold]
     pub fn log_explained(
         &self,
         r: &Request,
@@ -501,6 +504,7 @@ async fn end(c: &Connection, r: &mut Request, close: Close) {
 }
 
 /// What has failed is told by nginx's name for it, as people look for that.
+#[cold]
 fn log_failure(c: &Connection, r: &Request, error: &std::io::Error) {
     let text = match c.action.get() {
         Action::Keepalive => {

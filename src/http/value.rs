@@ -72,11 +72,27 @@ pub fn append_escaped(
     out: &mut Vec<u8>,
 ) {
     let start = out.len();
-    if append(variable, c, r, out) {
-        escape_tail(escape, start, out);
-    } else {
+    if !append(variable, c, r, out) {
         missing(escape, out);
+    } else if !is_always_plain(variable) {
+        escape_tail(escape, start, out);
     }
+}
+
+/// Whether a value of it has digits, letters and the like alone: what every line holds.
+fn is_always_plain(variable: &Variable) -> bool {
+    matches!(
+        variable,
+        Variable::RemoteAddr
+            | Variable::TimeLocal
+            | Variable::TimeIso8601
+            | Variable::Status
+            | Variable::BodyBytesSent
+            | Variable::BytesSent
+            | Variable::RequestLength
+            | Variable::RequestTime
+            | Variable::Msec
+    )
 }
 
 /// What a log line shows in place of a variable that has no value.
@@ -276,7 +292,7 @@ pub fn append(variable: &Variable, c: &Connection, r: &Request, out: &mut Vec<u8
                 0 if r.head.version == Version::Http09 && r.head_len > 0 => 9,
                 status => status,
             };
-            let _ = write!(Text(out), "{status:03}");
+            three_digits(out, status);
             true
         }
         Variable::TcpinfoRtt => tcp_info(c.stream.fd(), out, |info| info.tcpi_rtt),
@@ -312,7 +328,7 @@ pub fn append(variable: &Variable, c: &Connection, r: &Request, out: &mut Vec<u8
             if a.status == 0 {
                 out.push(b'-');
             } else {
-                let _ = write!(Text(out), "{:03}", a.status);
+                three_digits(out, a.status);
             }
         }),
         Variable::UpstreamConnectTime => attempts(r, out, |a, out| time(out, a.connect)),
@@ -391,6 +407,14 @@ fn put_known(out: &mut Vec<u8>, value: &[u8]) -> bool {
 pub fn number(out: &mut Vec<u8>, value: u64) -> bool {
     out.extend_from_slice(itoa::Buffer::new().format(value).as_bytes());
     true
+}
+
+/// A status: every line of a log has one, and they are all of three digits.
+fn three_digits(out: &mut Vec<u8>, status: u16) {
+    match status {
+        100..1000 => number(out, u64::from(status)),
+        _ => write!(Text(out), "{status:03}").is_ok(),
+    };
 }
 
 /// A port; nothing for none, which is a value as well.

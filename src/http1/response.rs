@@ -179,10 +179,13 @@ fn read_status_line(
     Ok(())
 }
 
+/// More header lines than most responses have; room for them is written to for each.
+const PLAIN_FIELDS_MAX: usize = 16;
+
 /// Takes the lines that httparse reads as nginx does, if the head is complete. Whatever it leaves
 /// is for [`read_headers`], which would have come to the same result.
 fn take_plain_headers(buf: &[u8], head: &mut ResponseHead) -> Result<(), ResponseRefusal> {
-    let mut fields = [httparse::EMPTY_HEADER; plain::FIELDS_MAX];
+    let mut fields = [httparse::EMPTY_HEADER; PLAIN_FIELDS_MAX];
     let received = buf.get(head.scan.position..).unwrap_or_default();
     let Ok(httparse::Status::Complete((_, headers))) =
         httparse::parse_headers(received, &mut fields)

@@ -167,6 +167,9 @@ impl Default for Buffer {
 impl Drop for Buffer {
     fn drop(&mut self) {
         let capacity = self.data.capacity();
+        if capacity == 0 {
+            return;
+        }
         if let Some(class) = SIZES.iter().position(|&size| size == capacity) {
             let mut data = std::mem::take(&mut self.data);
             data.clear();

@@ -143,6 +143,7 @@ impl Exchange<'_> {
 
     /// It broke before the head was whole. A uwsgi server that has begun to answer has not closed an
     /// idle connection.
+    #[cold]
     fn broken(&self, r: &Request, connection: &UpstreamConnection) -> NoAnswer {
         let reused =
             connection.reused && (self.family == Family::Proxy || r.upstream_bytes.is_empty());
@@ -213,6 +214,7 @@ impl Exchange<'_> {
 
     /// `connect()` has failed at once: the network's and the server's failures are errors, what is left
     /// tells of the configuration or of this host.
+    #[cold]
     fn not_begun(&self, r: &Request, peer: &Peer, e: &io::Error) -> NoAnswer {
         let is_unix = matches!(peer.address, PeerAddress::Unix(_));
         if is_unix && e.kind() == io::ErrorKind::WouldBlock && self.group.queue().is_some() {
@@ -588,18 +590,21 @@ impl Exchange<'_> {
     }
 
     /// A uwsgi server that refuses a request for its size hangs up, and says so in its own log alone.
+    #[cold]
     fn log_hang_up(&self, r: &Request, text: &str, error: Option<&io::Error>) {
         let is_silent = r.upstream_bytes.is_empty();
         let hint = if is_silent { r.message.hint(r.buffer.as_slice()) } else { None };
         self.c.log_explained(r, Level::Error, format_args!("{text}"), error, hint);
     }
 
+    #[cold]
     fn log_refusal(&self, r: &Request, refusal: &ResponseRefusal) {
         self.c.log(r, Level::Error, format_args!("{refusal}"));
     }
 }
 
 /// There is no socket to ask anybody with.
+#[cold]
 fn unasked(r: &mut Request) -> NoAnswer {
     if let Some(attempt) = r.attempts.last_mut() {
         attempt.address = None;
@@ -608,6 +613,7 @@ fn unasked(r: &mut Request) -> NoAnswer {
 }
 
 /// Told when the server has been counted out, see [`Exchange::try_servers`].
+#[cold]
 fn timed_out(failure: &Failure, unsent: bool) -> NoAnswer {
     if matches!(failure, Failure::Interrupted) {
         return Close::Interrupted.into();
@@ -616,10 +622,12 @@ fn timed_out(failure: &Failure, unsent: bool) -> NoAnswer {
 }
 
 impl Failed {
+    #[cold]
     fn error(unsent: bool) -> Self {
         Failed { condition: NextUpstream::ERROR, status: 502, unsent, reused: false }
     }
 
+    #[cold]
     fn invalid_header() -> Self {
         Failed {
             condition: NextUpstream::INVALID_HEADER,

@@ -465,6 +465,7 @@ impl Exchange<'_> {
         }
     }
 
+    #[cold]
     fn no_server(&self, r: &mut Request, why: NoServer, waited: Option<Duration>) -> u16 {
         self.c.action.set(Action::ConnectingToUpstream);
         r.attempts.push(Attempt {
@@ -491,6 +492,7 @@ impl Exchange<'_> {
         limit == 0 || u128::from(timer::now_ms().saturating_sub(began_ms)) < limit
     }
 
+    #[cold]
     fn count_failure(&self, r: &Request, member: &Member, condition: NextUpstream, now_ms: u64) {
         if condition == NextUpstream::HTTP_403 || condition == NextUpstream::HTTP_404 {
             // It does as it should: the answer is another server's to give.

@@ -10,7 +10,7 @@ use crate::http::connection::Connection;
 use crate::http::request::Request;
 use crate::io::select::{Either, either};
 use crate::io::stream::Failure;
-use crate::io::timer::Wait;
+use crate::io::timer::{Expired, Wait};
 use crate::io::{Buffer, Stream};
 
 /// A client that leaves is noticed at the latest this long after: an exchange that is over sooner
@@ -18,7 +18,7 @@ use crate::io::{Buffer, Stream};
 const CLIENT_WATCH_AFTER: Duration = Duration::from_millis(100);
 
 /// One receive from the upstream. A client that leaves meanwhile ends the exchange, unless that is
-/// to be ignored.
+/// to be ignored. One timer serves both waits: almost all are over before the client is looked at.
 pub async fn receive_watching_client(
     c: &Connection,
     r: &mut Request,
@@ -27,8 +27,27 @@ pub async fn receive_watching_client(
     limit: Duration,
     ignore_abort: bool,
 ) -> Result<(Result<usize, Failure>, Buffer), Close> {
-    let receive = upstream.recv(buffer, limit, Wait::Busy);
-    watching_client(c, r, receive, ignore_abort).await
+    let mut receive = pin!(upstream.recv_unlimited(buffer));
+    let quick = limit.min(CLIENT_WATCH_AFTER);
+    let timer = upstream.timer();
+    let mut received = timer.within(quick, Wait::Busy, receive.as_mut()).await;
+    if quick < limit && matches!(received, Err(Expired::Elapsed)) {
+        let left = limit.saturating_sub(quick);
+        let receive = timer.within(left, Wait::Busy, receive.as_mut());
+        received = if ignore_abort {
+            receive.await
+        } else {
+            match either(receive, client_left(&c.stream)).await {
+                Either::First(received) => received,
+                Either::Second(left) => return Err(client_aborted(c, r, left)),
+            }
+        };
+    }
+    Ok(match received {
+        Ok((received, buffer)) => (received.map_err(Failure::Io), buffer),
+        // The operation took the buffer along: the kernel may still write to it.
+        Err(expired) => (Err(expired.into()), Buffer::empty()),
+    })
 }
 
 /// Waits for something of the upstream's side, which is dropped when the client leaves.
@@ -53,6 +72,7 @@ pub async fn watching_client<F: Future>(
 
 /// The client has left while an upstream worked for it. The words are nginx's, as people look for
 /// them, whatever it is that has reported it.
+#[cold]
 pub fn client_aborted(c: &Connection, r: &mut Request, left: Left) -> Close {
     let text = format_args!(
         "epoll_wait() reported that client prematurely closed connection, so upstream connection is \
