@@ -23,7 +23,7 @@ use super::{Ending, Opening};
 use crate::error_log::Level;
 use crate::io::Stream;
 use crate::io::batch::Sends;
-use crate::io::poller::{BATCH, Event, Poller, Token};
+use crate::io::poller::{Event, Poller, Token};
 use crate::io::runtime::{self, Ring};
 use crate::io::select::{Either, Signal, either, yield_now};
 use crate::io::timer::{self, Timer, Wait};
@@ -31,6 +31,9 @@ use crate::shard::{ConnectionGuard, Shard};
 
 /// Batches of events served before the shard's other tasks have their turn.
 const ROUNDS: usize = 8;
+/// So many events in one batch: others have come while they were served, and to ask for them costs less
+/// than to wait for the bell.
+const BUSY: usize = 4;
 /// How long to pause when waiting for events has failed.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -345,8 +348,8 @@ impl Engine {
             if let Err(e) = self.poller.take(&mut events) {
                 shard.log_main(Level::Crit, format_args!("taking events of tunnels failed: {e}"));
             }
-            // A full batch may not have been all; whatever comes meanwhile rings the bell.
-            quiet = events.len() < BATCH;
+            // Behind few events there is nothing yet; whatever comes from now on rings the bell.
+            quiet = events.len() < BUSY;
             for event in events.drain(..) {
                 self.on_event(shard, event);
             }
