@@ -521,8 +521,7 @@ async fn live(start: Start, kept: &OnceCell<Weak<Shard>>) -> Result<(), String> 
         shard.spawn_service("outbox", move |shard| {
             outbox::run(ring, move |e| {
                 let errno = Errno::of(&e);
-                let text =
-                    format_args!("io_uring_setup() failed, sends are made one by one ({errno})");
+                let text = format_args!("io_uring failed, sends are made one by one ({errno})");
                 shard.log_main(Level::Warn, text);
             })
         });

@@ -100,6 +100,8 @@ fn result(result: i32) -> Option<Result<usize, Errno>> {
 pub struct Sends {
     /// Where there is none, they are made one after the other.
     together: Option<Together>,
+    /// Why there is none any more.
+    lost: Option<io::Error>,
     letters: Vec<Letter>,
     /// What they are to carry, one behind the other; of a fixed capacity.
     bytes: Vec<u8>,
@@ -131,6 +133,7 @@ impl Sends {
     pub fn new() -> io::Result<Self> {
         Ok(Sends {
             together: Some(Together::new()?),
+            lost: None,
             letters: Vec::with_capacity(LETTERS_MAX),
             bytes: Vec::with_capacity(BYTES_MAX),
             results: Vec::with_capacity(LETTERS_MAX),
@@ -175,6 +178,11 @@ impl Sends {
         }
     }
 
+    /// Why sends are made one after the other from now on, told once.
+    pub fn take_loss(&mut self) -> Option<io::Error> {
+        self.lost.take()
+    }
+
     /// Makes the sends, in their order, and forgets them. `told` hears of each that was not taken
     /// back: its place, the bytes that were to be sent, and how many of them the socket took
     /// (`AGAIN` when that is none).
@@ -182,16 +190,16 @@ impl Sends {
         // Whatever becomes of `told`, they are not made again.
         let mut letters = std::mem::take(&mut self.letters);
         let mut bytes = std::mem::take(&mut self.bytes);
-        let Sends { together, results, .. } = self;
+        let Sends { together, lost, results, .. } = self;
         let wanted = || letters.iter().enumerate().filter(|(_, letter)| letter.to >= 0);
         results.clear();
         results.resize(letters.len(), NOT_MADE);
         // One alone is cheaper by itself.
         if letters.len() > 1
             && let Some(ring) = together
-            && ring.send(wanted(), &bytes, results).is_err()
+            && let Err(e) = ring.send(wanted(), &bytes, results)
         {
-            *together = None;
+            (*together, *lost) = (None, Some(e));
         }
         for (place, letter) in wanted() {
             let bytes = letter.of(&bytes);
@@ -233,7 +241,8 @@ pub(super) mod tests {
     /// With the ring, where this machine has one, and without.
     fn both_ways() -> Vec<Sends> {
         let bytes = Vec::with_capacity(BYTES_MAX);
-        let alone = Sends { together: None, letters: Vec::new(), bytes, results: Vec::new() };
+        let (letters, results) = Default::default();
+        let alone = Sends { together: None, lost: None, letters, bytes, results };
         Sends::new().into_iter().chain([alone]).collect()
     }
 
@@ -282,6 +291,25 @@ pub(super) mod tests {
             let mut got = [0; 8];
             assert_eq!(reads.read(&mut got).unwrap(), 5);
         }
+    }
+
+    #[test]
+    fn a_ring_that_fails_is_told_once_and_everything_is_sent() {
+        let Ok(mut sends) = Sends::new() else { return };
+        let (ours, mut theirs) = pair();
+        let ring = sends.together.as_ref().unwrap().0.as_raw_fd();
+        let null = std::fs::File::open("/dev/null").unwrap();
+        // SAFETY: the ring's number is its own as long as `sends` has it; what it names now is no ring.
+        #[allow(unsafe_code)]
+        let replaced = unsafe { libc::dup2(null.as_raw_fd(), ring) };
+        assert_eq!(replaced, ring);
+        for part in [&b"he"[..], b"llo"] {
+            sends.add(ours.as_fd(), [part]);
+        }
+        assert!(made(&mut sends).iter().all(|(_, bytes, sent)| *sent == Ok(bytes.len())));
+        assert!(sends.take_loss().is_some() && sends.take_loss().is_none());
+        let mut got = [0; 8];
+        assert_eq!(theirs.read(&mut got).unwrap(), 5);
     }
 
     #[test]

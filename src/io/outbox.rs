@@ -56,7 +56,8 @@ impl Outbox {
 }
 
 /// The shard's service that makes its sends, for ever. Where the kernel cannot make many at once
-/// there is nothing to do, and each is made by itself; `told` hears why a ring that should be there is not.
+/// there is nothing to do, and each is made by itself; `told` hears why a ring that should be there is not,
+/// or is not any more.
 pub async fn run(ring: Ring, told: impl Fn(io::Error)) {
     struct Open;
     impl Drop for Open {
@@ -72,7 +73,7 @@ pub async fn run(ring: Ring, told: impl Fn(io::Error)) {
         }
     }
     let sends = match ring {
-        Ring::IoUring => Sends::new().map_err(told).ok(),
+        Ring::IoUring => Sends::new().map_err(&told).ok(),
         Ring::Epoll => None,
     };
     let Some(sends) = sends else { return std::future::pending().await };
@@ -82,12 +83,13 @@ pub async fn run(ring: Ring, told: impl Fn(io::Error)) {
     OUTBOX.set(Some(Outbox { number, sends, keys, senders, service }));
     let _open = Open;
     std::future::poll_fn(|cx| {
-        OUTBOX.with_borrow_mut(|outbox| {
-            if let Some(outbox) = outbox {
-                outbox.service.clone_from(cx.waker());
-                outbox.send();
-            }
+        let lost = OUTBOX.with_borrow_mut(|outbox| {
+            let outbox = outbox.as_mut()?;
+            outbox.service.clone_from(cx.waker());
+            outbox.send();
+            outbox.sends.take_loss()
         });
+        lost.into_iter().for_each(&told);
         Poll::<()>::Pending
     })
     .await;

@@ -431,6 +431,10 @@ impl Engine {
             }
         });
         sources.clear();
+        if let Some(e) = sends.take_loss() {
+            let text = format_args!("io_uring failed, tunnels' sends are made one by one: {e}");
+            shard.log_main(Level::Warn, text);
+        }
         self.sources = sources;
         self.sends = Some(sends);
     }
