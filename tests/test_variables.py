@@ -315,6 +315,17 @@ def test_a_refused_redirect_changes_nothing(values):
     proxy.logged(f'redirection cycle while internally redirecting to "/a{"/x" * 11}"')
 
 
+@pytest.mark.parametrize(
+    "redirect, text",
+    [("/again", 'redirection cycle while internally redirecting to "/again"'), ("@none", 'could not find named location "@none"')],
+)
+def test_a_refused_accelerated_redirect_is_said_of_the_head_it_came_in(values, upstream, redirect, text):
+    server = upstream(*[answering(response(b"", f"X-Accel-Redirect: {redirect}"))] * 11)
+    proxy = values("uri", "location / { proxy_pass http://127.0.0.1:@up@; }", up=server.port)
+    assert proxy.get("/").status == 500
+    assert " while reading response header from upstream, client: " in proxy.logged(text)
+
+
 def test_a_uri_that_is_rewritten_to_nothing_is_empty(values):
     proxy = values("uri document_uri", "rewrite ^ $arg_none;")
     assert proxy.get("/x").status == 500

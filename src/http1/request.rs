@@ -146,7 +146,8 @@ impl RequestHead {
     pub fn filled_with_empty_lines(&self, first: usize) -> usize {
         match self.scan.stage {
             Stage::EmptyLines => {
-                self.scan.position.checked_div(first).unwrap_or(0).saturating_mul(first)
+                let last = self.scan.position.checked_rem(first).unwrap_or(self.scan.position);
+                self.scan.position.saturating_sub(last)
             }
             _ => 0,
         }
@@ -378,6 +379,7 @@ impl Scan {
 
     /// Whether the current line keeps the limits if the next one starts at `next`.
     fn fits(&self, limits: &Limits, next: usize) -> bool {
+        // The first look is enough for almost all.
         next <= self.buffer_end || next <= self.bound(limits)
     }
 

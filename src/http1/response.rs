@@ -180,7 +180,7 @@ fn read_status_line(
 }
 
 /// More header lines than most responses have; room for them is written to for each.
-const PLAIN_FIELDS_MAX: usize = 16;
+const PLAIN_FIELDS_MAX: usize = 32;
 
 /// Takes the lines that httparse reads as nginx does, if the head is complete. Whatever it leaves
 /// is for [`read_headers`], which would have come to the same result.

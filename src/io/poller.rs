@@ -15,7 +15,7 @@ use rustix::io::Errno;
 use super::Stream;
 
 /// Events taken in one go.
-const BATCH: usize = 256;
+const BATCH: usize = 64;
 
 /// Input, and everything that is an end.
 const INPUT: epoll::EventFlags = epoll::EventFlags::IN.union(epoll::EventFlags::RDHUP);

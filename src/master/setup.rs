@@ -116,8 +116,8 @@ fn give(path: &Path, owner: &Identity) -> Result<(), Failure> {
     })
 }
 
-/// Opens every log of a configuration, those that it names first. As long as the result lives, shards get these very files,
-/// though they may not be allowed to open them any more.
+/// Opens every log of a configuration, first those that it names, in their order. As long as the result
+/// lives, shards get these very files, though they may not be allowed to open them any more.
 pub fn open_logs(config: &Config, files: &Files) -> Result<Vec<Arc<LogFile>>, Failure> {
     let error_logs =
         config.process.error_log.iter().filter_map(|target| match &target.destination {

@@ -29,8 +29,9 @@ use crate::io::select::{Either, Signal, either, yield_now};
 use crate::io::timer::{self, Timer, Wait};
 use crate::shard::{ConnectionGuard, Shard};
 
-/// Batches of events served before the shard's other tasks have their turn.
-const ROUNDS: usize = 8;
+/// When so many events have been served, the shard's other tasks have their turn: requests beside busy
+/// tunnels wait for no more than these and one batch.
+const EVENTS_MAX: usize = 64;
 /// So many events in one batch: others have come while they were served, and to ask for them costs less
 /// than to wait for the bell.
 const BUSY: usize = 4;
@@ -343,13 +344,14 @@ impl Engine {
     /// Serves what there is to do, within bounds.
     fn turn(&mut self, shard: &Shard) -> Next {
         let mut events = std::mem::take(&mut self.events);
-        let mut quiet = false;
-        for _ in 0..ROUNDS {
+        let (mut served, mut quiet) = (0_usize, false);
+        while served < EVENTS_MAX {
             if let Err(e) = self.poller.take(&mut events) {
                 shard.log_main(Level::Crit, format_args!("taking events of tunnels failed: {e}"));
             }
             // Behind few events there is nothing yet; whatever comes from now on rings the bell.
             quiet = events.len() < BUSY;
+            served = served.saturating_add(events.len());
             for event in events.drain(..) {
                 self.on_event(shard, event);
             }

@@ -106,9 +106,11 @@ async fn exchange(c: &Connection, r: &mut Request, family: Family) -> Result<Out
     r.upstream_head.clear();
     r.upstream_trailers = None;
     let outcome = run(c, r, family).await;
-    if outcome.is_ok() {
+    match outcome {
+        // As in nginx, where `X-Accel-Redirect` ends no more than the reading of a head.
+        Ok(Outcome::Internal { .. } | Outcome::Named(_)) | Err(_) => {}
         // Whatever comes now is about a request that this server has been asked.
-        c.action.set(Action::SendingToClient);
+        Ok(_) => c.action.set(Action::SendingToClient),
     }
     outcome
 }
