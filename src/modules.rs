@@ -303,9 +303,9 @@ impl Build {
         self.prefix.join(path)
     }
 
-    /// The same for a log file.
+    /// The same for a log file; one without a name stays without, and is stderr.
     pub fn log_path(&mut self, path: &str) -> PathBuf {
-        let path = self.path(path);
+        let path = if path.is_empty() { PathBuf::new() } else { self.path(path) };
         // A default is opened where it holds.
         if !self.reads_defaults() {
             self.named_logs.push(path.clone());

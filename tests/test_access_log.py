@@ -35,6 +35,16 @@ def test_off_holds_whatever_stands_beside_it(logged, level):
     assert "".join(written) == "/told 200\n"
 
 
+def test_a_file_without_a_name_is_standard_error(logged):
+    proxy = logged('access_log "" f;')
+    proxy.get("/told")
+    # Which is where the error log goes.
+    proxy.logged("/told 200")
+    proxy.signal(signal.SIGUSR1)
+    proxy.get("/again")
+    proxy.logged("/again 200")
+
+
 # Refusals: the level's text, and the message behind it.
 REFUSED = {
     "format": ("access_log logs/a none; # here", 'unknown log format "none"'),

@@ -210,6 +210,12 @@ def test_a_page_missing_its_location_is_said(pages):
     assert "[error]" in proxy.logged('could not find named location "@missing"')
 
 
+def test_a_missing_location_counts_as_a_redirect(pages):
+    proxy = pages("recursive_error_pages on; error_page 404 500 = @missing;")
+    assert proxy.get("/x").status == 500
+    proxy.logged('rewrite or internal redirection cycle while redirect to named location "@missing"')
+
+
 def test_the_head_of_a_file_as_a_page(pages):
     answer = pages("error_page 404 /files/404.html;").get("/x", "If-None-Match: *", "Range: bytes=0-1")
     assert (answer.status, answer.body) == (404, b"a file")

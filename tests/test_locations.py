@@ -188,6 +188,7 @@ TARGETS = [
     ("GET /x#f?y HTTP/1.1\r\nHost: a\r\n\r\n", "/x#f?y|/x||a|a"),
     ("GET /x?a#f HTTP/1.1\r\nHost: a\r\n\r\n", "/x?a#f|/x|a|a|a"),
     ("GET /x? HTTP/1.1\r\nHost: a\r\n\r\n", "/x?|/x||a|a"),
+    ("GET /x?#f HTTP/1.1\r\nHost: a\r\n\r\n", "/x?#f|/x||a|a"),
     ("GET /x?? HTTP/1.1\r\nHost: a\r\n\r\n", "/x??|/x|?|a|a"),
     ("GET /?%41+%zz HTTP/1.1\r\nHost: a\r\n\r\n", "/?%41+%zz|/|%41+%zz|a|a"),
 ]

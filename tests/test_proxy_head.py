@@ -524,6 +524,7 @@ def test_the_default_redirect_in_an_if_block(through):
         ("proxy_cookie_flags n nosecure nohttponly nosamesite;", "n=v; Secure; HttpOnly; SameSite=Lax; x", "n=v; x"),
         ("proxy_cookie_flags n samesite=none;", "n=v; samesite=Lax;  x", "n=v; SameSite=None; x"),
         ("proxy_cookie_flags n samesite=lax;", "n=v", "n=v; SameSite=Lax"),
+        ("proxy_cookie_flags n samesite=lax;", "n=v; samesite=LAX", "n=v; samesite=LAX"),
         ("proxy_cookie_flags n secure;", "n=v;secure", "n=v; secure"),
         ("proxy_cookie_flags n secure; proxy_cookie_flags ~ httponly;", "n=v", "n=v; Secure"),
         ("proxy_cookie_flags m secure; proxy_cookie_flags ~ httponly;", "n=v", "n=v; HttpOnly"),

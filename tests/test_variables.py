@@ -206,6 +206,23 @@ REQUEST = {
         b"GET /? HTTP/1.1\r\nHost: a\r\n\r\n",
         {"args": "-", "is_args": "", "query_string": "-", "request_uri": "/?"},
     ),
+    "empty-args-before-a-fragment": (
+        b"GET /?#f HTTP/1.1\r\nHost: a\r\n\r\n",
+        {"args": "", "is_args": "", "query_string": "", "request_uri": "/?#f"},
+    ),
+    "no-host-in-the-target": (
+        b"GET http:///x?y HTTP/1.1\r\nHost: a\r\n\r\n",
+        {
+            "status": "400",
+            "uri": "/x",
+            "args": "y",
+            "request_uri": "/x?y",
+            "request_method": "GET",
+            "server_protocol": "HTTP/1.1",
+            "request_length": "26",
+            "http_host": "-",
+        },
+    ),
     "close": (
         b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n",
         {"sent_http_connection": "close", "http_connection": "close"},

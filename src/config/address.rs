@@ -182,6 +182,37 @@ fn inet6(text: &str, form: Form) -> Result<Address, AddressError> {
     })
 }
 
+/// An IPv4 address of a configuration, as nginx reads it: its numbers are decimal whatever zeros they begin with, where the
+/// system's resolver takes them for octal, and one that is not there is zero.
+pub fn ipv4(text: &str) -> Option<Ipv4Addr> {
+    let mut octets = [0; 4];
+    let mut numbers = text.split('.');
+    for octet in &mut octets {
+        for digit in numbers.next()?.bytes() {
+            let digit =
+                char::from(digit).to_digit(10).and_then(|digit| u8::try_from(digit).ok())?;
+            *octet = u8::checked_mul(*octet, 10)?.checked_add(digit)?;
+        }
+    }
+    numbers.next().is_none().then_some(octets.into())
+}
+
+/// The same, or an IPv6 address without brackets.
+pub fn ip(text: &str) -> Option<IpAddr> {
+    ipv4(text).map(IpAddr::V4).or_else(|| text.parse().ok())
+}
+
+/// `1.2.3.4:55` or `[2001:db8::1]:55`
+pub fn ip_and_port(text: &str) -> Option<SocketAddr> {
+    let (host, port) = text.rsplit_once(':')?;
+    let ip = match host.strip_prefix('[') {
+        Some(rest) => IpAddr::V6(rest.strip_suffix(']')?.parse().ok()?),
+        None => IpAddr::V4(ipv4(host)?),
+    };
+    let port = super::value::number(port).and_then(|port| u16::try_from(port).ok())?;
+    (port > 0).then_some(SocketAddr::new(ip, port))
+}
+
 fn inet(text: &str, form: Form) -> Result<Address, AddressError> {
     let first = text.find(['/', '?']).and_then(|at| text.as_bytes().get(at));
     if first == Some(&b'/') {
@@ -198,9 +229,9 @@ fn inet(text: &str, form: Form) -> Result<Address, AddressError> {
     let host = match host_text {
         "" => return Err(AddressError::NoHost),
         "*" if form == Form::Listen => Host::Wildcard,
-        name => match name.parse::<Ipv4Addr>() {
-            Ok(ip) => Host::Ip(ip.into()),
-            Err(_) => Host::Name(name.to_owned()),
+        name => match ipv4(name) {
+            Some(ip) => Host::Ip(ip.into()),
+            None => Host::Name(name.to_owned()),
         },
     };
     Ok(Address { host, host_text: host_text.to_owned(), ports, uri: String::new() })
@@ -298,6 +329,36 @@ mod tests {
         assert_eq!(url(""), "no host");
         assert_eq!(shown("1.2.3.4:80/x", Form::Peer), "invalid host");
         assert_eq!(shown("unix:/a:", Form::Peer), "Unix(\"/a:\") None ");
+    }
+
+    #[test]
+    fn addresses_as_nginx_reads_them() {
+        let shown = |text| ip(text).map(|ip| ip.to_string());
+        for (text, expected) in [
+            ("127.0.0.1", "127.0.0.1"),
+            ("010.08.000000001.0255", "10.8.1.255"),
+            ("1..3.", "1.0.3.0"),
+            ("255.255.255.255", "255.255.255.255"),
+            ("::1", "::1"),
+        ] {
+            assert_eq!(shown(text).as_deref(), Some(expected), "{text}");
+        }
+        for text in
+            ["", "1.2.3", "1.2.3.4.", "1.2.3.256", "0x1.2.3.4", "1.2.3.4 ", "+1.2.3.4", "[::1]"]
+        {
+            assert_eq!(shown(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn addresses_with_ports() {
+        let shown = |text| ip_and_port(text).map(|address| address.to_string());
+        assert_eq!(shown("01.2.3.4:080").as_deref(), Some("1.2.3.4:80"));
+        assert_eq!(shown("[::1]:80").as_deref(), Some("[::1]:80"));
+        for text in ["1.2.3.4", "1.2.3.4:", "1.2.3.4:0", "1.2.3.4:65536", "::1:80", "[1.2.3.4]:80"]
+        {
+            assert_eq!(shown(text), None, "{text}");
+        }
     }
 
     #[test]

@@ -16,15 +16,8 @@ pub fn check<S>(
     let Some(first) = rows.clone().next() else {
         return fault!("unknown directive \"{name}\"");
     };
-    if let Support::Refused { why, unless } = first.support {
-        let arguments = statement.words.get(1..).unwrap_or_default();
-        let asks_nothing = unless
-            .is_some_and(|word| matches!(arguments, [only] if only.eq_ignore_ascii_case(word)));
-        return if asks_nothing && statement.block.is_none() {
-            Ok(first)
-        } else {
-            fault!("\"{name}\" directive is not supported: {why}")
-        };
+    if let Support::Refused { why, unless: None } = first.support {
+        return fault!("\"{name}\" directive is not supported: {why}");
     }
     let Some(row) = rows.find(|row| row.contexts.meets(context)) else {
         return fault!("\"{name}\" directive is not allowed here");
@@ -36,6 +29,12 @@ pub fn check<S>(
     }
     if !row.count.allows(statement.words.len().saturating_sub(1)) {
         return fault!("invalid number of arguments in \"{name}\" directive");
+    }
+    if let Support::Refused { why, unless: Some(word) } = row.support {
+        let arguments = statement.words.get(1..).unwrap_or_default();
+        if !matches!(arguments, [only] if word.is(only)) {
+            return fault!("\"{name}\" directive is not supported: {why}");
+        }
     }
     debug_assert!(
         !matches!(row.action, Action::Pass) || row.support != Support::Full,

@@ -31,7 +31,7 @@ impl Cidr {
             Some((address, bits)) => (address, Some(super::value::number(bits)?)),
             None => (text, None),
         };
-        let address: IpAddr = address.parse().ok()?;
+        let address = super::address::ip(address)?;
         let full = Cidr::of(address);
         let Some(bits) = bits else { return Some(Written { network: full, has_low_bits: false }) };
         let bits = u8::try_from(bits).ok()?;

@@ -83,8 +83,22 @@ pub enum Support {
     Refused {
         why: &'static str,
         /// The one argument that asks for nothing, and is taken: `gzip off;`.
-        unless: Option<&'static str>,
+        unless: Option<Word>,
     },
+}
+
+/// A word among arguments.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Word {
+    pub text: &'static str,
+    /// What differs in case is another word: `auth_basic OFF;` asks for a password.
+    pub is_exact: bool,
+}
+
+impl Word {
+    pub fn is(self, argument: &str) -> bool {
+        if self.is_exact { self.text == argument } else { self.text.eq_ignore_ascii_case(argument) }
+    }
 }
 
 /// What a row does to the state `S` that is being built.
@@ -181,7 +195,12 @@ impl<S> Directive<S> {
     /// Whether it is passed over and may be there once in a block: what has an effect says so itself.
     pub fn is_once_without_effect(&self) -> bool {
         const REPEATED: [&str; 2] = ["debug_connection", "thread_pool"];
-        matches!(self.support, Support::NoEffect(_)) && !REPEATED.contains(&self.name)
+        match self.support {
+            Support::NoEffect(_) => !REPEATED.contains(&self.name),
+            // Of those that take any number of words nginx adds up the words.
+            Support::Refused { unless, .. } => unless.is_some() && self.count == Count::Exactly(1),
+            Support::Full | Support::Differs(_) => false,
+        }
     }
 
     /// A directive of nginx that ringx does not have.
@@ -191,11 +210,24 @@ impl<S> Directive<S> {
         row
     }
 
-    /// A refused directive whose argument `word` is taken, because it asks for nothing.
+    /// A refused directive whose argument `word` is taken, because it asks for nothing; where and how
+    /// it may stand is checked then.
     #[must_use]
-    pub const fn unless(mut self, word: &'static str) -> Self {
+    pub const fn unless(self, word: &'static str, contexts: Contexts, count: Count) -> Self {
+        self.unless_word(Word { text: word, is_exact: false }, contexts, count)
+    }
+
+    /// The same for a word that has to be written so, and stand alone.
+    #[must_use]
+    pub const fn unless_exactly(self, word: &'static str, contexts: Contexts) -> Self {
+        self.unless_word(Word { text: word, is_exact: true }, contexts, Count::Exactly(1))
+    }
+
+    const fn unless_word(mut self, word: Word, contexts: Contexts, count: Count) -> Self {
         if let Support::Refused { why, .. } = self.support {
             self.support = Support::Refused { why, unless: Some(word) };
+            self.contexts = contexts;
+            self.count = count;
         }
         self
     }

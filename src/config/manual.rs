@@ -20,7 +20,7 @@ pub fn render<S>(modules: &[Module<S>]) -> String {
             _ => None,
         });
         list(&mut text, "Refused", &rest, |support| match support {
-            Support::Refused { why, unless } => Some((why, unless)),
+            Support::Refused { why, unless } => Some((why, unless.map(|word| word.text))),
             _ => None,
         });
     }

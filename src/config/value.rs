@@ -118,6 +118,40 @@ impl<'a> Args<'a> {
         self.number().map(|number| number as u64)
     }
 
+    /// `…_hash_max_size` or `…_hash_bucket_size` of a table that nginx always builds.
+    pub fn table_size(self) -> Outcome {
+        const CACHE_LINE: usize = 64;
+        const BUCKET_MAX: usize = 65536 - CACHE_LINE;
+        let (name, size) = (self.name(), self.number()?);
+        let (table, is_bucket) = match name.strip_suffix("_bucket_size") {
+            Some(table) => (table, true),
+            None => (name.strip_suffix("_max_size").unwrap_or(name), false),
+        };
+        if size == 0 {
+            return Err(Fault::nowhere(format!(
+                "could not build {table}, you should increase {name}: 0"
+            )));
+        }
+        let size = size.checked_next_multiple_of(CACHE_LINE).unwrap_or(usize::MAX);
+        if is_bucket && size > BUCKET_MAX {
+            return Err(Fault::nowhere(format!(
+                "could not build {table}, too large {name}: {size}"
+            )));
+        }
+        Ok(())
+    }
+
+    /// The size of nginx's pools of memory.
+    pub fn pool_size(self) -> Outcome {
+        match self.size()? {
+            0..112 => fault!("the pool size must be no less than 112"),
+            size if !size.is_multiple_of(16) => {
+                fault!("the pool size must be a multiple of 16")
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// A number within bounds.
     pub fn number_between(self, low: usize, high: usize) -> Outcome<usize> {
         let number = self.number()?;

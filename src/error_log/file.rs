@@ -51,9 +51,11 @@ pub struct OpenError {
 /// One log file, whatever number of threads write to it.
 #[derive(Debug)]
 pub struct LogFile {
+    /// Empty: stderr.
     path: PathBuf,
-    /// Reopening changes what the descriptor means, for all threads at once.
-    file: File,
+    /// Reopening changes what the descriptor means, for all threads at once. `None`: stderr, which is
+    /// not opened and is whatever it is at the time.
+    file: Option<File>,
     /// The second in which the disk was last found full: nothing is written in it any more.
     full_at: AtomicI64,
 }
@@ -61,7 +63,8 @@ pub struct LogFile {
 impl LogFile {
     fn open(path: &Path) -> Result<Self, OpenError> {
         let full_at = AtomicI64::new(i64::MIN);
-        Ok(Self { path: path.to_owned(), file: open(path)?, full_at })
+        let file = if path.as_os_str().is_empty() { None } else { Some(open(path)?) };
+        Ok(Self { path: path.to_owned(), file, full_at })
     }
 
     pub fn path(&self) -> &Path {
@@ -70,14 +73,15 @@ impl LogFile {
 
     fn reopen(&self) -> Result<(), OpenError> {
         let path = &self.path;
+        let Some(file) = &self.file else { return Ok(()) };
         let new = open(path)?;
-        os::replace_file(&self.file, &new)
-            .map_err(|source| OpenError { path: path.clone(), source })
+        os::replace_file(file, &new).map_err(|source| OpenError { path: path.clone(), source })
     }
 
     /// Writes one line. `now` is the second it is written in. A failure loses the line, no more.
     pub fn write(&self, line: &[u8], now: i64) {
         let Self { path, file, full_at } = self;
+        let Some(file) = file else { return write_to_stderr(line) };
         if full_at.load(Ordering::Relaxed) == now {
             return;
         }
@@ -243,6 +247,14 @@ pub mod tests {
 
         assert_eq!(fs::read_to_string(&old).unwrap(), "0\n1\n");
         assert_eq!(fs::read_to_string(&path).unwrap(), "2\n");
+    }
+
+    #[test]
+    fn a_file_without_a_name_is_stderr() {
+        let files = Files::default();
+        let file = files.open(Path::new("")).unwrap();
+        assert!(file.file.is_none());
+        assert!(files.reopen().is_empty());
     }
 
     #[test]

@@ -430,7 +430,9 @@ async fn refuse(c: &Connection, r: &mut Request, refusal: &Refusal) -> Result<()
     // Without a version even HEAD gets the page: there is nothing else to send.
     let has_head = r.head.version > Version::Http09;
     r.method = if has_head { r.head.method_kind } else { Method::Get };
-    let (part, action) = if refusal.is_of_request_line() {
+    let (part, action) = if *refusal == Refusal::InvalidTargetHost && !r.uri.is_empty() {
+        (RefusedPart::TargetHost, Action::ReadingRequestLine)
+    } else if refusal.is_of_request_line() {
         (RefusedPart::RequestLine, Action::ReadingRequestLine)
     } else {
         (RefusedPart::Headers, Action::ReadingRequestHeaders)

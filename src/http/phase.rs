@@ -334,6 +334,12 @@ fn redirect_internally(
 }
 
 fn redirect_to_named(c: &Connection, r: &mut Request, name: &str) -> Option<u16> {
+    let was_original = r.uri_is_original;
+    leave_location(c, r);
+    // It counts also when there is no such location, and when the URI is empty.
+    if count_uri_change(c, r, UriChange::NamedLocation(name)) {
+        return Some(500);
+    }
     if r.uri.is_empty() {
         let text = format_args!("empty URI in redirect to named location \"{name}\"");
         c.log(r, Level::Error, text);
@@ -344,11 +350,6 @@ fn redirect_to_named(c: &Connection, r: &mut Request, name: &str) -> Option<u16>
         c.log(r, Level::Error, format_args!("could not find named location \"{name}\""));
         return Some(500);
     };
-    let was_original = r.uri_is_original;
-    leave_location(c, r);
-    if count_uri_change(c, r, UriChange::NamedLocation(name)) {
-        return Some(500);
-    }
     r.uri_is_original = was_original;
     r.set_out_for = SetOutFor::Nobody;
     r.internal = true;

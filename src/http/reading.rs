@@ -278,25 +278,28 @@ fn find_server(c: &Connection, generation: &Generation, r: &mut Request) {
 }
 
 fn set_uri(r: &mut Request, merge_slashes: bool) -> Result<(), Refusal> {
-    let path = r.head.path.of(r.buffer.as_slice());
-    if path.first() != Some(&b'/') {
+    let raw = r.head.path.of(r.buffer.as_slice());
+    let args = if raw.first() == Some(&b'/') {
+        let normalised =
+            uri::normalise(raw, merge_slashes, &mut r.uri).inspect_err(|_| r.uri.clear())?;
+        if !normalised.changed {
+            r.uri.clear();
+            r.uri.extend_from_slice(normalised.path.of(raw));
+        }
+        r.escape = normalised.has_escapes;
+        normalised.args
+    } else {
         // An absolute-form target without a path.
         r.uri.push(b'/');
-        let args = path.strip_prefix(b"?").unwrap_or_default();
-        // Up to a fragment.
-        r.args.extend_from_slice(args.split(|byte| *byte == b'#').next().unwrap_or_default());
-        return Ok(());
-    }
-    let raw = path;
-    let normalised =
-        uri::normalise(raw, merge_slashes, &mut r.uri).inspect_err(|_| r.uri.clear())?;
-    if !normalised.changed {
-        r.uri.clear();
-        r.uri.extend_from_slice(normalised.path.of(raw));
-    }
-    r.escape = normalised.has_escapes;
-    if let Some(args) = normalised.args {
+        uri::split(raw).1
+    };
+    if let Some(args) = args {
+        let is_known_empty = args.start == args.end && (args.end as usize) < raw.len();
         r.args.extend_from_slice(args.of(raw));
+        if is_known_empty {
+            // Ahead of a fragment; those that end with the target are not known, as in nginx.
+            r.set_args(Some(Vec::new()));
+        }
     }
     Ok(())
 }

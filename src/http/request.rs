@@ -50,7 +50,7 @@ pub struct Request {
     /// Current normalised path, and args without `?`.
     pub uri: Vec<u8>,
     pub args: Vec<u8>,
-    /// They are not what the client sent: a value also when they are empty.
+    /// A value also when they are empty: not what the client sent, or ahead of a fragment.
     args_were_set: bool,
     /// Whether `uri` and `args` still are what the client asked for.
     pub uri_is_original: bool,
@@ -117,6 +117,8 @@ pub struct Request {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RefusedPart {
     RequestLine,
+    /// The host in a request line that is known otherwise.
+    TargetHost,
     Headers,
 }
 
@@ -358,8 +360,8 @@ impl Request {
         self.logged = false;
     }
 
-    /// The args, as `$args` shows them: those that the configuration or an upstream has set are known
-    /// though they be empty, those that the client did not send are not.
+    /// The args, as `$args` shows them: those that the configuration or an upstream has set, or that
+    /// come before a fragment, are known though they be empty; those that the client did not send are not.
     pub fn known_args(&self) -> Option<&Vec<u8>> {
         (self.args_were_set || !self.args.is_empty()).then_some(&self.args)
     }

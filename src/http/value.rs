@@ -252,7 +252,7 @@ pub fn append(variable: &Variable, c: &Connection, r: &Request, out: &mut Vec<u8
             let head = match r.refused {
                 Some(RefusedPart::RequestLine) => 0,
                 // Without the empty lines before it.
-                None | Some(RefusedPart::Headers) => r.head.read_len(),
+                None | Some(RefusedPart::TargetHost | RefusedPart::Headers) => r.head.read_len(),
             };
             number(out, r.body.received.saturating_add(head as u64))
         }

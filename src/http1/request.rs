@@ -123,7 +123,7 @@ impl RequestHead {
         self.scan.line_start - self.scan.head_start
     }
 
-    /// Whether the request line has been read and accepted.
+    /// Whether the request line has been read and accepted, but perhaps for the host in it.
     pub fn is_line_read(&self) -> bool {
         matches!(self.scan.stage, Stage::Headers | Stage::Complete)
     }
@@ -311,6 +311,10 @@ fn parse_bytewise(buf: &[u8], rules: &Rules, head: &mut RequestHead) -> Result<P
                     return Err(Refusal::UriTooLong);
                 }
                 head.begin_headers(head.scan.position, limits);
+                if !head.scan.request_line.has_valid_host(buf) {
+                    head.target_host = None;
+                    return Err(Refusal::InvalidTargetHost);
+                }
             }
 
             Stage::Headers => {

@@ -81,10 +81,13 @@ impl RequestLine {
         if self.version == Version::Http09 && self.method_kind != Method::Get {
             return Err(Refusal::InvalidHttp09Method);
         }
-        if self.host.is_some_and(|host| host::parse_host(host.of(buf)).is_none()) {
-            return Err(Refusal::InvalidTargetHost);
-        }
         Ok(true)
+    }
+
+    /// Whether the authority, if there is one, is host and port: of a line that is complete. If it is
+    /// not, the line is refused, but its other parts are known.
+    pub fn has_valid_host(&self, buf: &[u8]) -> bool {
+        self.host.is_none_or(|host| host::parse_host(host.of(buf)).is_some())
     }
 
     fn step(&mut self, buf: &[u8], byte: u8, at: usize) -> Result<State, Refusal> {
@@ -105,7 +108,7 @@ impl RequestLine {
             (State::BeforeTarget, _) => {
                 self.target = Span::new(at, at);
                 match byte {
-                    _ if self.method_kind == Method::Connect => self.host_byte(byte, at)?,
+                    _ if self.method_kind == Method::Connect => self.host_byte(buf, byte, at)?,
                     b'/' => self.path_start(at),
                     b'a'..=b'z' | b'A'..=b'Z' => State::Scheme,
                     _ => return Err(Refusal::InvalidRequest),
@@ -118,7 +121,7 @@ impl RequestLine {
             (State::SchemeColon, b'/') => State::SchemeSlash,
             (State::SchemeSlash, b'/') => State::HostStart,
 
-            (State::HostStart, _) => self.host_byte(byte, at)?,
+            (State::HostStart, _) => self.host_byte(buf, byte, at)?,
             (State::Host, b'-' | b'.') => State::Host,
             (State::Host, _) if byte.is_ascii_alphanumeric() => State::Host,
             (State::IpLiteral, b']') => State::HostEnd,
@@ -173,15 +176,16 @@ impl RequestLine {
     }
 
     /// The first byte of an authority.
-    fn host_byte(&mut self, byte: u8, at: usize) -> Result<State, Refusal> {
+    fn host_byte(&mut self, buf: &[u8], byte: u8, at: usize) -> Result<State, Refusal> {
         self.host = Some(Span::new(at, at));
         match byte {
             b'[' => Ok(State::IpLiteral),
             b'-' | b'.' => Ok(State::Host),
             _ if byte.is_ascii_alphanumeric() => Ok(State::Host),
-            // An authority without a host has the same verdict as a bad host.
-            b'/' | b'?' | b':' | b' ' if self.method_kind != Method::Connect => {
-                Err(Refusal::InvalidTargetHost)
+            // An authority without a host has the same verdict as a bad host: behind the line.
+            b':' if self.method_kind != Method::Connect => Ok(State::Port),
+            b'/' | b'?' | b' ' if self.method_kind != Method::Connect => {
+                self.authority_end(buf, byte, at)
             }
             _ => Err(Refusal::InvalidRequest),
         }
@@ -249,6 +253,10 @@ mod tests {
         Ok(done.then_some(line))
     }
 
+    fn has_valid_host(text: &str) -> bool {
+        scan(text).unwrap().unwrap().has_valid_host(text.as_bytes())
+    }
+
     /// method, path, host, version
     fn parts(text: &str) -> (&str, &str, Option<&str>, Version) {
         let line = scan(text).expect("accepted").expect("complete");
@@ -277,10 +285,7 @@ mod tests {
 
     #[test]
     fn refused() {
-        use Refusal::{
-            InvalidHttp09Method, InvalidMethod, InvalidRequest, InvalidTargetHost,
-            VersionNotSupported,
-        };
+        use Refusal::{InvalidHttp09Method, InvalidMethod, InvalidRequest, VersionNotSupported};
         for (text, refusal) in [
             ("get / HTTP/1.1\n", InvalidMethod),
             ("G1 / HTTP/1.1\n", InvalidMethod),
@@ -299,12 +304,6 @@ mod tests {
             ("GET http://a_b/ HTTP/1.1\n", InvalidRequest),
             ("GET http://h:8x/ HTTP/1.1\n", InvalidRequest),
             ("GET http://h\n", InvalidRequest),
-            ("GET http:///x HTTP/1.1\n", InvalidTargetHost),
-            ("GET http://:80/x HTTP/1.1\n", InvalidTargetHost),
-            ("GET http:// HTTP/1.1\n", InvalidTargetHost),
-            ("GET http://a..b/ HTTP/1.1\n", InvalidTargetHost),
-            ("GET http://h:65536/ HTTP/1.1\n", InvalidTargetHost),
-            ("GET http://[]/ HTTP/1.1\n", InvalidTargetHost),
             ("GET /a\tb HTTP/1.1\n", InvalidRequest),
             ("GET /a\x7f HTTP/1.1\n", InvalidRequest),
             ("GET /a\0 HTTP/1.1\n", InvalidRequest),
@@ -331,6 +330,23 @@ mod tests {
         ] {
             assert_eq!(scan(text), Err(refusal), "{text:?}");
         }
+    }
+
+    #[test]
+    fn a_bad_host_leaves_the_other_parts() {
+        use Version::{Http09, Http11};
+        assert_eq!(parts("GET http:///x?y HTTP/1.1\n"), ("GET", "/x?y", Some(""), Http11));
+        assert_eq!(parts("GET http://:80/x HTTP/1.1\n"), ("GET", "/x", Some(":80"), Http11));
+        assert_eq!(parts("GET http:// HTTP/1.1\n"), ("GET", "", Some(""), Http11));
+        assert_eq!(parts("POST http://?x HTTP/1.1\n"), ("POST", "?x", Some(""), Http11));
+        assert_eq!(parts("GET http:///x\n"), ("GET", "/x", Some(""), Http09));
+        assert_eq!(scan("POST http:///x\n"), Err(Refusal::InvalidHttp09Method));
+        for target in [":///x", "://:80/x", "://", "://?x", "://a..b/", "://h:65536/", "://[]/"] {
+            assert!(!has_valid_host(&format!("GET http{target} HTTP/1.1\n")), "{target}");
+        }
+        assert!(!has_valid_host("CONNECT a..b:80 HTTP/1.1\n"));
+        assert!(has_valid_host("GET http://[::1]:8/ HTTP/1.1\n"));
+        assert!(has_valid_host("GET / HTTP/1.1\n"));
     }
 
     #[test]

@@ -54,7 +54,7 @@ pub fn normalise(raw: &[u8], merge_slashes: bool, out: &mut Vec<u8>) -> Result<U
 }
 
 /// Where the path ends, and what are the arguments.
-fn split(raw: &[u8]) -> (Span, Option<Span>) {
+pub fn split(raw: &[u8]) -> (Span, Option<Span>) {
     let end = memchr::memchr(b'#', raw).unwrap_or(raw.len());
     let before_fragment = raw.get(..end).unwrap_or_default();
     match memchr::memchr(b'?', before_fragment) {

@@ -416,6 +416,58 @@ fn what_ringx_does_not_have_is_refused_by_name() {
     );
 }
 
+/// What asks for nothing is checked as if it asked for something.
+#[test]
+fn what_asks_for_nothing_is_checked() {
+    for (text, expected) in [
+        ("if ($uri) { autoindex off; }", "\"autoindex\" directive is not allowed here in F:5"),
+        ("autoindex;", "invalid number of arguments in \"autoindex\" directive in F:5"),
+        ("autoindex off off;", "invalid number of arguments in \"autoindex\" directive in F:5"),
+        ("autoindex OFF; autoindex off;", "\"autoindex\" directive is duplicate in F:5"),
+        ("autoindex off { }", "directive \"autoindex\" is not terminated by \";\" in F:5"),
+        ("ssl_stapling off;", "\"ssl_stapling\" directive is not allowed here in F:5"),
+        ("proxy_cache off; proxy_cache off;", "\"proxy_cache\" directive is duplicate in F:5"),
+        ("dav_methods;", "invalid number of arguments in \"dav_methods\" directive in F:5"),
+        (
+            "auth_basic OFF;",
+            "\"auth_basic\" directive is not supported: access is not controlled by password in F:5",
+        ),
+        ("sendfile off; sendfile off;", "\"sendfile\" directive is duplicate in F:5"),
+    ] {
+        let expected = format!("[emerg] {}", expected.replace("F:", "/c/x.conf:"));
+        assert_eq!(error(&in_location(text)), expected, "{text}");
+    }
+    assert_eq!(warning(&in_location("auth_basic off; limit_except GET { auth_basic off; }")), "");
+    assert_eq!(warning(&in_location("gzip off; if ($uri) { gzip Off; }")), "");
+    assert_eq!(warning(&in_location("gzip_proxied off; gzip_proxied off;")), "");
+}
+
+#[test]
+fn sizes_without_effect_are_checked() {
+    for (text, expected) in [
+        (
+            "variables_hash_max_size 0;",
+            "could not build variables_hash, you should increase variables_hash_max_size: 0",
+        ),
+        (
+            "variables_hash_bucket_size 0;",
+            "could not build variables_hash, you should increase variables_hash_bucket_size: 0",
+        ),
+        (
+            "variables_hash_bucket_size 65473;",
+            "could not build variables_hash, too large variables_hash_bucket_size: 65536",
+        ),
+        ("connection_pool_size 111;", "the pool size must be no less than 112 in /c/x.conf:3"),
+        ("request_pool_size 4k1;", "\"request_pool_size\" directive invalid value in /c/x.conf:3"),
+        ("request_pool_size 4097;", "the pool size must be a multiple of 16 in /c/x.conf:3"),
+    ] {
+        assert_eq!(error(&in_http(text)), format!("[emerg] {expected}"), "{text}");
+    }
+    assert!(
+        load_text(&in_http("variables_hash_bucket_size 65472; request_pool_size 112;")).is_ok()
+    );
+}
+
 #[test]
 fn warnings() {
     for (text, expected) in [

@@ -4,6 +4,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
+use crate::config::address::ipv4;
 use crate::config::diagnostic::{Outcome, fault};
 use crate::config::directive::{Contexts, Count, Directive};
 use crate::config::setting::{List, Setting, inherit};
@@ -165,7 +166,7 @@ impl Source {
             Some((address, bits)) => (address, Some(value::number(bits)?)),
             None => (text, None),
         };
-        if let Some(address) = parse_v4(address) {
+        if let Some(address) = ipv4(address) {
             let address = address.to_bits();
             let bits = u32::try_from(bits.unwrap_or(32)).ok().filter(|bits| *bits <= 32)?;
             let mask = u32::MAX.checked_shl(32_u32.saturating_sub(bits)).unwrap_or(0);
@@ -194,17 +195,6 @@ impl Source {
             Source::V4(..) | Source::Unix => false,
         }
     }
-}
-
-/// Four decimal numbers. Unlike the standard library's reader this one takes leading zeros, which
-/// nginx reads as decimal too.
-fn parse_v4(text: &str) -> Option<Ipv4Addr> {
-    let mut octets = [0; 4];
-    let mut parts = text.split('.');
-    for octet in &mut octets {
-        *octet = u8::try_from(value::number(parts.next()?)?).ok()?;
-    }
-    parts.next().is_none().then(|| octets.into())
 }
 
 /// What the rules say to a client; `None` stands for a unix socket.
@@ -253,7 +243,7 @@ pub fn fuzz_source(data: &[u8]) {
     match parsed.source {
         Source::V4(network, mask) => {
             assert_eq!(network & !mask, 0);
-            assert!(parse_v4(address).is_some_and(|address| parsed.source.holds_v4(address)));
+            assert!(ipv4(address).is_some_and(|address| parsed.source.holds_v4(address)));
         }
         Source::V6(network, mask) => {
             assert_eq!(network & !mask, 0);

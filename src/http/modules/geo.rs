@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Ipv4Addr};
 
 use super::realip::forwarded;
+use crate::config::address::ipv4;
 use crate::config::cidr::{Cidr, Written};
 use crate::config::diagnostic::{Outcome, fault};
 use crate::config::directive::{Contexts, Count, Directive};
@@ -326,7 +327,7 @@ fn network(text: &str, warnings: &mut Vec<String>) -> Outcome<Cidr> {
 /// `a.b.c.d-e.f.g.h`
 fn range(text: &str) -> Option<(u32, u32)> {
     let (first, last) = text.split_once('-')?;
-    let address = |text: &str| text.parse().ok().map(Ipv4Addr::to_bits);
+    let address = |text: &str| ipv4(text).map(Ipv4Addr::to_bits);
     let (first, last) = (address(first)?, address(last)?);
     (first <= last).then_some((first, last))
 }

@@ -6,6 +6,7 @@ use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 
+use crate::config::address::{ip, ip_and_port};
 use crate::error_log::{Level, escape};
 use crate::http::connection::Connection;
 use crate::http::modules::exchange::{Bind, BindAddress, Settings};
@@ -94,18 +95,14 @@ fn address_of<'a>(
 
 /// `1.2.3.4`, `1.2.3.4:80`, `::1`, `[::1]:80`. Without a port it is 0: the kernel chooses.
 pub fn parse(text: &str) -> Option<SocketAddr> {
-    if let Ok(ip) = text.parse::<IpAddr>() {
+    if let Some(ip) = ip(text) {
         return Some(SocketAddr::new(ip, 0));
     }
     let in_brackets = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
     if let Some(ip) = in_brackets {
         return ip.parse().ok().map(|ip| SocketAddr::new(IpAddr::V6(ip), 0));
     }
-    let (_, port) = text.rsplit_once(':')?;
-    if !port.bytes().all(|byte| byte.is_ascii_digit()) {
-        return None;
-    }
-    text.parse().ok().filter(|address: &SocketAddr| address.port() > 0)
+    ip_and_port(text)
 }
 
 #[cfg(test)]

@@ -440,9 +440,9 @@ pub const DIRECTIVES: &[Directive<Build>] = &[
     Directive::no_effect("subrequest_output_buffer_size", HTTP_SERVER_LOCATION, ONE, MEMORY)
         .set(|_, args| args.size().map(drop)),
     Directive::no_effect("connection_pool_size", HTTP_SERVER, ONE, MEMORY)
-        .set(|_, args| args.size().map(drop)),
+        .set(|_, args| args.pool_size()),
     Directive::no_effect("request_pool_size", HTTP_SERVER, ONE, MEMORY)
-        .set(|_, args| args.size().map(drop)),
+        .set(|_, args| args.pool_size()),
     Directive::no_effect("postpone_output", HTTP_SERVER_LOCATION, ONE, MEMORY)
         .set(|_, args| args.size().map(drop)),
     Directive::no_effect("send_lowat", HTTP_SERVER_LOCATION, ONE, "Linux has no such limit")
@@ -456,9 +456,9 @@ pub const DIRECTIVES: &[Directive<Build>] = &[
     Directive::no_effect("types_hash_max_size", HTTP_SERVER_LOCATION, ONE, HASHES)
         .set(|_, args| args.number().map(drop)),
     Directive::no_effect("variables_hash_bucket_size", Contexts::HTTP, ONE, HASHES)
-        .set(|_, args| args.number().map(drop)),
+        .set(|_, args| args.table_size()),
     Directive::no_effect("variables_hash_max_size", Contexts::HTTP, ONE, HASHES)
-        .set(|_, args| args.number().map(drop)),
+        .set(|_, args| args.table_size()),
     Directive::no_effect("log_subrequest", HTTP_SERVER_LOCATION, ONE, "there are no subrequests")
         .set(|_, args| args.flag().map(drop)),
     Directive::no_effect(

@@ -110,7 +110,9 @@ impl<'a> Cookie<'a> {
             } else if name.eq_ignore_ascii_case(b"httponly") {
                 &mut http_only
             } else if name.eq_ignore_ascii_case(b"samesite") {
-                if let Some(value) = same_site.on {
+                let written = attribute.value.as_deref().unwrap_or_default();
+                // One that says so already stays as it is written.
+                if let Some(value) = same_site.on.filter(|on| !on.eq_ignore_ascii_case(written)) {
                     attribute.name = b"SameSite".into();
                     attribute.value = Some(value.into());
                 }
@@ -238,6 +240,7 @@ mod tests {
             ("a=1; secure; SECURE", "nosecure", "a=1"),
             ("a=1;httponly ;x", "nohttponly", "a=1; x"),
             ("a=1; samesite=Lax; x", "samesite=strict", "a=1; SameSite=Strict; x"),
+            ("a=1; samesite=LAX; x", "samesite=lax", "a=1; samesite=LAX; x"),
             ("a=1; secure", "nosecure secure", "a=1; secure"),
             ("a=1", "samesite=none nosamesite samesite=lax", "a=1; SameSite=Lax"),
             ("a=1", "samesite=none", "a=1; SameSite=None"),
