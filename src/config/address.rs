@@ -182,8 +182,8 @@ fn inet6(text: &str, form: Form) -> Result<Address, AddressError> {
     })
 }
 
-/// An IPv4 address of a configuration, as nginx reads it: its numbers are decimal whatever zeros they begin with, where the
-/// system's resolver takes them for octal, and one that is not there is zero.
+/// An IPv4 address of a configuration, as nginx reads it: its numbers are decimal whatever zeros they begin
+/// with, where the system's resolver takes them for octal, and one that is not there is zero.
 pub fn ipv4(text: &str) -> Option<Ipv4Addr> {
     let mut octets = [0; 4];
     let mut numbers = text.split('.');
