@@ -20,6 +20,7 @@ pub mod trailer;
 pub mod uri;
 
 mod header_line;
+mod limits;
 mod plain;
 mod request_line;
 mod status_line;

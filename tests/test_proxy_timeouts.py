@@ -69,6 +69,20 @@ def test_the_whole_head_must_come_in_time(through, steps, family):
     assert proxy.accessed()[0].startswith("504 504 ")
 
 
+# ringx looks at the client after 100 ms; the limit is the same before, then, and behind.
+@pytest.mark.parametrize("ignores", ["off", "on"])
+@pytest.mark.parametrize("limit_ms", [30, 100, 101, 250])
+def test_a_silent_server_is_waited_for_that_long(through, limit_ms, ignores):
+    proxy, _ = through(
+        script(request, to_end),
+        location=f"proxy_read_timeout {limit_ms}ms; proxy_ignore_client_abort {ignores};",
+    )
+    started = time.monotonic()
+    assert proxy.get("/").status == 504
+    assert limit_ms / 1000 - 0.01 < time.monotonic() - started < 2.5
+    proxy.logged(TIMED_OUT)
+
+
 @pytest.mark.parametrize("buffering", ["on", "off"])
 def test_every_read_of_the_body_renews_the_timer(through, buffering):
     proxy, _ = through(

@@ -6,10 +6,13 @@ use super::framing::{self, BodyLength};
 use super::header::{Field, Headers, Known};
 use super::header_line::{HeaderLine, Invalid, Line, NameRules};
 use super::host::{self, Host};
+use super::limits::Buffers;
 use super::plain;
 use super::refusal::{Quoted, Refusal};
 use super::request_line::RequestLine;
 use super::{ConnectionOption, Progress, Span};
+
+pub use super::limits::{Limits, Rules};
 
 /// Any 1.N with N above 1 is taken as 1.1 (RFC 9110 section 2.5).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -52,37 +55,6 @@ impl Method {
             b"CONNECT" => Method::Connect,
             b"TRACE" => Method::Trace,
             _ => Method::Other,
-        }
-    }
-}
-
-/// What a head may take, and how odd its names may be.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limits {
-    /// `client_header_buffer_size`: what fits in the first buffer is not too long.
-    pub first: usize,
-    /// `large_client_header_buffers`: how many there may be besides the first.
-    pub number: usize,
-    /// Bytes of each of them. A line lies whole in one buffer.
-    pub size: usize,
-    /// `max_headers`; lines left out do not count.
-    pub count_max: usize,
-    /// `ignore_invalid_headers`: leave lines with an odd name out instead of passing them on.
-    pub ignore_invalid_headers: bool,
-    /// `underscores_in_headers`: a name with `_` is not odd.
-    pub underscores_in_headers: bool,
-}
-
-impl Default for Limits {
-    /// nginx's defaults.
-    fn default() -> Self {
-        Limits {
-            first: 1024,
-            number: 4,
-            size: 8 * 1024,
-            count_max: 1000,
-            ignore_invalid_headers: true,
-            underscores_in_headers: false,
         }
     }
 }
@@ -176,10 +148,7 @@ struct Scan {
     head_start: usize,
     /// The first byte of the current line.
     line_start: usize,
-    /// Where the buffer that nginx would have in use here ends, as a place among the received bytes.
-    buffer_end: usize,
-    /// How many large buffers nginx would have taken.
-    buffers: usize,
+    buffers: Buffers,
     request_line: RequestLine,
     header_line: HeaderLine,
     /// The request line or a `Host` line has named the host.
@@ -208,31 +177,6 @@ pub fn parse(buf: &[u8], rules: &Rules, head: &mut RequestHead) -> Result<Progre
     parse_bytewise(buf, rules, head)
 }
 
-/// Which limits hold where in the head.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Rules {
-    /// Of the default server.
-    pub limits: Limits,
-    /// Of the server that the host names, when they are others: they hold behind the line that names
-    /// it. When they become known, the head is cleared and read once more.
-    pub behind_host: Option<Limits>,
-}
-
-impl From<Limits> for Rules {
-    fn from(limits: Limits) -> Self {
-        Rules { limits, behind_host: None }
-    }
-}
-
-impl Rules {
-    fn at(&self, scan: &Scan) -> &Limits {
-        match &self.behind_host {
-            Some(limits) if scan.names_host => limits,
-            _ => &self.limits,
-        }
-    }
-}
-
 /// RFC 9112 section 2.2: empty lines before the request line. Whether it now begins.
 fn skip_empty_lines(buf: &[u8], limits: &Limits, head: &mut RequestHead) -> bool {
     let scan = &mut head.scan;
@@ -248,11 +192,7 @@ fn skip_empty_lines(buf: &[u8], limits: &Limits, head: &mut RequestHead) -> bool
     scan.stage = Stage::RequestLine;
     scan.head_start = scan.position;
     scan.line_start = scan.position;
-    scan.buffer_end = match scan.position {
-        0 => limits.first,
-        // They take room as well; when they have filled the buffer it begins anew.
-        empty => empty.saturating_add(1).next_multiple_of(limits.first.max(1)),
-    };
+    scan.buffers = Buffers::first(limits, scan.position);
     scan.request_line = RequestLine::at(scan.position);
     true
 }
@@ -280,7 +220,7 @@ fn take_plain_lines(buf: &[u8], rules: &Rules, head: &mut RequestHead) -> Result
     for header in parsed.headers {
         let at = head.scan.position;
         let Some((field, next)) = plain::field(buf, at, header) else { break };
-        let limits = rules.at(&head.scan);
+        let limits = rules.at(head.scan.names_host);
         if !plain::is_plain_name(header.name) || !head.scan.fits(limits, next) {
             break;
         }
@@ -294,8 +234,8 @@ fn take_plain_lines(buf: &[u8], rules: &Rules, head: &mut RequestHead) -> Result
 /// The reader that decides what is valid. Goes on where the last call, or httparse, has stopped.
 fn parse_bytewise(buf: &[u8], rules: &Rules, head: &mut RequestHead) -> Result<Progress, Refusal> {
     loop {
-        let limits = rules.at(&head.scan);
-        let bound = head.scan.bound(limits);
+        let limits = rules.at(head.scan.names_host);
+        let bound = head.scan.buffers.bound(limits, head.scan.line_start);
         let (end, is_full) = (bound.min(buf.len()), bound <= buf.len());
         match head.scan.stage {
             Stage::EmptyLines => return Ok(Progress::Partial { in_headers: false }),
@@ -364,35 +304,15 @@ fn parse_bytewise(buf: &[u8], rules: &Rules, head: &mut RequestHead) -> Result<P
     }
 }
 
-/// nginx's buffers: a line that the current one cannot hold moves, as far as it has come, to the start
-/// of the next. Here nothing moves: the lines lie where they were received, and of the current buffer
-/// only its end is known.
-///
-/// Every request begins with a first buffer of its own, also behind another one or a PROXY header. In
-/// nginx those have left less of it, and a pipelined request uses the large buffers that the one before
-/// it has taken. That never lets more pass, but where another server allowed more of them or larger ones.
 impl Scan {
-    /// Where the current line has to end at the latest.
-    fn bound(&self, limits: &Limits) -> usize {
-        if self.buffers < limits.number {
-            self.buffer_end.max(self.line_start.saturating_add(limits.size))
-        } else {
-            self.buffer_end
-        }
-    }
-
     /// Whether the current line keeps the limits if the next one starts at `next`.
     fn fits(&self, limits: &Limits, next: usize) -> bool {
-        // The first look is enough for almost all.
-        next <= self.buffer_end || next <= self.bound(limits)
+        self.buffers.fit(limits, self.line_start, next)
     }
 
     /// The next line starts at `next`, and the current one fits.
     fn line_read(&mut self, next: usize, limits: &Limits) {
-        if next > self.buffer_end {
-            self.buffers = self.buffers.saturating_add(1);
-            self.buffer_end = self.line_start.saturating_add(limits.size);
-        }
+        self.buffers.hold(limits, self.line_start, next);
         self.position = next;
         self.line_start = next;
     }

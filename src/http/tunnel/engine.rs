@@ -20,7 +20,7 @@ use super::pipe::Pipes;
 use super::record::Logs;
 use super::wheel::Wheel;
 use super::{Ending, Opening};
-use crate::error_log::Level;
+use crate::error_log::{self, Level};
 use crate::io::Stream;
 use crate::io::batch::Sends;
 use crate::io::poller::{Event, Poller, Token};
@@ -434,7 +434,9 @@ impl Engine {
         });
         sources.clear();
         if let Some(e) = sends.take_loss() {
-            let text = format_args!("io_uring failed, tunnels' sends are made one by one: {e}");
+            let errno = error_log::Errno::of(&e);
+            let text =
+                format_args!("io_uring failed, tunnels' sends are made one by one ({errno})");
             shard.log_main(Level::Warn, text);
         }
         self.sources = sources;
