@@ -3,12 +3,19 @@
 use std::sync::OnceLock;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use rustix::time::{ClockId, clock_gettime};
+
 use crate::io::timer;
 
 /// Time since the epoch. Goes as the system's clock is set: for dates, and for nothing that is
 /// measured or waited for.
 pub fn now() -> Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+}
+
+/// Seconds of [`now`], at the kernel's tick: for what is written down to the second, in every request.
+pub fn seconds() -> i64 {
+    clock_gettime(ClockId::RealtimeCoarse).tv_sec
 }
 
 /// Time since the epoch as if the system's clock had not been set since the process began: seconds

@@ -213,7 +213,7 @@ impl Shard {
     }
 
     pub fn with_http_date<T>(&self, use_it: impl FnOnce(&[u8]) -> T) -> T {
-        use_it(self.date.borrow_mut().get(clock::now().as_secs()))
+        use_it(self.date.borrow_mut().get(clock::seconds().unsigned_abs()))
     }
 
     /// Writes what the access logs hold back for lack of time (not what `buffer=` holds back).

@@ -299,8 +299,8 @@ pub fn append(variable: &Variable, c: &Connection, r: &Request, out: &mut Vec<u8
         Variable::TcpinfoRttvar => tcp_info(c.stream.fd(), out, |info| info.tcpi_rttvar),
         Variable::TcpinfoSndCwnd => tcp_info(c.stream.fd(), out, |info| info.tcpi_snd_cwnd),
         Variable::TcpinfoRcvSpace => tcp_info(c.stream.fd(), out, |info| info.tcpi_rcv_space),
-        Variable::TimeIso8601 => put(out, LocalTime::at(clock::now().as_secs() as i64).iso8601()),
-        Variable::TimeLocal => put(out, LocalTime::at(clock::now().as_secs() as i64).common()),
+        Variable::TimeIso8601 => put(out, LocalTime::at(clock::seconds()).iso8601()),
+        Variable::TimeLocal => put(out, LocalTime::at(clock::seconds()).common()),
         // Known as soon as the line is, also where nothing of it is accepted, or a rewrite leaves nothing.
         Variable::Uri => (r.head.is_line_read() || !r.uri_is_original) && put(out, &r.uri),
 

@@ -235,7 +235,7 @@ fn put_expires(c: &Connection, r: &mut Request, expires: &Expires) {
         }
         expires => (expires, false),
     };
-    let now = clock::now().as_secs() as i64;
+    let now = clock::seconds();
     let head = &mut r.response.head;
     let moment = Moment {
         now,

@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use super::path::{PathError, PathFiles};
 use super::{AccessFile, AccessLog, Escape, FileCache, Frozen, Hold, LateValues, To};
+use crate::clock;
 use crate::error_log::{Files, LogFile, OpenError};
 use crate::http::connection::Connection;
 use crate::http::request::Request;
@@ -288,7 +289,7 @@ impl LogWriter {
 
     fn write_out(&self, lines: &mut Vec<u8>) {
         if !lines.is_empty() {
-            self.file.write(lines, crate::clock::now().as_secs() as i64);
+            self.file.write(lines, clock::seconds());
             lines.clear();
         }
     }
@@ -339,7 +340,7 @@ pub fn write(c: &Connection, r: &Request) {
             Ok(()) => {}
             Err(Lost::Path(error)) => tell(c, r, &error),
             Err(Lost::Syslog(sender, error)) => {
-                generation.main_log().complain(sender, &error, unix_seconds());
+                generation.main_log().complain(sender, &error, clock::seconds());
             }
         }
     }
@@ -403,7 +404,7 @@ impl Sink {
 }
 
 fn send(sender: &Sender, put: impl FnOnce(&mut Vec<u8>)) -> Result<(), Lost<'_>> {
-    let time = LocalTime::at(unix_seconds());
+    let time = LocalTime::at(clock::seconds());
     sender.send(sender.server().severity, &time, put).map_err(|error| Lost::Syslog(sender, error))
 }
 
@@ -416,13 +417,9 @@ fn test_root(c: &Connection, r: &Request) -> Result<(), PathError> {
 }
 
 fn tell(c: &Connection, r: &Request, error: &PathError) {
-    if error.is_told(unix_seconds()) {
+    if error.is_told(clock::seconds()) {
         c.log_errno(r, error.level(), format_args!("{error}"), &error.source);
     }
-}
-
-fn unix_seconds() -> i64 {
-    crate::clock::now().as_secs() as i64
 }
 
 #[cfg(test)]
