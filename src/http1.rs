@@ -21,6 +21,7 @@ pub mod uri;
 
 mod header_line;
 mod limits;
+mod method;
 mod plain;
 mod request_line;
 mod status_line;

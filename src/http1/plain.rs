@@ -6,7 +6,7 @@
 
 use super::Span;
 use super::header::{Field, Known};
-use super::request::{Method, Version};
+use super::method::{Method, Version};
 use super::request_line::{RequestLine, is_method_byte};
 
 /// More header lines than a plain head has.

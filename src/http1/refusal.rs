@@ -178,12 +178,15 @@ pub struct Rule {
     pub section: &'static str,
 }
 
+/// For the error log of a response of HTTP/0.9 too, which is passed on.
+pub const NO_VALID_HEADER: &str = "upstream sent no valid HTTP/1.0 header";
+
 /// Why the head of an upstream's response is refused: 502, and the next upstream may be tried
 /// (`proxy_next_upstream invalid_header`).
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ResponseRefusal {
     /// RFC 9112 section 4: it begins like a status line, and is none.
-    #[error("{}", super::response::NO_VALID_HEADER)]
+    #[error("{}", NO_VALID_HEADER)]
     InvalidStatusLine,
     /// RFC 9112 section 5.1 and 5.2.
     #[error("upstream sent invalid header: \"{seen}\\x{offender:02x}...\"")]

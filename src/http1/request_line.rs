@@ -3,8 +3,8 @@
 
 use super::Span;
 use super::host;
+use super::method::{Method, Version};
 use super::refusal::Refusal;
-use super::request::{Method, Version};
 
 /// The state between two calls, and the parts found so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -17,9 +17,6 @@ pub enum Form {
     Cgi,
 }
 
-/// For the error log when [`ResponseHead::is_http09`], and when a status line is none.
-pub const NO_VALID_HEADER: &str = "upstream sent no valid HTTP/1.0 header";
-
 /// A response head; cleared and used again, so that its lists are allocated once.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ResponseHead {
@@ -381,6 +378,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::http1::refusal::NO_VALID_HEADER;
 
     fn read(text: &[u8], form: Form) -> (Result<Progress, ResponseRefusal>, ResponseHead) {
         fuzz_response(text);

@@ -1,6 +1,7 @@
 //! A tunnel between two socket pairs, run by hand.
 
 use super::*;
+use crate::http::modules::websocket::IdleCounts;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 
