@@ -1044,6 +1044,8 @@ LOGGED = [
     ("GET / HTTP/1.1\r\nHost: a\r\n\r\n", "GET / HTTP/1.1|200|27"),
     ("GET /" + "x" * 9000 + " HTTP/1.1\r\nHost: a\r\n\r\n", "GET /" + "x" * 8187 + "|414|0"),
     ("GET x HTTP/1.1\r\nHost: a\r\n\r\n", "GET x HTTP/1.1|400|0"),
+    ("GET /%zz HTTP/1.1\r\nHost: a\r\n\r\n", "GET /%zz HTTP/1.1|400|19"),
+    ("GET /%zz\r\n", "GET /%zz|400|10"),
     ("G\x01T / HTTP/1.1\r\nHost: a\r\n\r\n", "G\\x01T / HTTP/1.1|400|0"),
     ("GET / HTTP/1.1\r\nHost: a b\r\n\r\n", "GET / HTTP/1.1|400|27"),
     ("GET / HTTP/1.1\r\nX: " + "x" * 9000 + "\r\nHost: a\r\n\r\n", "GET / HTTP/1.1|400|16"),

@@ -188,8 +188,7 @@ fn read_lines(c: &Connection, r: &mut Request, reading: &mut Reading) -> Result<
         // What is wrong with the target comes before the lines that follow it: of those nothing is
         // known then.
         if let Err(refusal) = set_uri(r, *c.settings(r).core.merge_slashes) {
-            r.head.headers.clear();
-            r.head.dropped.clear();
+            r.head.forget_headers();
             return Err(refusal);
         }
     }

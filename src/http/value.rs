@@ -250,9 +250,9 @@ pub fn append(variable: &Variable, c: &Connection, r: &Request, out: &mut Vec<u8
         Variable::RequestId => put(out, r.id.get_or_init(crate::os::random_hex)),
         Variable::RequestLength => {
             let head = match r.refused {
-                Some(RefusedPart::RequestLine) => 0,
+                Some(RefusedPart::RequestLine) if !r.head.is_line_read() => 0,
                 // Without the empty lines before it.
-                None | Some(RefusedPart::TargetHost | RefusedPart::Headers) => r.head.read_len(),
+                _ => r.head.read_len(),
             };
             number(out, r.body.received.saturating_add(head as u64))
         }

@@ -51,6 +51,13 @@ impl RequestHead {
         self.scan.line_start - self.scan.head_start
     }
 
+    /// Nothing is known of what was read behind the request line: its target is refused.
+    pub fn forget_headers(&mut self) {
+        self.headers.clear();
+        self.dropped.clear();
+        self.scan.line_start = self.scan.headers_start;
+    }
+
     /// Whether the request line has been read and accepted, but perhaps for the host in it.
     pub fn is_line_read(&self) -> bool {
         matches!(self.scan.stage, Stage::Headers | Stage::Complete)
@@ -104,6 +111,8 @@ struct Scan {
     head_start: usize,
     /// The first byte of the current line.
     line_start: usize,
+    /// The first byte behind the request line.
+    headers_start: usize,
     buffers: Buffers,
     request_line: RequestLine,
     header_line: HeaderLine,
@@ -301,6 +310,7 @@ impl RequestHead {
     /// The request line is accepted; behind it, at `next`, begins the first header line.
     fn begin_headers(&mut self, next: usize, limits: &Limits) {
         self.scan.line_read(next, limits);
+        self.scan.headers_start = next;
         self.scan.names_host = self.target_host.is_some();
         self.scan.stage = match self.version {
             Version::Http09 => Stage::Complete,
