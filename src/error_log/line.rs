@@ -74,7 +74,7 @@ impl Line {
     fn make_room_for_errno(&mut self) {
         const ROOM: usize = 50;
         if self.length > LINE_LENGTH_MAX - ROOM {
-            self.length = LINE_LENGTH_MAX - ROOM;
+            self.cut(LINE_LENGTH_MAX - ROOM);
             self.put_bytes(b"...");
         }
     }
@@ -107,13 +107,29 @@ impl Line {
         let mut last = Line::new();
         last.put(text);
         let room = (LINE_LENGTH_MAX - 1).saturating_sub(last.length);
-        self.length = self.length.min(room);
+        if self.length > room {
+            self.cut(room);
+        }
         self.put_bytes(last.bytes.get(..last.length).unwrap_or_default());
+    }
+
+    /// Ends the line at this length, or before the escape that would be cut in two: what is left of it
+    /// would read as something else.
+    fn cut(&mut self, length: usize) {
+        self.length = length;
+        let text = self.bytes.get(..length).unwrap_or_default();
+        let start = text.iter().rposition(|&byte| byte == b'\\').unwrap_or(length);
+        if matches!(text.get(start..), Some([_] | [_, b'x'] | [_, b'x', _])) {
+            self.length = start;
+        }
     }
 
     /// The line with its line feed. More may still be put afterwards.
     pub fn finish(&mut self) -> &[u8] {
-        let end = self.length.min(LINE_LENGTH_MAX - 1);
+        if self.length >= LINE_LENGTH_MAX - 1 {
+            self.cut(LINE_LENGTH_MAX - 1);
+        }
+        let end = self.length;
         if let Some(place) = self.bytes.get_mut(end) {
             *place = b'\n';
         }
@@ -305,6 +321,32 @@ mod tests {
         assert_eq!(line(1998), format!("{}{errno}{context}", "a".repeat(1998)));
         for length in [1999, 2047, 5000] {
             assert_eq!(line(length), format!("{}...{errno}{context}", "a".repeat(1998)));
+        }
+    }
+
+    #[test]
+    fn no_escape_is_cut_in_two() {
+        for length in 0..4 {
+            let before = "a".repeat(length);
+            let mut line = Line::new();
+            line.put_message(
+                format_args!("{before}{}", "\x01".repeat(900)),
+                Some(111),
+                &<_>::default(),
+            );
+            let line = String::from_utf8(line.finish().to_vec()).unwrap();
+            let (escapes, errno) = line[length..].split_once("...").unwrap();
+            assert_eq!(escapes, "\\x01".repeat(escapes.len() / 4));
+            assert_eq!(errno, " (111: Connection refused)\n");
+
+            for note in [None, Some(format_args!("; note"))] {
+                let request = [before.as_bytes(), &[1; 900]].concat();
+                let context = Context { request: Some(&request), note, ..<_>::default() };
+                let line = message("text", &context);
+                let (_, escapes) = line.split_once(&format!("\"{before}")).unwrap();
+                let escapes = escapes.trim_end().trim_end_matches("; note");
+                assert_eq!(escapes, "\\x01".repeat(escapes.len() / 4));
+            }
         }
     }
 
