@@ -186,6 +186,21 @@ def test_stderr(binary, tmp_path):
     assert "/none/x" not in proxy.error_log()
 
 
+@pytest.mark.parametrize("beside, where", [("", "the main log"), ("location /y { error_log stderr; }", "standard error")])
+def test_a_log_without_a_name(binary, tmp_path, beside, where):
+    """It is standard error by its number, which stands for the main log, unless some log is called stderr."""
+    text = f'server {{ listen 127.0.0.1:@port@; error_log ""; root none; {beside} }}'
+    proxy = Proxy(binary, tmp_path, http(text))
+    proxy.start()
+    try:
+        proxy.get("/x")
+        places = {"the main log": proxy.error_log, "standard error": proxy.stderr.read_text}
+        eventually(lambda: "/none/x" in places[where](), f"the line is in {where}")
+    finally:
+        proxy.stop()
+    assert [place for place, read in places.items() if "/none/x" in read()] == [where]
+
+
 # The line.
 
 

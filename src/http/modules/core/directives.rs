@@ -1,5 +1,6 @@
 //! The rows of the core module's directives.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::{
@@ -10,6 +11,7 @@ use super::{
 use crate::config::diagnostic::Outcome;
 use crate::config::directive::{Contexts, Count, Directive};
 use crate::config::value::{self, Args};
+use crate::error_log::Destination;
 use crate::http::modules::exchange;
 use crate::http::pace::Size;
 use crate::http::server;
@@ -126,7 +128,12 @@ pub const DIRECTIVES: &[Directive<Build>] = &[
         .syntax("file | stderr | syslog:server=address[,parameter=value] [level]")
         .doc("As outside of `http`, for this level; replaces what outer levels say.")
         .set(|b, args| {
-            let target = process::error_log(b, args)?;
+            let mut target = process::error_log(b, args)?;
+            // Standard error by its number, which goes where the main log goes: asking for none by name
+            // does not keep it apart.
+            if args.at(0).is_empty() {
+                target.destination = Destination::File(PathBuf::new());
+            }
             b.level().core.error_log.add(target)
         }),
     Directive::new("error_page", LEVELS, Count::AtLeast(2))
