@@ -142,13 +142,13 @@ impl<'a> Args<'a> {
     }
 
     /// The size of nginx's pools of memory.
-    pub fn pool_size(self) -> Outcome {
+    pub fn pool_size(self) -> Outcome<usize> {
         match self.size()? {
             0..112 => fault!("the pool size must be no less than 112"),
             size if !size.is_multiple_of(16) => {
                 fault!("the pool size must be a multiple of 16")
             }
-            _ => Ok(()),
+            size => Ok(size),
         }
     }
 

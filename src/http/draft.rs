@@ -350,6 +350,9 @@ impl Draft {
                 level.settings.uwsgi.pass = outer.settings.uwsgi.pass.clone();
             }
             level.settings.inherit(outer.map_or(&self.http, |outer| &outer.settings));
+            if matches!(level.kind, Kind::Server) {
+                level.settings.core.finish()?;
+            }
             level.settings.finish()?;
         }
         Ok(())

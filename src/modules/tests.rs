@@ -457,6 +457,15 @@ fn sizes_without_effect_are_checked() {
             "variables_hash_bucket_size 65473;",
             "could not build variables_hash, too large variables_hash_bucket_size: 65536",
         ),
+        (
+            "types_hash_max_size 0;",
+            "could not build types_hash, you should increase types_hash_max_size: 0",
+        ),
+        (
+            "proxy_headers_hash_bucket_size 0;",
+            "could not build proxy_headers_hash, you should increase \
+             proxy_headers_hash_bucket_size: 0",
+        ),
         ("connection_pool_size 111;", "the pool size must be no less than 112 in /c/x.conf:3"),
         ("request_pool_size 4k1;", "\"request_pool_size\" directive invalid value in /c/x.conf:3"),
         ("request_pool_size 4097;", "the pool size must be a multiple of 16 in /c/x.conf:3"),
@@ -466,6 +475,28 @@ fn sizes_without_effect_are_checked() {
     assert!(
         load_text(&in_http("variables_hash_bucket_size 65472; request_pool_size 112;")).is_ok()
     );
+    assert!(
+        load_text(&in_location("types_hash_max_size 0; proxy_headers_hash_max_size 0;")).is_ok()
+    );
+}
+
+#[test]
+fn a_buffer_is_not_smaller_than_the_pool_of_its_connection() {
+    let expected = "[emerg] the \"large_client_header_buffers\" size must be equal to or greater than \
+                    \"connection_pool_size\" in /c/x.conf";
+    for text in [
+        "large_client_header_buffers 4 511; server {}",
+        "connection_pool_size 1k; server { large_client_header_buffers 4 512; }",
+    ] {
+        assert_eq!(error(&in_http(text)).rsplit_once(':').unwrap().0, expected, "{text}");
+    }
+    for text in [
+        "large_client_header_buffers 4 512; server {}",
+        "large_client_header_buffers 4 511; server { connection_pool_size 256; }",
+        "large_client_header_buffers 4 511; server { large_client_header_buffers 4 1k; }",
+    ] {
+        assert!(load_text(&in_http(text)).is_ok(), "{text}");
+    }
 }
 
 #[test]

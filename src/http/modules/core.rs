@@ -26,6 +26,8 @@ pub struct Settings {
     pub client_header_timeout: Setting<Duration>,
     pub client_header_buffer_size: Setting<usize>,
     pub large_client_header_buffers: Setting<Buffers>,
+    /// There is no such pool; the buffers must not be smaller all the same.
+    pub connection_pool_size: Setting<usize>,
     pub max_headers: Setting<usize>,
     pub ignore_invalid_headers: Setting<bool>,
     pub underscores_in_headers: Setting<bool>,
@@ -264,7 +266,7 @@ pub enum ErrorPageTarget {
 impl Settings {
     pub fn inherit(&mut self, outer: &Self) {
         crate::config::setting::inherit!(self, outer: client_header_timeout, client_header_buffer_size,
-            large_client_header_buffers, max_headers, ignore_invalid_headers, underscores_in_headers,
+            large_client_header_buffers, connection_pool_size, max_headers, ignore_invalid_headers, underscores_in_headers,
             merge_slashes, keepalive_timeout, keepalive_min_timeout, keepalive_requests, keepalive_time,
             lingering_close, lingering_time, lingering_timeout, reset_timedout_connection, send_timeout,
             tcp_nodelay, client_max_body_size, client_body_buffer_size, client_body_timeout,
@@ -277,9 +279,22 @@ impl Settings {
 }
 
 impl Settings {
-    /// `internal` has no argument: not saying it is saying no. An early read has no default either.
+    /// Checks the sizes of a server against each other.
+    pub fn finish(&self) -> Outcome {
+        if self.large_client_header_buffers.size < *self.connection_pool_size {
+            return fault!(
+                "the \"large_client_header_buffers\" size must be equal to or greater than \
+                 \"connection_pool_size\""
+            );
+        }
+        Ok(())
+    }
+
+    /// `internal` has no argument: not saying it is saying no. An early read has no default either, nor
+    /// has what has no effect.
     pub fn fill_absent(&mut self) {
         self.internal = Setting::of(false);
+        self.connection_pool_size = Setting::of(512);
         self.client_body_early_read = Setting::of(Arc::new([]));
     }
 }
@@ -294,6 +309,12 @@ pub fn temp_path(b: &Build, args: Args<'_>) -> Outcome<TempPath> {
             .ok_or_else(|| args.invalid_value())?;
     }
     Ok(TempPath { path: b.path(args.at(0)), levels })
+}
+
+/// `…_hash_max_size` or `…_hash_bucket_size` of a table that nginx makes for every server, and for a
+/// location that does not have the same one.
+pub fn table_size(b: &mut Build, args: Args<'_>) -> Outcome {
+    if b.http.current().is_none() { args.table_size() } else { args.number().map(drop) }
 }
 
 /// `number size`

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use self::cookie::FlagsRule;
 use self::rewrite::{Pattern, Rule, Rules};
+use super::core;
 use super::exchange::{self, Pass, Protocol};
 use crate::config::address::{Address, Form, Host, strip_scheme};
 use crate::config::diagnostic::{Fault, Outcome, fault};
@@ -232,9 +233,9 @@ pub const DIRECTIVES: &[Directive<Build>] = &[
             Ok(())
         }),
     Directive::no_effect("proxy_headers_hash_bucket_size", LEVELS, ONE, "tables size themselves")
-        .set(|_, args| args.number().map(drop)),
+        .set(core::table_size),
     Directive::no_effect("proxy_headers_hash_max_size", LEVELS, ONE, "tables size themselves")
-        .set(|_, args| args.number().map(drop)),
+        .set(core::table_size),
 ];
 
 /// Response headers not passed on unless `proxy_pass_header` says so.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::{
     IfModifiedSince, InFileOnly, KeepaliveDisable, LingeringClose, ServerTokens, buffers,
     close_server, disable_symlinks, error_page, index, keepalive_timeout, limit_except,
-    open_file_cache, open_location, root, temp_path, try_files, types_entry,
+    open_file_cache, open_location, root, table_size, temp_path, try_files, types_entry,
 };
 use crate::config::diagnostic::Outcome;
 use crate::config::directive::{Contexts, Count, Directive};
@@ -447,9 +447,12 @@ pub const DIRECTIVES: &[Directive<Build>] = &[
     Directive::no_effect("subrequest_output_buffer_size", HTTP_SERVER_LOCATION, ONE, MEMORY)
         .set(|_, args| args.size().map(drop)),
     Directive::no_effect("connection_pool_size", HTTP_SERVER, ONE, MEMORY)
-        .set(|_, args| args.pool_size()),
+        .set(|b, args| {
+            b.level().core.connection_pool_size.set(args.pool_size()?);
+            Ok(())
+        }),
     Directive::no_effect("request_pool_size", HTTP_SERVER, ONE, MEMORY)
-        .set(|_, args| args.pool_size()),
+        .set(|_, args| args.pool_size().map(drop)),
     Directive::no_effect("postpone_output", HTTP_SERVER_LOCATION, ONE, MEMORY)
         .set(|_, args| args.size().map(drop)),
     Directive::no_effect("send_lowat", HTTP_SERVER_LOCATION, ONE, "Linux has no such limit")
@@ -459,9 +462,9 @@ pub const DIRECTIVES: &[Directive<Build>] = &[
     Directive::no_effect("server_names_hash_max_size", Contexts::HTTP, ONE, HASHES)
         .set(|_, args| args.number().map(drop)),
     Directive::no_effect("types_hash_bucket_size", HTTP_SERVER_LOCATION, ONE, HASHES)
-        .set(|_, args| args.number().map(drop)),
+        .set(table_size),
     Directive::no_effect("types_hash_max_size", HTTP_SERVER_LOCATION, ONE, HASHES)
-        .set(|_, args| args.number().map(drop)),
+        .set(table_size),
     Directive::no_effect("variables_hash_bucket_size", Contexts::HTTP, ONE, HASHES)
         .set(|_, args| args.table_size()),
     Directive::no_effect("variables_hash_max_size", Contexts::HTTP, ONE, HASHES)
