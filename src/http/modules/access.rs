@@ -166,7 +166,8 @@ impl Source {
             Some((address, bits)) => (address, Some(value::number(bits)?)),
             None => (text, None),
         };
-        if let Some(address) = ipv4(address) {
+        // The last one is how nginx tells that there is none.
+        if let Some(address) = ipv4(address).filter(|address| !address.is_broadcast()) {
             let address = address.to_bits();
             let bits = u32::try_from(bits.unwrap_or(32)).ok().filter(|bits| *bits <= 32)?;
             let mask = u32::MAX.checked_shl(32_u32.saturating_sub(bits)).unwrap_or(0);
@@ -299,6 +300,8 @@ mod tests {
             "1.2.3.4/33",
             "1.2.3.4/x",
             "1.2.3.4/255.0.0.0",
+            "255.255.255.255",
+            "255.255.255.255/8",
             "::/129",
             "[::1]",
             "1.2.3.4:80",

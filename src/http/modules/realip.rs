@@ -1,7 +1,7 @@
 //! The realip module: the client's address as a trusted proxy names it, in a header or in the PROXY
 //! protocol.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use crate::config::cidr::{Cidr, Written};
 use crate::config::diagnostic::{Outcome, fault};
@@ -207,14 +207,16 @@ fn split_last(list: &[u8]) -> (&[u8], Option<&[u8]>) {
     }
 }
 
-/// `1.2.3.4`, `1.2.3.4:55`, `2001:db8::1`, `[2001:db8::1]:55`
+/// `1.2.3.4`, `1.2.3.4:55`, `2001:db8::1`, `[2001:db8::1]:55`. The address of all is nobody's.
 fn address(text: &[u8]) -> Option<Found> {
     let text = std::str::from_utf8(text).ok()?;
-    if let Ok(ip) = text.parse() {
-        return Some(Found { ip, port: None });
-    }
-    let address: SocketAddr = text.parse().ok()?;
-    (address.port() > 0).then_some(Found { ip: address.ip(), port: Some(address.port()) })
+    let found = if let Ok(ip) = text.parse() {
+        Found { ip, port: None }
+    } else {
+        let address: SocketAddr = text.parse().ok()?;
+        Found { ip: address.ip(), port: Some(address.port()) }
+    };
+    (found.port != Some(0) && found.ip != Ipv4Addr::BROADCAST).then_some(found)
 }
 
 /// Any lists: what is found stands in them, and without trust nothing is.
@@ -270,6 +272,8 @@ mod tests {
             ("[2001:db8::1]:55", "2001:db8::1 55"),
             ("[2001:db8::1]", "-"),
             ("::ffff:1.2.3.4", "::ffff:1.2.3.4"),
+            ("255.255.255.255", "-"),
+            ("255.255.255.255:1", "-"),
             ("", "-"),
             (",", "-"),
             ("1.2.3.4, x", "-"),
