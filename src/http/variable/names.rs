@@ -104,7 +104,13 @@ impl Names {
             .collect();
         for (group, name) in named {
             match self.make(&name)? {
-                Settable::Slot(slot) => regex.named.push((group, slot)),
+                Settable::Slot(slot) => {
+                    // Also what `set` has made is not there any more until there is a match.
+                    if let Some(made) = self.slots.get_mut(usize::from(slot.0)) {
+                        made.is_set = false;
+                    }
+                    regex.named.push((group, slot));
+                }
                 Settable::Args | Settable::LimitRate => {
                     return fault!("a group cannot set the \"{name}\" variable");
                 }
@@ -295,6 +301,16 @@ mod tests {
         assert_eq!(captures.group(2), None);
         assert_eq!(captures.group(3), Some(b"z".as_slice()));
         assert_eq!(captures.group(4), None);
+    }
+
+    #[test]
+    fn a_group_is_not_there_without_a_match_whatever_set_says() {
+        let mut names = Names::default();
+        names.set_variable("a").unwrap();
+        names.set_variable("b").unwrap();
+        names.regex("(?<b>x)(?<c>y)", false).unwrap();
+        names.set_variable("c").unwrap();
+        assert_eq!(names.set_slots(), [true, false, false]);
     }
 
     proptest! {
