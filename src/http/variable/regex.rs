@@ -6,7 +6,7 @@ use std::sync::Arc;
 use fancy_regex::{BytesMode, CompileError, ParseError, RegexBuilder};
 
 use super::VariableSlot;
-use crate::config::diagnostic::{Fault, Outcome};
+use crate::config::diagnostic::{Fault, Outcome, fault};
 
 /// A regular expression of the configuration, with the slots its named groups fill.
 #[derive(Debug)]
@@ -78,6 +78,9 @@ impl Regex {
             && let Ok(translated) = build(&bytes)
         {
             compiled = translated;
+        }
+        for name in compiled.capture_names().flatten() {
+            check_group_name(pattern, name)?;
         }
         Ok(Regex { pattern: pattern.into(), compiled, named: Vec::new() })
     }
@@ -173,6 +176,22 @@ fn compile_failed(pattern: &str, error: &fancy_regex::Error) -> String {
     }
 }
 
+/// Names of groups are those of PCRE: letters, digits and `_`, no digit first.
+fn check_group_name(pattern: &str, name: &str) -> Outcome {
+    let is_name = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
+    let (text, at) = match name.bytes().position(|byte| !is_name(byte)) {
+        _ if name.starts_with(|first: char| first.is_ascii_digit()) => {
+            ("subpattern name must start with a non-digit", 0)
+        }
+        Some(at) => ("syntax error in subpattern name (missing terminator?)", at),
+        None => return Ok(()),
+    };
+    let written = ["(?<", "(?P<"].map(|open| (open.len(), pattern.find(&format!("{open}{name}>"))));
+    let found = written.into_iter().find_map(|(open, start)| Some(start?.saturating_add(open)));
+    let rest = found.and_then(|start| pattern.get(start.saturating_add(at)..)).unwrap_or(name);
+    fault!("pcre2_compile() failed: {text} in \"{pattern}\" at \"{rest}\"")
+}
+
 fn closing_parenthesis(pattern: &str) -> String {
     format!("pcre2_compile() failed: missing closing parenthesis in \"{pattern}\"")
 }
@@ -255,6 +274,11 @@ mod tests {
             ("a(b", "missing closing parenthesis in \"a(b\""),
             ("[a", "missing terminating ] for character class in \"[a\""),
             ("a)", "unmatched closing parenthesis in \"a)\" at \")\""),
+            ("a(?<1>b)", "subpattern name must start with a non-digit in \"a(?<1>b)\" at \"1>b)\""),
+            (
+                "(?P<a-b>c)",
+                "syntax error in subpattern name (missing terminator?) in \"(?P<a-b>c)\" at \"-b>c)\"",
+            ),
             ("*a", "quantifier does not follow a repeatable item in \"*a\" at \"*a\""),
         ] {
             let text = Regex::compile(pattern, false).map_err(|error| error.text).unwrap_err();
