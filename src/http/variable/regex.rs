@@ -1,6 +1,7 @@
 //! Regular expressions of the configuration, as PCRE reads them, and what a match leaves.
 
 use std::fmt::Write;
+use std::str::Chars;
 use std::sync::Arc;
 
 use fancy_regex::{BytesMode, CompileError, ParseError, RegexBuilder};
@@ -71,14 +72,11 @@ impl Regex {
                 .case_insensitive(caseless)
                 .build()
         };
-        // As written first, for what an error says.
-        let mut compiled =
-            build(&bytes).map_err(|error| Fault::new(compile_failed(pattern, &error)))?;
-        if let Some(bytes) = with_dollars_of_pcre(&bytes)
-            && let Ok(translated) = build(&bytes)
-        {
-            compiled = translated;
-        }
+        // As written too, for what an error says.
+        let compiled = match as_pcre_reads(&bytes).map(|bytes| build(&bytes)) {
+            Some(Ok(compiled)) => compiled,
+            _ => build(&bytes).map_err(|error| Fault::new(compile_failed(pattern, &error)))?,
+        };
         for name in compiled.capture_names().flatten() {
             check_group_name(pattern, name)?;
         }
@@ -102,40 +100,75 @@ impl Regex {
     }
 }
 
-/// The pattern with each `$` as PCRE means it: the end, or before a line feed that is the end. `None`:
-/// there is none, or the pattern changes by itself what `$` means.
-fn with_dollars_of_pcre(pattern: &str) -> Option<String> {
-    if !pattern.contains('$') || pattern.contains("(?m") || pattern.contains("(?x") {
+/// The pattern with what PCRE means by `$`, the end, or before a line feed that is the end; by `\h`, white
+/// space; and by what stands in a class. `None`: it is the same, or has comments, which hold anything.
+fn as_pcre_reads(pattern: &str) -> Option<String> {
+    if pattern.contains("(?x") {
         return None;
     }
+    // The pattern changes by itself what `$` means.
+    let has_lines = pattern.contains("(?m");
     let mut out = String::with_capacity(pattern.len().saturating_add(8));
-    let mut chars = pattern.chars().peekable();
-    let mut in_class = false;
+    let mut chars = pattern.chars();
     while let Some(c) = chars.next() {
         match c {
-            '\\' => {
-                out.push(c);
-                out.extend(chars.next());
-                continue;
-            }
-            '[' if !in_class => {
-                in_class = true;
-                out.push(c);
-                // A `]` that comes first does not close.
-                out.extend(chars.next_if_eq(&'^'));
-                out.extend(chars.next_if_eq(&']'));
-                continue;
-            }
-            ']' => in_class = false,
-            '$' if !in_class => {
-                out.push_str("(?:\\n?\\z)");
-                continue;
-            }
-            _ => {}
+            '\\' => put_escape(&mut chars, &mut out),
+            '[' => put_class(&mut chars, &mut out),
+            '$' if !has_lines => out.push_str("(?:\\n?\\z)"),
+            _ => out.push(c),
         }
-        out.push(c);
     }
-    Some(out)
+    (out != pattern).then_some(out)
+}
+
+/// What follows a `\`.
+fn put_escape(chars: &mut Chars<'_>, out: &mut String) {
+    match chars.next() {
+        Some('h') => out.push_str("[\\t\\x20\\xa0]"),
+        Some('H') => out.push_str("[^\\t\\x20\\xa0]"),
+        escaped => out.extend(['\\'].into_iter().chain(escaped)),
+    }
+}
+
+/// What follows the `[` of a class. There is none within another, no `&&`, `~~` or `--` either: what would
+/// make one is escaped, and so is each `-` that makes no range.
+fn put_class(chars: &mut Chars<'_>, out: &mut String) {
+    out.push('[');
+    if let Some(rest) = chars.as_str().strip_prefix('^') {
+        *chars = rest.chars();
+        out.push('^');
+    }
+    // A `]` that comes first does not close.
+    let mut is_first = true;
+    // What may begin a range stands before; a range has just begun.
+    let (mut begins, mut is_range) = (false, false);
+    while let Some(c) = chars.next() {
+        let rest = chars.as_str();
+        let mut ends = is_range;
+        is_range = c == '-' && begins && !rest.starts_with(']');
+        let posix = if c == '[' { posix_name(rest) } else { None };
+        match (c, posix) {
+            (']', _) if !is_first => return out.push(c),
+            ('-', _) if is_range => out.push(c),
+            (_, Some((name, rest))) => {
+                *chars = rest.chars();
+                out.extend(["[", name, ":]"]);
+                ends = true;
+            }
+            ('\\', _) => put_escape(chars, out),
+            ('[' | ']' | '-' | '&' | '~', _) => out.extend(['\\', c]),
+            _ => out.push(c),
+        }
+        is_first = false;
+        begins = !is_range && !ends;
+    }
+}
+
+/// `:alpha` and what is behind `:]`.
+fn posix_name(rest: &str) -> Option<(&str, &str)> {
+    let (name, rest) = rest.split_once(":]")?;
+    let letters = name.strip_prefix(':')?.trim_start_matches('^');
+    letters.bytes().all(|byte| byte.is_ascii_lowercase()).then_some((name, rest))
 }
 
 /// `pcre2_compile() failed: missing closing parenthesis in "("`
@@ -249,6 +282,44 @@ mod tests {
         assert_eq!(found("^/a$", false, b"/a\n\n"), None);
         assert_eq!(found("^/a\\$[]$]", false, b"/a$$"), Some(b"/a$$".to_vec()));
         assert_eq!(found("a$|b", false, b"b"), Some(b"b".to_vec()));
+    }
+
+    #[test]
+    fn classes_are_those_of_pcre() {
+        for (pattern, held, others) in [
+            ("[[]", "[", "a]"),
+            ("[^[]", "a]", "["),
+            ("[a[b]", "ab[", "]"),
+            ("[a&&b]", "a&b", "c"),
+            ("[a~~b]", "a~b", "c"),
+            ("[+--]", "+,-", "*.a"),
+            ("[a-z--A]", "az-.A", "B,+"),
+            ("[a-z-9]", "az-9", "A0"),
+            ("[-a]", "-a", "b"),
+            ("[a-]", "-a", "b"),
+            ("[^-a]", "b", "-a"),
+            ("[]a]", "]a", "b"),
+            ("[^]a]", "b", "]a"),
+            ("[[:alpha:]_]", "a_", "0^:["),
+            ("[[:^digit:]]", "a", "0"),
+            ("[a:]", "a:", "["),
+            ("[[:a]", "[:a", "b]"),
+            ("[\\]&]", "]&", "\\"),
+            ("[\\--\\/]", "-./", ",0"),
+            ("\\h", " \t", "a0\n"),
+            ("[\\h]", " \t", "ah"),
+            ("[\\H]", "ah", " \t"),
+        ] {
+            let regex = Regex::compile(&format!("^{pattern}$"), false).unwrap();
+            let holds = |c: char| {
+                regex.matches(c.to_string().as_bytes(), &mut Captures::default()).unwrap()
+            };
+            assert!(held.chars().all(holds), "{pattern}");
+            assert!(!others.chars().any(holds), "{pattern}");
+        }
+        let regex = Regex::compile("^[[a]b]$", false).unwrap();
+        assert!(regex.matches(b"[b]", &mut Captures::default()).unwrap());
+        assert!(Regex::compile("[[a", false).is_err());
     }
 
     #[test]
