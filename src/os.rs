@@ -87,8 +87,8 @@ pub fn tcp_info(socket: BorrowedFd<'_>) -> io::Result<libc::tcp_info> {
 }
 
 /// `deferred`: a connection is accepted when its first bytes are there (`TCP_DEFER_ACCEPT`).
-pub fn set_deferred(socket: BorrowedFd<'_>) -> io::Result<()> {
-    set_tcp_option(socket, libc::TCP_DEFER_ACCEPT, 1)
+pub fn set_deferred(socket: BorrowedFd<'_>, deferred: bool) -> io::Result<()> {
+    set_tcp_option(socket, libc::TCP_DEFER_ACCEPT, i32::from(deferred))
 }
 
 /// `fastopen=`: how many connections may wait whose handshake is not complete (`TCP_FASTOPEN`).
@@ -653,7 +653,7 @@ mod tests {
         let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         assert!(tcp_info(stream.as_fd()).unwrap().tcpi_snd_mss > 0);
         assert!(tcp_info(std::fs::File::open("/dev/null").unwrap().as_fd()).is_err());
-        set_deferred(listener.as_fd()).unwrap();
+        set_deferred(listener.as_fd(), true).unwrap();
         set_fastopen(listener.as_fd(), 5).unwrap();
     }
 

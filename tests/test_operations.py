@@ -509,6 +509,16 @@ def test_a_reload_opens_and_closes_ports(proxy):
     assert started.get("/").body == b"x"
 
 
+def test_a_reload_ends_deferring(proxy):
+    """A connection without a byte is accepted at once again, not when the kernel has waited for one."""
+    text = "worker_processes 1; events { }\nhttp { server { listen 127.0.0.1:@port@%s; stub_status; %s } }"
+    started = proxy(text % (" deferred", ""))
+    started.reload(text % ("", "server_tokens off;"))
+    silent = started.connect()
+    eventually(lambda: b"Active connections: 2 " in started.get("/").body, "it is accepted", 0.7)
+    silent.close()
+
+
 def test_a_request_in_flight_keeps_its_configuration_over_a_reload(proxy, upstream):
     go = threading.Event()
     slow = upstream(script(request, until(go), send(response(b"slow")), to_end))

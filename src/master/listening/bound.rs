@@ -291,6 +291,13 @@ impl Bound {
         self.listen = listen.clone();
         for socket in &self.sockets {
             set_options(socket, listen, report);
+            // The one option that is undone, as in nginx.
+            if let ListenAddress::Inet(_) = listen.address
+                && !listen.deferred
+                && let Err(e) = os::set_deferred(socket.as_fd(), false)
+            {
+                report_refused("TCP_DEFER_ACCEPT", listen, &e, report);
+            }
         }
         if let Err(failure) = self.listen() {
             report.say(Level::Alert, format_args!("{failure}, ignored"));
@@ -331,7 +338,7 @@ fn set_options(socket: &Socket, listen: &Listen, report: &Report) {
         set("TCP_FASTOPEN", os::set_fastopen(socket.as_fd(), queue));
     }
     if listen.deferred {
-        set("TCP_DEFER_ACCEPT", os::set_deferred(socket.as_fd()));
+        set("TCP_DEFER_ACCEPT", os::set_deferred(socket.as_fd(), true));
     }
 }
 
