@@ -639,16 +639,22 @@ impl<'a> Master<'a> {
 
     /// Makes the shards end. Asked twice, the harder way counts.
     fn leave(&mut self, then: Then, pressure: Pressure) {
-        if let Phase::Leaving { pressure: Pressure::Close | Pressure::Exit, .. } = self.phase
-            && pressure == Pressure::Finish
-        {
-            return;
-        }
-        self.awaiting = None;
         let status = match pressure {
             Pressure::Finish => "finishing what is under way",
             Pressure::Close | Pressure::Exit => "ending what is under way",
         };
+        if let Phase::Leaving { then: before, pressure: begun, until } = self.phase
+            && pressure == Pressure::Finish
+        {
+            // The shards know, and their time goes on: who is told again has no more of it.
+            if (before, then) == (Then::Rest, Then::End) {
+                self.tell_end(status);
+                self.listening.close(self.report);
+                self.phase = Phase::Leaving { then, pressure: begun, until };
+            }
+            return;
+        }
+        self.awaiting = None;
         match then {
             Then::End => self.tell_end(status),
             Then::Rest => self.notifier.status(self.report, status),

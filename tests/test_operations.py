@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -410,6 +411,21 @@ def test_worker_shutdown_timeout_ends_what_does_not_end(proxy, upstream):
     started.signal(signal.SIGQUIT)
     assert started.wait() == 0
     wire.expect_end()
+
+
+def test_a_quit_that_is_told_again_has_no_more_time(proxy, upstream):
+    stuck = upstream(script(request, to_end))
+    text = conf("location / { proxy_pass http://@up@; }", main="worker_shutdown_timeout 1500ms;")
+    started = proxy(text, up=stuck.address)
+    wire = started.connect()
+    wire.send(GET)
+    stuck.request()
+    began = time.monotonic()
+    while started.process.poll() is None and time.monotonic() < began + 5:
+        started.signal(signal.SIGQUIT)
+        time.sleep(0.3)
+    assert time.monotonic() < began + 3
+    assert started.wait() == 0
 
 
 def test_a_forced_end_writes_the_lines_that_wait(proxy, upstream):
