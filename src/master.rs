@@ -432,7 +432,9 @@ impl<'a> Master<'a> {
         self.report.notice(format_args!("reconfiguring"));
         self.notifier.reloading(self.report);
         let result = match self.phase {
-            Phase::Serving | Phase::Resting => self.try_reload(),
+            Phase::Serving | Phase::Resting | Phase::Leaving { then: Then::Rest, .. } => {
+                self.try_reload()
+            }
             Phase::Leaving { .. } | Phase::Over => {
                 self.report.notice(format_args!("the shards are ending, nothing is loaded"));
                 Ok(())
@@ -482,6 +484,11 @@ impl<'a> Master<'a> {
         setup::make_temporary_directories(&config, owner.as_ref())?;
         let logs = setup::open_logs(&config, &self.common.files)?;
         let shards = *config.process.worker_processes;
+        if matches!(self.phase, Phase::Leaving { .. }) && !self.listening.is_shared() {
+            // The shards have ended listening, also for the sockets that are here.
+            self.listening.shut_down();
+            self.retired_until = None;
+        }
         let opened = self.listening.open(addresses(&config), shards, self.report)?;
         let pid_file = if *config.process.pid == *self.pid_file.path() {
             None
@@ -517,13 +524,18 @@ impl<'a> Master<'a> {
         if let (Some(http), Some(old)) = (&config.http, &self.config.http) {
             http.take_over(old);
         }
-        if self.phase != Phase::Resting {
-            let report = &*self.report;
-            let say = |level, text: fmt::Arguments<'_>| report.say(level, text);
-            let (common, listening) = (&self.common, &self.listening);
-            return self.shards.reload(&Now { common, config, listening, say: &say });
+        let report = &*self.report;
+        let say = |level, text: fmt::Arguments<'_>| report.say(level, text);
+        let (common, listening) = (&self.common, &self.listening);
+        let now = Now { common, config, listening, say: &say };
+        match self.phase {
+            Phase::Resting => self.shards = start_shards(common, config, listening, report)?,
+            Phase::Leaving { .. } => {
+                report.notice(format_args!("start worker processes"));
+                self.shards.start_beside(&now)?;
+            }
+            Phase::Serving | Phase::Over => return self.shards.reload(&now),
         }
-        self.shards = start_shards(&self.common, config, &self.listening, self.report)?;
         self.phase = Phase::Serving;
         Ok(())
     }

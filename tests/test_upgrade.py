@@ -303,6 +303,28 @@ def test_a_rollback_while_a_worker_of_the_old_process_still_finishes(daemon, ups
     assert started.serving() == old
 
 
+def test_workers_come_back_while_one_still_finishes(daemon, upstream, tmp_path):
+    """WINCH and HUP without an upgrade: the file is read, and nobody waits for who is not done."""
+    go = threading.Event()
+    slow = upstream(script(request, until(go), send(response(b"slow")), to_end))
+    more = f"listen unix:{tmp_path}/s.sock; location /slow {{ proxy_pass http://@up@; }}"
+    started = daemon(conf(f"location / {{ return 200 old; }} {more}"), up=slow.address)
+    wire = started.connect()
+    wire.send(b"GET /slow HTTP/1.1\r\nHost: a\r\n\r\n")
+    slow.request()
+    started.signal(signal.SIGWINCH)
+    started.logged("gracefully shutting down")
+    started.write(conf(f"location / {{ return 200 new; }} {more}"))
+    started.signal(signal.SIGHUP)
+    eventually(lambda: started.get("/").body == b"new", "workers serve, with the new configuration")
+    with connect(str(tmp_path / "s.sock")) as beside:
+        beside.send(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert beside.read_response().body == b"new"
+    go.set()
+    assert wire.read_response().body == b"slow"
+    assert started.get("/").body == b"new"
+
+
 # What does not work.
 
 

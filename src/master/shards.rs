@@ -272,15 +272,19 @@ impl Shards {
     /// to end.
     pub fn start_beside(&mut self, now: &Now<'_>) -> Result<(), Failure> {
         let mut beside = Vec::new();
-        for shard in 0..self.members.len() {
+        for shard in 0..now.listening.shards() {
             beside.push(self.begin(shard, now)?);
         }
-        for (member, handle) in self.members.iter_mut().zip(beside) {
-            if let State::Lives(before) = std::mem::replace(&mut member.state, State::Lives(handle))
-            {
-                self.leaving.push(before);
-            }
+        let mut before = std::mem::take(&mut self.members).into_iter();
+        for handle in beside {
+            let (state, deaths) = match before.next() {
+                Some(Member { state, deaths }) => (Some(state), deaths),
+                None => (None, Deaths::default()),
+            };
+            self.leaving.extend(state.and_then(State::living));
+            self.members.push(Member { state: State::Lives(handle), deaths });
         }
+        self.leaving.extend(before.filter_map(|member| member.state.living()));
         Ok(())
     }
 
@@ -461,6 +465,13 @@ impl Shards {
 }
 
 impl State {
+    fn living(self) -> Option<Handle> {
+        match self {
+            State::Lives(handle) => Some(handle),
+            State::Down { .. } | State::Ended => None,
+        }
+    }
+
     fn down(at: Instant, pause: Duration) -> Self {
         State::Down { until: at.checked_add(pause).unwrap_or(at) }
     }
