@@ -343,6 +343,26 @@ def test_no_descriptor_for_a_server_or_a_file(serving, upstream):
             assert proxy.get(target).body == body
 
 
+@ringx_only("nginx checks health in its commercial edition alone")
+def test_a_health_check_without_descriptors_says_nothing_of_the_server(serving, upstream):
+    up = upstream(answering(response(b"up")))
+    proxy = serving(
+        "location /up { proxy_pass http://group; health_check interval=50ms; }",
+        http="upstream group { server @up@; }",
+        main="worker_rlimit_nofile 60;",
+        up=up.address,
+    )
+    proxy.expected_alerts.append("Too many open files")
+    with Neighbours(proxy):
+        idle = [proxy.connect() for _ in range(70)]
+        line = proxy.logged("socket() failed (24: Too many open files) while connecting to upstream, health check")
+        assert "[alert]" in line
+        for wire in idle:
+            wire.close()
+        assert proxy.get("/up").body == b"up"
+    assert "peer is unhealthy" not in proxy.error_log()
+
+
 @ringx_only("its limit is a worker's")
 def test_a_reload_without_descriptors_changes_nothing(serving):
     proxy = serving("location / { return 200 old; }", main="worker_rlimit_nofile 60;")

@@ -302,6 +302,9 @@ impl Group {
         let of = Of { check, upstream: &self.upstream().name, address };
         if let Err(cause) = result {
             log.say(cause.level(), format_args!("{cause} while {stage}, {of}"));
+            if cause.is_own() {
+                return;
+            }
         }
         let passed = result.is_ok();
         let is_news = match self.health.borrow_mut().get_mut(&(at, Arc::clone(address))) {
@@ -402,10 +405,19 @@ fn to(address: &Address) -> String {
     }
 }
 
+/// What fails without anybody being asked.
+const SOCKET: &str = "socket()";
+
 impl Cause {
+    /// It tells nothing of the server: this process has no descriptor left for the probe.
+    fn is_own(&self) -> bool {
+        matches!(self, Cause::Connect { call: SOCKET, .. })
+    }
+
     fn level(&self) -> Level {
         match self {
             Cause::Panic(_) => Level::Alert,
+            _ if self.is_own() => Level::Alert,
             Cause::Unfit { .. } => Level::Info,
             _ => Level::Error,
         }
@@ -430,7 +442,7 @@ async fn probe(
     stage: &Cell<Stage>,
 ) -> Result<(), Cause> {
     let failed = |call| move |source| Cause::Connect { call, address: address.clone(), source };
-    let socket = NewSocket::to(address).map_err(failed("socket()"))?;
+    let socket = NewSocket::to(address).map_err(failed(SOCKET))?;
     // One that depends on the request is not known here.
     if let Some(Bind { address: BindAddress::Fixed { address, .. }, is_transparent }) =
         &*settings.bind
