@@ -12,7 +12,7 @@ use std::process::{Child, Command};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use rustix::process::{DumpableBehavior, Resource, Rlimit};
+use rustix::process::{DumpableBehavior, Pid, Resource, Rlimit};
 use rustix::rand::GetRandomFlags;
 use rustix::thread::{CapabilitySet, CapabilitySets, CpuSet};
 use thiserror::Error;
@@ -361,9 +361,19 @@ pub fn limit_core(size: u64) -> io::Result<()> {
     Ok(rustix::process::setrlimit(Resource::Core, limit)?)
 }
 
-/// The calling thread's nice value (`worker_priority`).
-pub fn set_priority(nice: i32) -> io::Result<()> {
-    Ok(rustix::process::setpriority_process(Some(rustix::thread::gettid()), nice)?)
+/// The calling thread.
+pub fn this_thread() -> Pid {
+    rustix::thread::gettid()
+}
+
+/// A thread's nice value (`worker_priority`).
+pub fn set_priority(thread: Pid, nice: i32) -> io::Result<()> {
+    Ok(rustix::process::setpriority_process(Some(thread), nice)?)
+}
+
+/// That of the calling thread, which those that it starts have too.
+pub fn priority() -> io::Result<i32> {
+    Ok(rustix::process::getpriority_process(Some(this_thread()))?)
 }
 
 // Cores.
@@ -374,9 +384,10 @@ pub fn available_cores() -> Vec<usize> {
     (0..CpuSet::MAX_CPU).filter(|&core| set.is_set(core)).collect()
 }
 
-/// Keeps the calling thread on these cores.
-pub fn pin(cores: &[usize]) -> io::Result<()> {
+/// Keeps a thread on these cores.
+pub fn pin(thread: Pid, cores: &[usize]) -> io::Result<()> {
     if let [core] = *cores
+        && thread == this_thread()
         && core_affinity::set_for_current(core_affinity::CoreId { id: core })
     {
         return Ok(());
@@ -386,7 +397,7 @@ pub fn pin(cores: &[usize]) -> io::Result<()> {
     for &core in cores.iter().filter(|&&core| core < CpuSet::MAX_CPU) {
         set.set(core);
     }
-    Ok(rustix::thread::sched_setaffinity(None, &set)?)
+    Ok(rustix::thread::sched_setaffinity(Some(thread), &set)?)
 }
 
 // Who the process is.
@@ -686,7 +697,7 @@ mod tests {
         let cores = available_cores();
         let last = *cores.last().unwrap();
         std::thread::spawn(move || {
-            pin(&[last]).unwrap();
+            pin(this_thread(), &[last]).unwrap();
             assert_eq!(available_cores(), [last]);
         })
         .join()

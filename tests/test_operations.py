@@ -678,6 +678,37 @@ def test_each_shard_is_a_named_thread_on_a_core_of_its_own(proxy):
     eventually(are_pinned, "two shards, each on a core of its own")
 
 
+@root_only  # it takes a privilege to be nicer to oneself again
+def test_a_reload_gives_other_cores_and_another_priority(binary, proxy):
+    cores = sorted(os.sched_getaffinity(0))[:2]
+    masks = [format(1 << core, "b") for core in cores]
+
+    def text(*lines: str) -> str:
+        return conf("return 200 x;", main=f"worker_processes {len(masks)}; " + " ".join(lines))
+
+    started = proxy(text(f"worker_cpu_affinity {' '.join(masks)};"))
+
+    def workers() -> list[int]:
+        tasks = Path(f"/proc/{started.pid}/task")
+        if binary.is_nginx:
+            return sorted(map(int, (tasks / f"{started.pid}/children").read_text().split()))
+        return sorted(int(task.name) for task in tasks.iterdir() if "ringx shard" in (task / "comm").read_text())
+
+    def places() -> list[tuple[set[int], int]]:
+        return [(os.sched_getaffinity(pid), os.getpriority(os.PRIO_PROCESS, pid)) for pid in workers()]
+
+    nice = os.getpriority(os.PRIO_PROCESS, 0)
+    eventually(lambda: places() == [({core}, nice) for core in cores], "each is on its core")
+    for lines, expected in [
+        ([f"worker_cpu_affinity {' '.join(reversed(masks))};", "worker_priority 15;"], 15),
+        ([f"worker_cpu_affinity {' '.join(reversed(masks))};"], nice),
+    ]:
+        started.write(text(*lines))
+        started.signal(signal.SIGHUP)
+        wanted = [({core}, expected) for core in reversed(cores)]
+        eventually(lambda wanted=wanted: places() == wanted, f"they are at {wanted}")
+
+
 def test_many_connections_over_two_workers(proxy):
     started = proxy(conf("return 200 x;", main="worker_processes 2;"))
     wires = [started.connect() for _ in range(100)]

@@ -4,9 +4,11 @@
 use std::cell::Cell;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
+
+use rustix::process::Pid;
 
 use super::failure::Failure;
 use super::listening::Listening;
@@ -57,6 +59,9 @@ struct Handle {
     life: Life,
     outbox: Outbox,
     thread: JoinHandle<()>,
+    /// The thread for the kernel, as soon as it runs.
+    kernel_thread: Arc<OnceLock<Pid>>,
+    place: Place,
     counters: Arc<Counters>,
     /// Since when it serves.
     serves: Option<Instant>,
@@ -65,6 +70,14 @@ struct Handle {
     heartbeat: Option<Heartbeat>,
     /// Tunnels that it is to have had, by the time that it has taken all that it was given.
     due: Cell<u64>,
+}
+
+/// What a thread is given of the machine.
+#[derive(Debug, PartialEq, Eq)]
+struct Place {
+    /// Empty: any.
+    cores: Vec<usize>,
+    nice: i32,
 }
 
 /// How often a shard has died, one time soon after the other.
@@ -129,10 +142,41 @@ impl Handle {
         Load { tunnels: load.tunnels.saturating_add(under_way), ..load }
     }
 
+    /// Another configuration gives it another place. The master may do what the thread may not any
+    /// more.
+    fn move_to(
+        &mut self,
+        place: Place,
+        available: &[usize],
+        say: &dyn Fn(Level, fmt::Arguments<'_>),
+    ) {
+        if self.place == place {
+            return;
+        }
+        let thread = *self.kernel_thread.wait();
+        if place.nice != self.place.nice {
+            // Zero is what it would have been started with.
+            let nice = if place.nice == 0 { os::priority().unwrap_or(0) } else { place.nice };
+            set_priority(thread, nice, say);
+        }
+        if place.cores != self.place.cores {
+            let cores = if place.cores.is_empty() { available } else { &place.cores };
+            pin(thread, cores, say);
+        }
+        self.place = place;
+    }
+
     fn take(&self, parcels: Vec<Parcel>) {
         let taken = self.counters.tunnels.taken_over.get();
         self.due.set(self.due.get().max(taken).saturating_add(parcels.len() as u64));
         self.outbox.send(Command::TakeTunnels(parcels));
+    }
+}
+
+impl Place {
+    fn of(shard: usize, settings: &Settings, available: &[usize]) -> Self {
+        let cores = cores_of(shard, settings, available);
+        Place { cores, nice: *settings.worker_priority }
     }
 }
 
@@ -171,17 +215,32 @@ impl Shards {
             inbox,
             events: common.events.clone(),
         };
-        let cores = cores_of(shard, &config.process, &self.available);
-        say(Level::Notice, format_args!("start shard {shard} on {}", Cores(&cores)));
+        let place = Place::of(shard, &config.process, &self.available);
+        say(Level::Notice, format_args!("start shard {shard} on {}", Cores(&place.cores)));
         let gives_up_capabilities = common.gives_up_capabilities;
-        let spawned = thread::Builder::new()
-            .name(format!("ringx shard {shard}"))
-            .spawn(move || live(start, &cores, gives_up_capabilities));
+        let kernel_thread = Arc::<OnceLock<Pid>>::default();
+        let (number, cores, nice) = (Arc::clone(&kernel_thread), place.cores.clone(), place.nice);
+        let spawned =
+            thread::Builder::new().name(format!("ringx shard {shard}")).spawn(move || {
+                let _ = number.set(os::this_thread());
+                live(start, &cores, nice, gives_up_capabilities);
+            });
         match spawned {
             Ok(thread) => {
                 let (serves, reloads) = (None, 0);
                 let due = Cell::new(counters.tunnels.taken_over.get());
-                Ok(Handle { life, outbox, thread, counters, serves, reloads, heartbeat, due })
+                Ok(Handle {
+                    life,
+                    outbox,
+                    thread,
+                    kernel_thread,
+                    place,
+                    counters,
+                    serves,
+                    reloads,
+                    heartbeat,
+                    due,
+                })
             }
             Err(e) => {
                 common.counters.give_back(&counters);
@@ -250,6 +309,8 @@ impl Shards {
             .collect();
         for (member, listening) in self.members.iter_mut().zip(copies?) {
             if let State::Lives(handle) = &mut member.state {
+                let place = Place::of(handle.life.shard, &now.config.process, &self.available);
+                handle.move_to(place, &self.available, now.say);
                 let config = Arc::clone(now.config);
                 handle.outbox.send(Command::Reload { config, listening });
                 handle.reloads = handle.reloads.saturating_add(1);
@@ -483,9 +544,9 @@ pub fn addresses(config: &Config) -> &[Address] {
 }
 
 /// A shard's thread.
-fn live(start: Start, cores: &[usize], gives_up_capabilities: bool) {
+fn live(start: Start, cores: &[usize], nice: i32, gives_up_capabilities: bool) {
     let (life, events) = (start.life, start.events.clone());
-    settle(&start, cores);
+    settle(&start, cores, nice);
     let lived = || {
         // Last: a better priority takes a capability.
         if gives_up_capabilities {
@@ -500,22 +561,30 @@ fn live(start: Start, cores: &[usize], gives_up_capabilities: bool) {
 }
 
 /// Priority and cores; one that is refused is logged, and the shard goes on without.
-fn settle(start: &Start, cores: &[usize]) {
-    let alert = |text: fmt::Arguments<'_>| {
+fn settle(start: &Start, cores: &[usize], nice: i32) {
+    let say = |level, text: fmt::Arguments<'_>| {
         if let Ok(log) = Log::open(&start.config.process.error_log, &start.files) {
-            log.say(Level::Alert, text);
+            log.say(level, text);
         }
     };
-    let nice = *start.config.process.worker_priority;
-    if nice != 0
-        && let Err(e) = os::set_priority(nice)
-    {
-        alert(format_args!("setpriority({nice}) failed ({})", Errno::of(&e)));
+    let thread = os::this_thread();
+    if nice != 0 {
+        set_priority(thread, nice, &say);
     }
-    if !cores.is_empty()
-        && let Err(e) = os::pin(cores)
-    {
-        alert(format_args!("sched_setaffinity() failed ({})", Errno::of(&e)));
+    if !cores.is_empty() {
+        pin(thread, cores, &say);
+    }
+}
+
+fn set_priority(thread: Pid, nice: i32, say: &dyn Fn(Level, fmt::Arguments<'_>)) {
+    if let Err(e) = os::set_priority(thread, nice) {
+        say(Level::Alert, format_args!("setpriority({nice}) failed ({})", Errno::of(&e)));
+    }
+}
+
+fn pin(thread: Pid, cores: &[usize], say: &dyn Fn(Level, fmt::Arguments<'_>)) {
+    if let Err(e) = os::pin(thread, cores) {
+        say(Level::Alert, format_args!("sched_setaffinity() failed ({})", Errno::of(&e)));
     }
 }
 
