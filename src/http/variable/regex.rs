@@ -155,7 +155,11 @@ fn put_class(chars: &mut Chars<'_>, out: &mut String) {
                 out.extend(["[", name, ":]"]);
                 ends = true;
             }
-            ('\\', _) => put_escape(chars, out),
+            ('\\', _) => {
+                // A whole kind of characters begins no range.
+                ends |= rest.starts_with(['d', 'D', 'w', 'W', 's', 'S', 'h', 'H', 'p', 'P']);
+                put_escape(chars, out);
+            }
             ('[' | ']' | '-' | '&' | '~', _) => out.extend(['\\', c]),
             _ => out.push(c),
         }
@@ -308,6 +312,9 @@ mod tests {
             ("[\\--\\/]", "-./", ",0"),
             ("\\h", " \t", "a0\n"),
             ("[\\h]", " \t", "ah"),
+            ("[\\w-.]", "a9-.", ",/"),
+            ("[\\d-z]", "9-z", "ay"),
+            ("[[:digit:]-z]", "9-z", "ay"),
             ("[\\H]", "ah", " \t"),
         ] {
             let regex = Regex::compile(&format!("^{pattern}$"), false).unwrap();
