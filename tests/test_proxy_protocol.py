@@ -204,6 +204,14 @@ def test_nothing_comes(proxied):
     proxy.logged("client timed out (110: Connection timed out) while reading PROXY protocol")
 
 
+def test_a_client_leaves_before_a_header(proxied):
+    proxy = proxied()
+    wire = proxy.connect()
+    wire.finish()
+    wire.expect_end()
+    assert "[info]" in proxy.logged("client closed connection while reading PROXY protocol, client: 127.0.0.1")
+
+
 def test_one_server_asks_for_all(serve):
     proxy = serve(
         """

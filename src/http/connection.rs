@@ -392,6 +392,7 @@ async fn read_proxy_protocol(c: &Connection, r: &mut Request) -> Result<(), Clos
     let (received, buffer) = c.stream.recv(Buffer::with_capacity(size), timeout, Wait::Due).await;
     r.buffer = buffer;
     if received? == 0 {
+        c.log(r, Level::Info, format_args!("client closed connection"));
         return Err(Close::ClientClosedKeepalive);
     }
     match proxy_protocol::parse(r.bytes()) {
