@@ -1,6 +1,7 @@
 """Operating the program: command line, configuration test, signals, logs, ports, threads."""
 
 import contextlib
+import ctypes
 import os
 import re
 import signal
@@ -19,6 +20,8 @@ from harness.upstream import answering, head, request, response, script, send, t
 differs = pytest.mark.differs_in_nginx
 ringx_only = pytest.mark.ringx_only
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="asks for root")
+
+PIDFD_GETFD = 438
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 
@@ -389,6 +392,33 @@ def test_quit_lets_a_request_in_flight_finish(proxy, upstream):
     assert (answer.body, answer.get("Connection")) == (b"done", "close")
     assert started.wait() == 0
     assert '" 200 4 ' in started.accessed()[0]
+
+
+@ringx_only("its workers do not shut sockets down")
+@root_only
+def test_a_socket_that_another_shard_has_shut_down_is_no_failure(proxy):
+    """Shards share what an nginx has handed over, and do not hear of the end at the same moment."""
+    started = proxy(conf("return 200 x;"))
+    libc, pidfd = ctypes.CDLL(None), os.pidfd_open(started.pid)
+    found = 0
+    for name in os.listdir(f"/proc/{started.pid}/fd"):
+        copy = libc.syscall(PIDFD_GETFD, pidfd, int(name), 0)
+        if copy < 0:
+            continue
+        if not os.readlink(f"/proc/self/fd/{copy}").startswith("socket:"):
+            os.close(copy)
+            continue
+        with socket.socket(fileno=copy) as copied:
+            if copied.getsockname() == ("127.0.0.1", started.port):
+                # The shard's copy, or the master's: the second finds nothing to end.
+                with contextlib.suppress(OSError):
+                    copied.shutdown(socket.SHUT_RD)
+                found += 1
+    os.close(pidfd)
+    assert found
+    started.signal(signal.SIGQUIT)
+    assert started.wait() == 0
+    assert "[crit]" not in started.error_log()
 
 
 def test_quit_closes_idle_connections_at_once(proxy):

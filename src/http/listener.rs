@@ -129,11 +129,22 @@ impl Listener {
                     Ok(true) => {}
                     Ok(false) => break,
                     Err(e) => {
+                        // Another shard, which has ended already, has shut down what both have: this
+                        // one is about to hear of the end.
+                        let is_shut_down = Errno::from_io_error(&e) == Some(Errno::INVAL);
+                        if is_shut_down
+                            && let Either::First(()) =
+                                either(self.closing.wait(), timer::sleep(PAUSE)).await
+                        {
+                            break;
+                        }
                         shard.log_main(
                             Level::Crit,
                             format_args!("accept4() failed ({})", error_log::Errno::of(&e)),
                         );
-                        timer::sleep(PAUSE).await;
+                        if !is_shut_down {
+                            timer::sleep(PAUSE).await;
+                        }
                         break;
                     }
                 }
