@@ -487,6 +487,24 @@ def test_who_has_connected_to_an_address_that_goes_is_served(serving, tmp_path, 
         eventually(lambda: Stream(proxy, port=port)._connect(), "it is listened on again").close()
 
 
+@ringx_only("it closes idle connections at each reload")
+def test_connections_of_an_address_that_goes_end_with_their_next_answer(serving):
+    """Or who keeps one would be served for ever by a server that is not there any more."""
+    other = "server { listen 127.0.0.1:@port_b@; return 200 other; }"
+    proxy = serving(1, http=other)
+    kept, left = proxy.connect(), proxy.connect(int(proxy.values["port_b"]))
+    assert ask(kept).get("Connection") == ask(left).get("Connection") == "keep-alive"
+    resize(proxy, 1)
+    answer = ask(left)
+    assert (answer.body, answer.get("Connection")) == (b"other", "close")
+    left.expect_end()
+    assert ask(kept).get("Connection") == "keep-alive"
+    # One that comes back is as any other.
+    resize(proxy, 1, http=other)
+    back = eventually(lambda: proxy.connect(int(proxy.values["port_b"])), "it is listened on again")
+    assert ask(back).get("Connection") == "keep-alive"
+
+
 @ringx_only("it closes what waits in the queue")
 def test_who_has_not_finished_the_handshake_is_served(serving):
     """With `deferred` it is finished by the first bytes of a request. First a shard goes, then the address."""

@@ -588,6 +588,7 @@ pub fn may_keep_alive(c: &Connection, r: &Request) -> bool {
             && matches!(browser(r), Browser::Msie { old: true }))
         && !(disable.contains(KeepaliveDisable::SAFARI) && browser(r) == Browser::Safari)
         && !c.shard.is_quitting()
+        && !c.listener.is_left()
 }
 
 /// Whether `msie_refresh` applies.
