@@ -511,6 +511,7 @@ impl<'a> Master<'a> {
         redirect_stderr(&config, self.report);
         self.say_what_takes_a_restart(&config);
         raise_limits(&config, self.report);
+        self.go_to_working_directory(&config);
         if let Some(pid_file) = pid_file {
             self.pid_file = pid_file;
         }
@@ -570,6 +571,19 @@ impl<'a> Master<'a> {
                 Level::Warn,
                 format_args!("\"{directive}\" has changed, which takes effect after a restart"),
             );
+        }
+    }
+
+    /// Nothing is found by a relative path: one that cannot be gone to is no reason not to serve.
+    fn go_to_working_directory(&self, next: &Config) {
+        let (directory, before) =
+            (next.process.working_directory.get(), self.config.process.working_directory.get());
+        if directory != before
+            && let Some(directory) = directory
+            && let Err(e) = os::change_directory(directory)
+        {
+            let failure = Failure::path("chdir", directory)(e);
+            self.report.say(Level::Alert, format_args!("{failure}"));
         }
     }
 

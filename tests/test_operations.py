@@ -739,6 +739,23 @@ def test_a_reload_gives_other_cores_and_another_priority(binary, proxy):
         eventually(lambda wanted=wanted: places() == wanted, f"they are at {wanted}")
 
 
+def test_a_reload_goes_to_another_working_directory(binary, proxy, tmp_path):
+    directories = [tmp_path / name for name in ("one", "two")]
+    for directory in directories:
+        directory.mkdir()
+    texts = [conf("return 200 x;", main=f"working_directory {directory};") for directory in directories]
+    started = proxy(texts[0])
+
+    def directory() -> str:
+        children = Path(f"/proc/{started.pid}/task/{started.pid}/children").read_text().split()
+        return os.readlink(f"/proc/{children[-1] if binary.is_nginx else started.pid}/cwd")
+
+    eventually(lambda: directory() == str(directories[0]), "it is there")
+    started.write(texts[1])
+    started.signal(signal.SIGHUP)
+    eventually(lambda: directory() == str(directories[1]), "it has gone")
+
+
 def test_many_connections_over_two_workers(proxy):
     started = proxy(conf("return 200 x;", main="worker_processes 2;"))
     wires = [started.connect() for _ in range(100)]
