@@ -169,6 +169,8 @@ struct Master<'a> {
     prober: Prober,
     events: Receiver<Event>,
     phase: Phase,
+    /// When those that finish beside others, which came back (WINCH, HUP), are made to end.
+    stragglers_until: Option<Instant>,
     handing_over: Option<HandingOver>,
     awaiting: Option<Awaiting>,
     /// A reload was asked for while the shards were still taking over the one before.
@@ -296,6 +298,7 @@ impl<'a> Master<'a> {
             prober,
             events,
             phase: Phase::Serving,
+            stragglers_until: None,
             handing_over: None,
             awaiting: None,
             reloads_again: false,
@@ -344,7 +347,8 @@ impl<'a> Master<'a> {
             Phase::Resting | Phase::Over => None,
         };
         let awaiting = self.awaiting.and_then(|awaiting| awaiting.until);
-        let others = [awaiting, self.retired_until, self.notifier.next_ping()];
+        let others =
+            [awaiting, self.retired_until, self.stragglers_until, self.notifier.next_ping()];
         of_phase.into_iter().chain(others.into_iter().flatten()).min()
     }
 
@@ -354,6 +358,10 @@ impl<'a> Master<'a> {
             self.retired_until = None;
             self.shards.close_leaving();
             self.listening.close_leaving();
+        }
+        if self.stragglers_until.is_some_and(|until| until <= at) {
+            self.stragglers_until = None;
+            self.shards.close_leavers();
         }
         if let Some(Awaiting { then, until: Some(until) }) = self.awaiting
             && until <= at
@@ -537,7 +545,7 @@ impl<'a> Master<'a> {
             }
             Phase::Serving | Phase::Over => return self.shards.reload(&now),
         }
-        self.phase = Phase::Serving;
+        self.serve_again();
         Ok(())
     }
 
@@ -647,8 +655,16 @@ impl<'a> Master<'a> {
         let say = |level, text: fmt::Arguments<'_>| report.say(level, text);
         let (common, config, listening) = (&self.common, &self.config, &self.listening);
         self.shards.start_beside(&Now { common, config, listening, say: &say })?;
-        self.phase = Phase::Serving;
+        self.serve_again();
         Ok(())
+    }
+
+    /// Others serve. Those that were told to end keep their time for that.
+    fn serve_again(&mut self) {
+        if let Phase::Leaving { until, .. } = self.phase {
+            self.stragglers_until = until;
+        }
+        self.phase = Phase::Serving;
     }
 
     /// Tells the service manager: the service goes on if another process has it.

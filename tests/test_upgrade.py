@@ -325,6 +325,21 @@ def test_workers_come_back_while_one_still_finishes(daemon, upstream, tmp_path):
     assert started.get("/").body == b"new"
 
 
+def test_who_still_finishes_has_no_more_time_when_others_come_back(daemon, upstream):
+    stuck = upstream(script(request, to_end))
+    text = conf("location / { return 200 x; } location /stuck { proxy_pass http://@up@; }", main="worker_shutdown_timeout 1s;")
+    started = daemon(text, up=stuck.address)
+    wire = started.connect()
+    wire.send(b"GET /stuck HTTP/1.1\r\nHost: a\r\n\r\n")
+    stuck.request()
+    started.signal(signal.SIGWINCH)
+    started.logged("gracefully shutting down")
+    started.signal(signal.SIGHUP)
+    eventually(lambda: started.get("/").body == b"x", "workers serve")
+    wire.expect_end()
+    assert started.get("/").body == b"x"
+
+
 # What does not work.
 
 

@@ -366,6 +366,12 @@ impl Shards {
         self.leaving.push(handle);
     }
 
+    /// Closes what is under way in those that the configuration does not have, or that others have
+    /// come beside.
+    pub fn close_leavers(&self) {
+        self.leaving.iter().for_each(|handle| handle.outbox.send(Command::CloseAll));
+    }
+
     /// When the next shard is to be started again.
     pub fn next_start(&self) -> Option<Instant> {
         let until = |member: &Member| match member.state {
