@@ -77,10 +77,12 @@ fn wait_for(old: Pid, path: &Path, before: Option<Change>) -> Result<Pid, Upgrad
     let begun_at = Instant::now();
     let mut has_begun = false;
     loop {
+        // Looked at before it is read: between the two it may make way for the new one, or be that.
+        let now = changed(path);
         match pid_file::read(path) {
             Ok(pid) if pid == old => {
                 // Renamed and renamed back: the file is the same one, but not unchanged.
-                if has_begun || changed(path) != before {
+                if has_begun || now.is_some() && now != before {
                     return Err(UpgradeError::Failed { old });
                 }
             }
@@ -134,6 +136,29 @@ mod tests {
         }
         assert_ne!(changed(&path), before);
         fs::remove_file(&path).unwrap();
+    }
+
+    #[test]
+    fn a_file_that_makes_way_while_it_is_looked_at_is_no_failure() {
+        let path = std::env::temp_dir().join(format!("ringx-makes-way-{}", std::process::id()));
+        let old = getpid();
+        for _ in 0..100 {
+            fs::write(&path, format!("{old}\n")).unwrap();
+            let before = changed(&path);
+            let start = std::sync::Barrier::new(2);
+            let found = thread::scope(|scope| {
+                scope.spawn(|| {
+                    start.wait();
+                    fs::rename(&path, retired(&path)).unwrap();
+                    fs::write(&path, "1\n").unwrap();
+                });
+                start.wait();
+                wait_for(old, &path, before)
+            });
+            assert_eq!(found.unwrap(), Pid::INIT);
+        }
+        fs::remove_file(&path).unwrap();
+        fs::remove_file(retired(&path)).unwrap();
     }
 
     #[test]
