@@ -90,7 +90,8 @@ fn wait_for(old: Pid, path: &Path, before: Option<Change>) -> Result<Pid, Upgrad
             // Being written, or left by one that is gone.
             Ok(_) | Err(_) => {}
         }
-        has_begun = has_begun || retired(path).exists();
+        // One that was there before names a process that is gone.
+        has_begun = has_begun || pid_file::read(&retired(path)).is_ok_and(|pid| pid == old);
         match begun_at.elapsed() {
             _ if !lives(old) => return Err(UpgradeError::Ended { old }),
             waited if !has_begun && waited > BEGIN => return Err(UpgradeError::NotBegun { old }),
@@ -157,6 +158,26 @@ mod tests {
             });
             assert_eq!(found.unwrap(), Pid::INIT);
         }
+        fs::remove_file(&path).unwrap();
+        fs::remove_file(retired(&path)).unwrap();
+    }
+
+    #[test]
+    fn what_a_process_that_was_killed_has_left_is_no_beginning() {
+        let path = std::env::temp_dir().join(format!("ringx-left-{}", std::process::id()));
+        let old = getpid();
+        fs::write(&path, format!("{old}\n")).unwrap();
+        fs::write(retired(&path), "2147483647\n").unwrap();
+        let before = changed(&path);
+        let found = thread::scope(|scope| {
+            scope.spawn(|| {
+                thread::sleep(PAUSE * 4);
+                fs::rename(&path, retired(&path)).unwrap();
+                fs::write(&path, "1\n").unwrap();
+            });
+            wait_for(old, &path, before)
+        });
+        assert_eq!(found.unwrap(), Pid::INIT);
         fs::remove_file(&path).unwrap();
         fs::remove_file(retired(&path)).unwrap();
     }
