@@ -302,9 +302,6 @@ impl Shard {
                 },
             }
         }
-        let listeners = self.listeners.borrow();
-        let left = listeners.iter().filter(|listener| !listener.is_bound_to(generation));
-        left.for_each(|listener| listener.leave());
     }
 
     /// Closes the sockets that the configuration does not name, or all of a shard that leaves; `then`

@@ -588,7 +588,8 @@ pub fn may_keep_alive(c: &Connection, r: &Request) -> bool {
             && matches!(browser(r), Browser::Msie { old: true }))
         && !(disable.contains(KeepaliveDisable::SAFARI) && browser(r) == Browser::Safari)
         && !c.shard.is_quitting()
-        && !c.listener.is_left()
+        // Where the configuration in force does not have the address, this answer is the last.
+        && c.listener.is_bound_to(&c.shard.generation())
 }
 
 /// Whether `msie_refresh` applies.

@@ -32,8 +32,6 @@ pub struct Listener {
     socket: RefCell<Option<Rc<Stream>>>,
     /// Which configuration, and which of its addresses, new requests are for.
     binding: RefCell<(Rc<Generation>, AddressId)>,
-    /// The configuration in force does not have it any more.
-    is_left: Cell<bool>,
     end: Cell<Option<End>>,
     closing: Signal,
     /// Raised when this shard's copy of the socket is closed.
@@ -63,7 +61,6 @@ impl Listener {
             inode: rustix::fs::fstat(&socket)?.st_ino,
             socket: RefCell::new(Some(Rc::new(Stream::listening(socket)?))),
             binding: RefCell::new((Rc::clone(generation), address)),
-            is_left: Cell::new(false),
             end: Cell::new(None),
             closing: Signal::default(),
             gone: Signal::default(),
@@ -87,16 +84,6 @@ impl Listener {
 
     pub fn bind(&self, generation: &Rc<Generation>, address: AddressId) {
         *self.binding.borrow_mut() = (Rc::clone(generation), address);
-        self.is_left.set(false);
-    }
-
-    /// The configuration in force does not have it: connections end with the request that they carry.
-    pub fn leave(&self) {
-        self.is_left.set(true);
-    }
-
-    pub fn is_left(&self) -> bool {
-        self.is_left.get()
     }
 
     pub fn is_bound_to(&self, generation: &Rc<Generation>) -> bool {

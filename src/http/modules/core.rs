@@ -266,8 +266,8 @@ pub enum ErrorPageTarget {
 impl Settings {
     pub fn inherit(&mut self, outer: &Self) {
         crate::config::setting::inherit!(self, outer: client_header_timeout, client_header_buffer_size,
-            large_client_header_buffers, connection_pool_size, max_headers, ignore_invalid_headers, underscores_in_headers,
-            merge_slashes, keepalive_timeout, keepalive_min_timeout, keepalive_requests, keepalive_time,
+            large_client_header_buffers, connection_pool_size, max_headers, ignore_invalid_headers,
+            underscores_in_headers, merge_slashes, keepalive_timeout, keepalive_min_timeout, keepalive_requests, keepalive_time,
             lingering_close, lingering_time, lingering_timeout, reset_timedout_connection, send_timeout,
             tcp_nodelay, client_max_body_size, client_body_buffer_size, client_body_timeout,
             client_body_temp_path, client_body_in_file_only, client_body_early_read, keepalive_disable,

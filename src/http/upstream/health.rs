@@ -302,7 +302,7 @@ impl Group {
         let of = Of { check, upstream: &self.upstream().name, address };
         if let Err(cause) = result {
             log.say(cause.level(), format_args!("{cause} while {stage}, {of}"));
-            if cause.is_own() {
+            if matches!(cause, Cause::Socket { .. }) {
                 return;
             }
         }
@@ -379,6 +379,9 @@ fn jitter(plan: &Plan) -> Duration {
 /// Why a server did not pass.
 #[derive(Debug, thiserror::Error)]
 enum Cause {
+    /// Of this process, which has no descriptor left for the probe: it tells nothing of the server.
+    #[error("socket(){} failed ({})", to(.address), Errno::of(source))]
+    Socket { address: Address, source: io::Error },
     #[error("{call}{} failed ({})", to(.address), Errno::of(source))]
     Connect { call: &'static str, address: Address, source: io::Error },
     #[error("setsockopt({}) failed ({})", .0.name, Errno::of(&.0.error))]
@@ -405,19 +408,10 @@ fn to(address: &Address) -> String {
     }
 }
 
-/// What fails without anybody being asked.
-const SOCKET: &str = "socket()";
-
 impl Cause {
-    /// It tells nothing of the server: this process has no descriptor left for the probe.
-    fn is_own(&self) -> bool {
-        matches!(self, Cause::Connect { call: SOCKET, .. })
-    }
-
     fn level(&self) -> Level {
         match self {
-            Cause::Panic(_) => Level::Alert,
-            _ if self.is_own() => Level::Alert,
+            Cause::Panic(_) | Cause::Socket { .. } => Level::Alert,
             Cause::Unfit { .. } => Level::Info,
             _ => Level::Error,
         }
@@ -442,7 +436,8 @@ async fn probe(
     stage: &Cell<Stage>,
 ) -> Result<(), Cause> {
     let failed = |call| move |source| Cause::Connect { call, address: address.clone(), source };
-    let socket = NewSocket::to(address).map_err(failed(SOCKET))?;
+    let socket = NewSocket::to(address)
+        .map_err(|source| Cause::Socket { address: address.clone(), source })?;
     // One that depends on the request is not known here.
     if let Some(Bind { address: BindAddress::Fixed { address, .. }, is_transparent }) =
         &*settings.bind

@@ -1,9 +1,10 @@
 //! A tunnel between two socket pairs, run by hand.
 
-use super::*;
-use crate::http::modules::websocket::IdleCounts;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
+
+use super::*;
+use crate::http::modules::websocket::IdleCounts;
 
 /// A tunnel between two socket pairs, run by hand.
 struct Table {
