@@ -16,6 +16,7 @@ pub mod poller;
 pub mod pooled;
 pub mod runtime;
 pub mod select;
+pub mod standby;
 pub mod stream;
 pub mod timer;
 pub mod turns;

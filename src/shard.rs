@@ -540,7 +540,7 @@ async fn live(start: Start, kept: &OnceCell<Weak<Shard>>) -> Result<(), String> 
         let obeys = either(obey(&shard, &mut inbox, &events, life), fault::in_shard());
         either(obeys, shard.empty.wait()).await;
     };
-    let served = runtime::contain(serves).await;
+    let served = runtime::contain(shard.tunnels.beside(&shard, serves)).await;
     if served.is_err() {
         shard.counters.panics.add(1);
         // A second panic changes nothing: what is left is dropped.

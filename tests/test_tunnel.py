@@ -559,6 +559,57 @@ def bound(p99: float) -> float:
     return 5 * max(p99, 0.002)
 
 
+def test_who_has_no_tunnel_is_not_kept_waiting(proxy, echo):
+    """While only tunnels have anything to do, that is what the shard waits for: and for everything else."""
+    started = proxy(
+        """
+        worker_processes 1;
+        events { }
+        http {
+            access_log logs/access.log;
+            keepalive_timeout 2s;
+            proxy_http_version 1.1;
+            proxy_set_header Upgrade $http_upgrade;
+            proxy_set_header Connection "upgrade";
+            server {
+                listen 127.0.0.1:@port@;
+                location / { proxy_pass http://@echo@; }
+                location = /file { alias @file@; }
+                location = /request { return 200; }
+            }
+        }
+        """,
+        echo=echo.address,
+        file=__file__,
+    )
+    finished = threading.Event()
+
+    def talk(crowd: Crowd) -> None:
+        while not finished.is_set():
+            crowd.talk()
+
+    begun = time.monotonic()
+    with Crowd(started, 4, RAW) as crowd:
+        talker = threading.Thread(target=talk, args=(crowd,))
+        talker.start()
+        try:
+            for _ in range(50):
+                assert started.get("/request").status == 200
+                assert started.get("/file").body == Path(__file__).read_bytes()
+            with started.connect() as kept:
+                kept.send("GET /request HTTP/1.1\r\nHost: a\r\n\r\n")
+                assert kept.read_response().status == 200
+                kept.expect_end()
+        finally:
+            finished.set()
+            talker.join()
+        for _ in range(50):
+            crowd.talk()
+            assert started.get("/request").status == 200
+    # Each that waits does so for up to a second.
+    assert time.monotonic() - begun < 20
+
+
 def test_small_messages_behind_a_large_one_do_not_wait(tunnels, ends):
     """Whatever the large one has set up for bulk is no hindrance to what follows it."""
     upstreams = ends()

@@ -8,11 +8,14 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 use rustix::event::{Timespec, epoll};
 use rustix::io::Errno;
+use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags};
 
-use super::Stream;
+use super::standby::Stood;
+use super::{Stream, runtime, timer};
 
 /// Events taken in one go.
 const BATCH: usize = 64;
@@ -40,15 +43,21 @@ pub struct Event {
     pub failed: bool,
 }
 
+/// The ring of the thread, and the clock of [`Poller::wait`].
+const RING: Token = Token(u64::MAX);
+const CLOCK: Token = Token(u64::MAX - 1);
+
 pub struct Poller {
     epoll: OwnedFd,
     taken: Vec<epoll::Event>,
+    outside: Option<Outside>,
 }
 
 impl Poller {
     pub fn new() -> io::Result<Self> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-        Ok(Poller { epoll, taken: Vec::with_capacity(BATCH) })
+        let outside = Outside::new(&epoll).ok().flatten();
+        Ok(Poller { epoll, taken: Vec::with_capacity(BATCH), outside })
     }
 
     /// Readable when there are events. A descriptor of its own, so that it can be awaited while the
@@ -78,24 +87,128 @@ impl Poller {
 
     /// Takes events that are there, at most [`BATCH`].
     pub fn take(&mut self, events: &mut Vec<Event>) -> io::Result<()> {
-        self.taken.clear();
-        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-        let room = rustix::buffer::spare_capacity(&mut self.taken);
-        match epoll::wait(&self.epoll, room, Some(&now)) {
-            Ok(_) | Err(Errno::INTR) => {}
-            Err(e) => return Err(e.into()),
+        if self.taken.is_empty() {
+            self.fill(Some(&Timespec { tv_sec: 0, tv_nsec: 0 }))?;
         }
-        events.extend(self.taken.iter().map(|event| {
-            let (flags, data) = (event.flags, event.data);
+        for event in self.taken.drain(..) {
+            let (flags, token) = (event.flags, Token(event.data.u64()));
+            if token == RING || token == CLOCK {
+                if let Some(outside) = self.outside.as_mut().filter(|_| token == CLOCK) {
+                    outside.rings_ms = NEVER;
+                }
+                continue;
+            }
             let ended = flags.intersects(ENDS);
-            Event {
-                token: Token(data.u64()),
+            events.push(Event {
+                token,
                 readable: ended || flags.contains(epoll::EventFlags::IN),
                 writable: flags.contains(epoll::EventFlags::OUT),
                 ended,
                 failed: flags.contains(epoll::EventFlags::ERR),
-            }
-        }));
+            });
+        }
+        Ok(())
+    }
+
+    /// Whether this thread has a ring that can be waited for as well.
+    pub fn knows_ring(&self) -> bool {
+        self.outside.is_some()
+    }
+
+    /// The thread is going to wait here and not in its ring (see [`standby`](super::standby)), to which
+    /// it submits what there is. False: it cannot.
+    pub fn begin_waits(&mut self) -> bool {
+        self.outside.as_mut().is_some_and(|outside| outside.begin(&self.epoll).is_ok())
+    }
+
+    /// Waits until there are events or the ring has completed something, but no longer than until the
+    /// given time ([`timer::now_ms`]). Without a time it only looks, and is called in any case.
+    pub fn wait(&mut self, until_ms: Option<u64>) -> Stood {
+        let Some(outside) = &mut self.outside else { return Stood::Refused };
+        let limit = match until_ms {
+            None => Some(Timespec { tv_sec: 0, tv_nsec: 0 }),
+            Some(until_ms) if outside.ring_at(until_ms).is_ok() => None,
+            Some(_) => return Stood::Refused,
+        };
+        if self.fill(limit.as_ref()).is_err() {
+            return Stood::Refused;
+        }
+        // What the ring completes may interrupt the wait instead of being told of.
+        let is_interrupted = limit.is_none() && self.taken.is_empty();
+        let mut tokens = self.taken.iter().map(|event| Token(event.data.u64()));
+        if is_interrupted || tokens.any(|token| matches!(token, RING | CLOCK)) {
+            return Stood::Relieved;
+        }
+        Stood::Called
+    }
+
+    /// The thread goes on waiting in its ring.
+    pub fn end_waits(&mut self) {
+        if let Some(outside) = &mut self.outside {
+            outside.end(&self.epoll);
+        }
+    }
+
+    fn fill(&mut self, limit: Option<&Timespec>) -> Result<(), Errno> {
+        let room = rustix::buffer::spare_capacity(&mut self.taken);
+        match epoll::wait(&self.epoll, room, limit) {
+            Ok(_) | Err(Errno::INTR) => Ok(()),
+            Err(e) => Err(e),
+        }
+    }
+}
+
+/// What ends a wait in the poller besides its own descriptors.
+struct Outside {
+    ring: OwnedFd,
+    clock: OwnedFd,
+    /// When the clock rings.
+    rings_ms: u64,
+}
+
+const NEVER: u64 = u64::MAX;
+
+impl Outside {
+    /// `None`: the thread has no ring.
+    fn new(epoll: &OwnedFd) -> io::Result<Option<Self>> {
+        let Some(ring) = runtime::own_ring()? else { return Ok(None) };
+        let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
+        let clock = rustix::time::timerfd_create(TimerfdClockId::Monotonic, flags)?;
+        let flags = epoll::EventFlags::IN | epoll::EventFlags::ET;
+        epoll::add(epoll, &clock, epoll::EventData::new_u64(CLOCK.0), flags)?;
+        Ok(Some(Outside { ring, clock, rings_ms: NEVER }))
+    }
+
+    /// The ring is among the poller's descriptors from now on: while the poller's bell waits in the ring,
+    /// it would ring itself.
+    fn begin(&mut self, epoll: &OwnedFd) -> Result<(), Errno> {
+        let data = epoll::EventData::new_u64(RING.0);
+        epoll::add(epoll, &self.ring, data, epoll::EventFlags::IN)?;
+        runtime::submit(&self.ring);
+        Ok(())
+    }
+
+    fn end(&mut self, epoll: &OwnedFd) {
+        // It is one of them: there is no other way to fail.
+        let _ = epoll::delete(epoll, &self.ring);
+    }
+
+    /// The clock rings at that time at the latest: too early, it does no harm.
+    fn ring_at(&mut self, until_ms: u64) -> Result<(), Errno> {
+        if until_ms < self.rings_ms || self.rings_ms <= timer::now_ms() {
+            self.set_clock(until_ms)?;
+        }
+        Ok(())
+    }
+
+    fn set_clock(&mut self, rings_ms: u64) -> Result<(), Errno> {
+        let at = Duration::from_millis(rings_ms.max(1));
+        let once = Itimerspec {
+            it_interval: Timespec { tv_sec: 0, tv_nsec: 0 },
+            it_value: at.try_into().map_err(|_| Errno::INVAL)?,
+        };
+        rustix::time::timerfd_settime(&self.clock, TimerfdTimerFlags::ABSTIME, &once)?;
+        self.rings_ms = rings_ms;
         Ok(())
     }
 }

@@ -1,8 +1,10 @@
 //! The shard's ring: monoio with `io_uring`, or with epoll where that is denied.
 
 use std::cell::{Cell, RefCell};
+use std::fs;
 use std::future::Future;
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
@@ -10,6 +12,7 @@ use std::time::Duration;
 
 use io_uring::{IoUring, Probe, opcode};
 use monoio::{IoUringDriver, LegacyDriver, Runtime, RuntimeBuilder};
+use rustix::io_uring::{IoringEnterFlags, io_uring_enter};
 use slab::Slab;
 
 /// Submission queue entries of a shard's ring; more in one turn are submitted in several calls.
@@ -97,6 +100,31 @@ pub(super) fn builder() -> io_uring::Builder {
     builder
 }
 
+/// The ring of this thread's runtime, which monoio does not tell: the one descriptor, of all that the
+/// process has, that lets this thread submit. `None`: there is none, or the thread has other rings too.
+pub fn own_ring() -> io::Result<Option<OwnedFd>> {
+    let mut own = None;
+    for entry in fs::read_dir("/proc/self/fd")? {
+        let name = entry?.file_name();
+        let Some(number) = name.to_str().and_then(|name| name.parse().ok()) else { continue };
+        #[allow(unsafe_code)]
+        // SAFETY: what another thread closes meanwhile is no ring of this one, which closes none here.
+        let fd = unsafe { BorrowedFd::borrow_raw(number) };
+        if submit(fd) && own.replace(fd).is_some() {
+            return Ok(None);
+        }
+    }
+    Ok(own.map(|ring| rustix::io::fcntl_dupfd_cloexec(ring, 0)).transpose()?)
+}
+
+/// Submits what has been written down for this ring. False: it is no ring, or not this thread's.
+pub fn submit(ring: impl AsFd) -> bool {
+    #[allow(unsafe_code)]
+    // SAFETY: whatever is written down is there to be submitted by the next call, whoever makes it.
+    let submitted = unsafe { io_uring_enter(ring, ENTRIES, 0, IoringEnterFlags::empty()) };
+    submitted.is_ok()
+}
+
 fn probe(ring: &IoUring) -> io::Result<()> {
     let mut probe = Probe::new();
     ring.submitter().register_probe(&mut probe)?;
@@ -144,6 +172,13 @@ thread_local! {
     static TASKS: RefCell<Slab<Waker>> = const { RefCell::new(Slab::new()) };
     /// Tasks end when they are woken.
     static ENDING: Cell<bool> = const { Cell::new(false) };
+    /// How many times a task has been run.
+    static RUNS: Cell<u64> = const { Cell::new(0) };
+}
+
+/// How many times a task of this thread has been run so far.
+pub fn runs() -> u64 {
+    RUNS.get()
 }
 
 /// A task: its future, until the thread ends its tasks.
@@ -170,6 +205,7 @@ impl<F: Future<Output = ()>> Future for Task<F> {
             self.key = Some(TASKS.with_borrow_mut(|tasks| tasks.insert(cx.waker().clone())));
         }
         let is_ending = ENDING.get();
+        RUNS.set(RUNS.get().wrapping_add(1));
         // What the panicking task shared with others is counters and pools that are consistent
         // between any two of its steps.
         let step = AssertUnwindSafe(|| match &mut self.future {

@@ -304,6 +304,11 @@ pub fn interrupt(wait: Wait) {
     });
 }
 
+/// When the clock has something to do: [`u64::MAX`] for never.
+pub fn next_ms() -> u64 {
+    TIMERS.with_borrow(|timers| timers.places.first().map_or(NEVER, |&(place, _)| place))
+}
+
 /// Wakes a task when everything that is ready now has run. A task that wakes itself while it runs goes
 /// to the front of monoio's queue, where it keeps all others from running: so the clock wakes it. It
 /// also fires what is due, as the ring's own timers wait for a moment without any task to run.

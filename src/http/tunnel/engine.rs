@@ -26,6 +26,7 @@ use crate::io::batch::Sends;
 use crate::io::poller::{Event, Poller, Token};
 use crate::io::runtime::{self, Ring};
 use crate::io::select::{Either, Signal, either, yield_now};
+use crate::io::standby::{Standby, Stood};
 use crate::io::timer::{self, Timer, Wait};
 use crate::shard::{ConnectionGuard, Shard};
 
@@ -43,6 +44,8 @@ pub struct Tunnels {
     engine: RefCell<Engine>,
     /// Readable when the poller has events.
     bell: Stream,
+    /// Waits in the poller itself, where it can.
+    standby: Option<Standby>,
     timer: Timer,
     /// There is something to do that no event tells of.
     stirred: Signal,
@@ -65,6 +68,9 @@ struct Engine {
     sources: Vec<Token>,
     /// Tunnels that have ended in this turn.
     ended: Vec<(Slot, End)>,
+    /// More was done in this turn than bytes were moved: others may have been woken by it, or the ring
+    /// have something to submit.
+    concerns_others: bool,
     // Reused from turn to turn.
     events: Vec<Event>,
     due: Vec<usize>,
@@ -90,6 +96,7 @@ impl Tunnels {
     pub fn new(ring: Ring) -> io::Result<Self> {
         let poller = Poller::new()?;
         let bell = poller.bell()?;
+        let standby = poller.knows_ring().then(Standby::default);
         let scratch = vec![0; SCRATCH].into_boxed_slice();
         let engine = Engine {
             poller,
@@ -105,12 +112,14 @@ impl Tunnels {
             },
             sources: Vec::new(),
             ended: Vec::new(),
+            concerns_others: false,
             events: Vec::new(),
             due: Vec::new(),
         };
         Ok(Tunnels {
             engine: RefCell::new(engine),
             bell,
+            standby,
             timer: Timer::new(),
             stirred: Signal::default(),
             closed: Cell::new(false),
@@ -209,28 +218,32 @@ impl Tunnels {
         drop((slots, ended));
     }
 
+    /// The shard's main future, and what the engine does in place of the shard's waits.
+    pub async fn beside<F: Future>(&self, shard: &Shard, main: F) -> F::Output {
+        match &self.standby {
+            Some(standby) => standby.beside(main, |until_ms| self.stand(shard, until_ms)).await,
+            None => main.await,
+        }
+    }
+
     /// The shard's task that runs its tunnels, for ever.
     pub async fn run(shard: Rc<Shard>) {
         let tunnels = &shard.tunnels;
         loop {
-            // Steps of tunnels are contained one by one; this keeps a fault in the engine itself
-            // from ending what all of them depend on.
-            let turn = || tunnels.engine.borrow_mut().turn(&shard);
-            let next = catch_unwind(AssertUnwindSafe(turn)).unwrap_or_else(|panic| {
-                shard.counters.panics.add(1);
-                let text = runtime::panic_text(&*panic);
-                shard.log_main(Level::Alert, format_args!("panic in the tunnel engine: {text}"));
-                tunnels.engine.borrow_mut().lose_post(&text);
-                Next::At(timer::now_ms().saturating_add(PAUSE.as_millis() as u64))
-            });
-            let limit = match next {
+            let until_ms = match tunnels.turn(&shard) {
                 Next::Turn => {
                     yield_now().await;
                     continue;
                 }
-                Next::At(at_ms) => Duration::from_millis(at_ms.saturating_sub(timer::now_ms())),
-                Next::Event => Duration::MAX,
+                Next::At(at_ms) => at_ms,
+                Next::Event => u64::MAX,
             };
+            if let Some(standby) = &tunnels.standby
+                && standby.wait(until_ms).await
+            {
+                continue;
+            }
+            let limit = Duration::from_millis(until_ms.saturating_sub(timer::now_ms()));
             let woken = either(tunnels.bell.readable_unlimited(), tunnels.stirred.wait());
             if let Ok(Either::First(Err(e))) =
                 tunnels.timer.within(limit, Wait::Service, woken).await
@@ -239,6 +252,48 @@ impl Tunnels {
                 timer::sleep_through(PAUSE).await;
             }
         }
+    }
+
+    fn turn(&self, shard: &Shard) -> Next {
+        // Steps of tunnels are contained one by one; this keeps a fault in the engine itself
+        // from ending what all of them depend on.
+        let turn = || self.engine.borrow_mut().turn(shard);
+        catch_unwind(AssertUnwindSafe(turn)).unwrap_or_else(|panic| {
+            shard.counters.panics.add(1);
+            let text = runtime::panic_text(&*panic);
+            shard.log_main(Level::Alert, format_args!("panic in the tunnel engine: {text}"));
+            let engine = &mut *self.engine.borrow_mut();
+            engine.concerns_others = true;
+            engine.lose_post(&text);
+            Next::At(timer::now_ms().saturating_add(PAUSE.as_millis() as u64))
+        })
+    }
+
+    /// Waits in the poller, and moves what comes, for as long as that is nobody else's business.
+    fn stand(&self, shard: &Shard, mut until_ms: u64) -> Stood {
+        if !self.engine.borrow_mut().poller.begin_waits() {
+            return Stood::Refused;
+        }
+        let mut next = Next::At(until_ms);
+        let stood = loop {
+            let wait_ms = match next {
+                Next::Turn => None,
+                Next::At(_) | Next::Event => Some(until_ms),
+            };
+            let stood = self.engine.borrow_mut().poller.wait(wait_ms);
+            if stood != Stood::Called {
+                break stood;
+            }
+            next = self.turn(shard);
+            if let Next::At(at_ms) = next {
+                until_ms = until_ms.min(at_ms);
+            }
+            if self.engine.borrow().concerns_others {
+                break stood;
+            }
+        };
+        self.engine.borrow_mut().poller.end_waits();
+        stood
     }
 }
 
@@ -343,10 +398,12 @@ impl Engine {
 
     /// Serves what there is to do, within bounds.
     fn turn(&mut self, shard: &Shard) -> Next {
+        self.concerns_others = false;
         let mut events = std::mem::take(&mut self.events);
         let (mut served, mut quiet) = (0_usize, false);
         while served < EVENTS_MAX {
             if let Err(e) = self.poller.take(&mut events) {
+                self.concerns_others = true;
                 shard.log_main(Level::Crit, format_args!("taking events of tunnels failed: {e}"));
             }
             // Behind few events there is nothing yet; whatever comes from now on rings the bell.
@@ -434,6 +491,7 @@ impl Engine {
         });
         sources.clear();
         if let Some(e) = sends.take_loss() {
+            self.concerns_others = true;
             let errno = error_log::Errno::of(&e);
             let text =
                 format_args!("io_uring failed, tunnels' sends are made one by one ({errno})");
@@ -552,6 +610,7 @@ impl Engine {
     }
 
     fn end(&mut self, key: usize, end: End) {
+        self.concerns_others = true;
         self.wheel.remove(key);
         if let Some(slot) = self.slots.try_remove(key) {
             for side in Side::BOTH {
