@@ -129,15 +129,21 @@ impl Letter {
 }
 
 impl Sends {
-    /// The error says why they cannot be made together.
+    /// Sends made in one call. The error says why they cannot be.
     pub fn new() -> io::Result<Self> {
-        Ok(Sends {
-            together: Some(Together::new()?),
+        Ok(Sends { together: Some(Together::new()?), ..Sends::one_by_one() })
+    }
+
+    /// Sends made one right behind the other: where what wants to send costs little by itself, that is
+    /// as cheap as one call for all, and cheaper where they are few.
+    pub fn one_by_one() -> Self {
+        Sends {
+            together: None,
             lost: None,
             letters: Vec::with_capacity(LETTERS_MAX),
             bytes: Vec::with_capacity(BYTES_MAX),
             results: Vec::with_capacity(LETTERS_MAX),
-        })
+        }
     }
 
     pub fn is_empty(&self) -> bool {
@@ -240,10 +246,7 @@ pub(super) mod tests {
 
     /// With the ring, where this machine has one, and without.
     fn both_ways() -> Vec<Sends> {
-        let bytes = Vec::with_capacity(BYTES_MAX);
-        let (letters, results) = Default::default();
-        let alone = Sends { together: None, lost: None, letters, bytes, results };
-        Sends::new().into_iter().chain([alone]).collect()
+        Sends::new().into_iter().chain([Sends::one_by_one()]).collect()
     }
 
     fn made(sends: &mut Sends) -> Vec<(usize, Vec<u8>, Result<usize, Errno>)> {

@@ -14,8 +14,9 @@ use rustix::event::{Timespec, epoll};
 use rustix::io::Errno;
 use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags};
 
+use super::runtime::{self, Ring};
 use super::standby::Stood;
-use super::{Stream, runtime, timer};
+use super::{Stream, timer};
 
 /// Events taken in one go.
 const BATCH: usize = 64;
@@ -54,9 +55,12 @@ pub struct Poller {
 }
 
 impl Poller {
-    pub fn new() -> io::Result<Self> {
+    pub fn new(ring: Ring) -> io::Result<Self> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-        let outside = Outside::new(&epoll).ok().flatten();
+        let outside = match ring {
+            Ring::IoUring => Outside::new(&epoll).ok().flatten(),
+            Ring::Epoll => None,
+        };
         Ok(Poller { epoll, taken: Vec::with_capacity(BATCH), outside })
     }
 
@@ -118,25 +122,19 @@ impl Poller {
     /// The thread is going to wait here and not in its ring (see [`standby`](super::standby)), to which
     /// it submits what there is. False: it cannot.
     pub fn begin_waits(&mut self) -> bool {
-        self.outside.as_mut().is_some_and(|outside| outside.begin(&self.epoll).is_ok())
+        self.outside.as_ref().is_some_and(|outside| outside.begin(&self.epoll).is_ok())
     }
 
-    /// Waits until there are events or the ring has completed something, but no longer than until the
-    /// given time ([`timer::now_ms`]). Without a time it only looks, and is called in any case.
-    pub fn wait(&mut self, until_ms: Option<u64>) -> Stood {
+    /// Waits until there are events, the ring has completed something, or it is the given time
+    /// ([`timer::now_ms`]).
+    pub fn wait(&mut self, until_ms: u64) -> Stood {
         let Some(outside) = &mut self.outside else { return Stood::Refused };
-        let limit = match until_ms {
-            None => Some(Timespec { tv_sec: 0, tv_nsec: 0 }),
-            Some(until_ms) if outside.ring_at(until_ms).is_ok() => None,
-            Some(_) => return Stood::Refused,
-        };
-        if self.fill(limit.as_ref()).is_err() {
+        if outside.ring_at(until_ms).is_err() || self.fill(None).is_err() {
             return Stood::Refused;
         }
         // What the ring completes may interrupt the wait instead of being told of.
-        let is_interrupted = limit.is_none() && self.taken.is_empty();
         let mut tokens = self.taken.iter().map(|event| Token(event.data.u64()));
-        if is_interrupted || tokens.any(|token| matches!(token, RING | CLOCK)) {
+        if self.taken.is_empty() || tokens.any(|token| token == RING || token == CLOCK) {
             return Stood::Relieved;
         }
         Stood::Called
@@ -144,7 +142,7 @@ impl Poller {
 
     /// The thread goes on waiting in its ring.
     pub fn end_waits(&mut self) {
-        if let Some(outside) = &mut self.outside {
+        if let Some(outside) = &self.outside {
             outside.end(&self.epoll);
         }
     }
@@ -181,14 +179,13 @@ impl Outside {
 
     /// The ring is among the poller's descriptors from now on: while the poller's bell waits in the ring,
     /// it would ring itself.
-    fn begin(&mut self, epoll: &OwnedFd) -> Result<(), Errno> {
+    fn begin(&self, epoll: &OwnedFd) -> Result<(), Errno> {
         let data = epoll::EventData::new_u64(RING.0);
         epoll::add(epoll, &self.ring, data, epoll::EventFlags::IN)?;
-        runtime::submit(&self.ring);
-        Ok(())
+        runtime::submit(&self.ring).inspect_err(|_| self.end(epoll))
     }
 
-    fn end(&mut self, epoll: &OwnedFd) {
+    fn end(&self, epoll: &OwnedFd) {
         // It is one of them: there is no other way to fail.
         let _ = epoll::delete(epoll, &self.ring);
     }
@@ -238,7 +235,7 @@ mod tests {
 
     #[test]
     fn one_event_an_edge() {
-        let mut poller = Poller::new().unwrap();
+        let mut poller = Poller::new(Ring::Epoll).unwrap();
         let (mut ours, mut theirs) = UnixStream::pair().unwrap();
         poller.watch(ours.as_fd(), Token(7)).unwrap();
         for _ in 0..3 {
@@ -259,7 +256,7 @@ mod tests {
 
     #[test]
     fn a_forgotten_descriptor_is_silent() {
-        let mut poller = Poller::new().unwrap();
+        let mut poller = Poller::new(Ring::Epoll).unwrap();
         let (ours, mut theirs) = UnixStream::pair().unwrap();
         poller.watch(ours.as_fd(), Token(1)).unwrap();
         poller.forget(ours.as_fd());

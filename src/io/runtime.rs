@@ -4,7 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::fs;
 use std::future::Future;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
@@ -12,7 +12,8 @@ use std::time::Duration;
 
 use io_uring::{IoUring, Probe, opcode};
 use monoio::{IoUringDriver, LegacyDriver, Runtime, RuntimeBuilder};
-use rustix::io_uring::{IoringEnterFlags, io_uring_enter};
+use rustix::io::Errno;
+use rustix::io_uring::{IoringEnterFlags, IoringRegisterOp, io_uring_enter, io_uring_register};
 use slab::Slab;
 
 /// Submission queue entries of a shard's ring; more in one turn are submitted in several calls.
@@ -101,28 +102,40 @@ pub(super) fn builder() -> io_uring::Builder {
 }
 
 /// The ring of this thread's runtime, which monoio does not tell: the one descriptor, of all that the
-/// process has, that lets this thread submit. `None`: there is none, or the thread has other rings too.
+/// process has, that lets this thread ask. `None`: there is none, or the thread has other rings too.
 pub fn own_ring() -> io::Result<Option<OwnedFd>> {
     let mut own = None;
     for entry in fs::read_dir("/proc/self/fd")? {
         let name = entry?.file_name();
         let Some(number) = name.to_str().and_then(|name| name.parse().ok()) else { continue };
         #[allow(unsafe_code)]
-        // SAFETY: what another thread closes meanwhile is no ring of this one, which closes none here.
+        // SAFETY: whatever has this number by now, no more is done with it than to ask whether it is this
+        // thread's ring, and that is closed by nobody else.
         let fd = unsafe { BorrowedFd::borrow_raw(number) };
-        if submit(fd) && own.replace(fd).is_some() {
+        if is_own(fd) && own.replace(fd).is_some() {
             return Ok(None);
         }
     }
     Ok(own.map(|ring| rustix::io::fcntl_dupfd_cloexec(ring, 0)).transpose()?)
 }
 
-/// Submits what has been written down for this ring. False: it is no ring, or not this thread's.
-pub fn submit(ring: impl AsFd) -> bool {
+/// The kernel lets a thread ask what a ring knows if it is that thread's, and nothing but a ring.
+fn is_own(fd: BorrowedFd<'_>) -> bool {
+    // A `struct io_uring_probe` without room for operations.
+    let mut head = [0_u64; 2];
+    let head = head.as_mut_ptr().cast();
+    #[allow(unsafe_code)]
+    // SAFETY: `head` has room for what is told of no operation.
+    let asked = unsafe { io_uring_register(fd, IoringRegisterOp::RegisterProbe, head, 0) };
+    asked.is_ok()
+}
+
+/// Submits what has been written down for this thread's ring.
+pub fn submit(ring: &OwnedFd) -> Result<(), Errno> {
     #[allow(unsafe_code)]
     // SAFETY: whatever is written down is there to be submitted by the next call, whoever makes it.
     let submitted = unsafe { io_uring_enter(ring, ENTRIES, 0, IoringEnterFlags::empty()) };
-    submitted.is_ok()
+    submitted.map(|_| ())
 }
 
 fn probe(ring: &IoUring) -> io::Result<()> {
@@ -172,6 +185,8 @@ thread_local! {
     static TASKS: RefCell<Slab<Waker>> = const { RefCell::new(Slab::new()) };
     /// Tasks end when they are woken.
     static ENDING: Cell<bool> = const { Cell::new(false) };
+    /// How many wait by monoio's timers.
+    static PAUSES: Cell<usize> = const { Cell::new(0) };
     /// How many times a task has been run.
     static RUNS: Cell<u64> = const { Cell::new(0) };
 }
@@ -245,7 +260,30 @@ where
 
 /// Waits without the shard's clock.
 pub async fn pause(duration: Duration) {
+    let _pause = Pause::begin();
     monoio::time::sleep(duration).await;
+}
+
+/// One that waits by monoio's timers.
+struct Pause;
+
+impl Pause {
+    fn begin() -> Self {
+        PAUSES.set(PAUSES.get().saturating_add(1));
+        Pause
+    }
+}
+
+impl Drop for Pause {
+    fn drop(&mut self) {
+        // It is gone when the thread is ending.
+        let _ = PAUSES.try_with(|pauses| pauses.set(pauses.get().saturating_sub(1)));
+    }
+}
+
+/// Whether anybody [pauses](pause): nobody but monoio knows until when.
+pub fn is_paused() -> bool {
+    PAUSES.get() > 0
 }
 
 /// Waits for a future that may panic; the error is what the panic said.

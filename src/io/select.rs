@@ -102,10 +102,15 @@ impl Signal {
         }
     }
 
+    /// Lowers it. False: it was not raised.
+    pub fn lower(&self) -> bool {
+        self.raised.replace(false)
+    }
+
     /// Waits until it has been raised, and lowers it.
     pub async fn wait(&self) {
         std::future::poll_fn(|cx| {
-            if self.raised.replace(false) {
+            if self.lower() {
                 return Poll::Ready(());
             }
             *self.waiter.borrow_mut() = Some(cx.waker().clone());

@@ -20,7 +20,7 @@ use super::pipe::Pipes;
 use super::record::Logs;
 use super::wheel::Wheel;
 use super::{Ending, Opening};
-use crate::error_log::{self, Level};
+use crate::error_log::Level;
 use crate::io::Stream;
 use crate::io::batch::Sends;
 use crate::io::poller::{Event, Poller, Token};
@@ -33,8 +33,7 @@ use crate::shard::{ConnectionGuard, Shard};
 /// When so many events have been served, the shard's other tasks have their turn: requests beside busy
 /// tunnels wait for no more than these and one batch.
 const EVENTS_MAX: usize = 64;
-/// So many events in one batch: others have come while they were served, and to ask for them costs less
-/// than to wait for the bell.
+/// So many events in one batch: others have come while they were served.
 const BUSY: usize = 4;
 /// How long to pause when waiting for events has failed.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -94,7 +93,7 @@ pub enum Which {
 
 impl Tunnels {
     pub fn new(ring: Ring) -> io::Result<Self> {
-        let poller = Poller::new()?;
+        let poller = Poller::new(ring)?;
         let bell = poller.bell()?;
         let standby = poller.knows_ring().then(Standby::default);
         let scratch = vec![0; SCRATCH].into_boxed_slice();
@@ -106,10 +105,7 @@ impl Tunnels {
             ready: VecDeque::new(),
             pipes: Pipes::default(),
             scratch: scratch.try_into().map_err(|_| io::ErrorKind::OutOfMemory)?,
-            sends: match ring {
-                Ring::IoUring => Sends::new().ok(),
-                Ring::Epoll => None,
-            },
+            sends: Some(Sends::one_by_one()),
             sources: Vec::new(),
             ended: Vec::new(),
             concerns_others: false,
@@ -230,7 +226,7 @@ impl Tunnels {
     pub async fn run(shard: Rc<Shard>) {
         let tunnels = &shard.tunnels;
         loop {
-            let until_ms = match tunnels.turn(&shard) {
+            let until_ms = match tunnels.turn(&shard, Looks::Again) {
                 Next::Turn => {
                     yield_now().await;
                     continue;
@@ -254,10 +250,10 @@ impl Tunnels {
         }
     }
 
-    fn turn(&self, shard: &Shard) -> Next {
+    fn turn(&self, shard: &Shard, looks: Looks) -> Next {
         // Steps of tunnels are contained one by one; this keeps a fault in the engine itself
         // from ending what all of them depend on.
-        let turn = || self.engine.borrow_mut().turn(shard);
+        let turn = || self.engine.borrow_mut().turn(shard, looks);
         catch_unwind(AssertUnwindSafe(turn)).unwrap_or_else(|panic| {
             shard.counters.panics.add(1);
             let text = runtime::panic_text(&*panic);
@@ -271,22 +267,21 @@ impl Tunnels {
 
     /// Waits in the poller, and moves what comes, for as long as that is nobody else's business.
     fn stand(&self, shard: &Shard, mut until_ms: u64) -> Stood {
+        if self.stirred.lower() {
+            return Stood::Called;
+        }
         if !self.engine.borrow_mut().poller.begin_waits() {
             return Stood::Refused;
         }
-        let mut next = Next::At(until_ms);
         let stood = loop {
-            let wait_ms = match next {
-                Next::Turn => None,
-                Next::At(_) | Next::Event => Some(until_ms),
-            };
-            let stood = self.engine.borrow_mut().poller.wait(wait_ms);
+            let stood = self.engine.borrow_mut().poller.wait(until_ms);
             if stood != Stood::Called {
                 break stood;
             }
-            next = self.turn(shard);
-            if let Next::At(at_ms) = next {
-                until_ms = until_ms.min(at_ms);
+            match self.turn(shard, Looks::Once) {
+                Next::Turn => break stood,
+                Next::At(at_ms) => until_ms = until_ms.min(at_ms),
+                Next::Event => {}
             }
             if self.engine.borrow().concerns_others {
                 break stood;
@@ -294,6 +289,25 @@ impl Tunnels {
         };
         self.engine.borrow_mut().poller.end_waits();
         stood
+    }
+}
+
+/// For how many events a turn looks.
+#[derive(Clone, Copy)]
+enum Looks {
+    /// For those that are there: what comes meanwhile is waited for, which costs no more.
+    Once,
+    /// For those that have come meanwhile, too: to wait for the bell costs more.
+    Again,
+}
+
+impl Looks {
+    /// With so many events in a batch, there may be others.
+    fn enough(self) -> usize {
+        match self {
+            Looks::Once => EVENTS_MAX,
+            Looks::Again => BUSY,
+        }
     }
 }
 
@@ -397,7 +411,7 @@ impl Engine {
     }
 
     /// Serves what there is to do, within bounds.
-    fn turn(&mut self, shard: &Shard) -> Next {
+    fn turn(&mut self, shard: &Shard, looks: Looks) -> Next {
         self.concerns_others = false;
         let mut events = std::mem::take(&mut self.events);
         let (mut served, mut quiet) = (0_usize, false);
@@ -406,8 +420,8 @@ impl Engine {
                 self.concerns_others = true;
                 shard.log_main(Level::Crit, format_args!("taking events of tunnels failed: {e}"));
             }
-            // Behind few events there is nothing yet; whatever comes from now on rings the bell.
-            quiet = events.len() < BUSY;
+            // Behind few events there is nothing yet; whatever comes from now on is waited for.
+            quiet = events.len() < looks.enough();
             served = served.saturating_add(events.len());
             for event in events.drain(..) {
                 self.on_event(shard, event);
@@ -490,13 +504,6 @@ impl Engine {
             }
         });
         sources.clear();
-        if let Some(e) = sends.take_loss() {
-            self.concerns_others = true;
-            let errno = error_log::Errno::of(&e);
-            let text =
-                format_args!("io_uring failed, tunnels' sends are made one by one ({errno})");
-            shard.log_main(Level::Warn, text);
-        }
         self.sources = sources;
         self.sends = Some(sends);
     }
@@ -610,7 +617,6 @@ impl Engine {
     }
 
     fn end(&mut self, key: usize, end: End) {
-        self.concerns_others = true;
         self.wheel.remove(key);
         if let Some(slot) = self.slots.try_remove(key) {
             for side in Side::BOTH {
@@ -638,6 +644,7 @@ impl Engine {
         if self.ended.is_empty() {
             return;
         }
+        self.concerns_others = true;
         let counters = &shard.counters.tunnels;
         let mut ended = std::mem::take(&mut self.ended);
         for (slot, end) in &mut ended {
