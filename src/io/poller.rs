@@ -96,11 +96,13 @@ impl Poller {
         }
         for event in self.taken.drain(..) {
             let (flags, token) = (event.flags, Token(event.data.u64()));
-            if token == RING || token == CLOCK {
-                if let Some(outside) = self.outside.as_mut().filter(|_| token == CLOCK) {
+            match (token, &mut self.outside) {
+                (RING, _) => continue,
+                (CLOCK, Some(outside)) => {
                     outside.rings_ms = NEVER;
+                    continue;
                 }
-                continue;
+                _ => {}
             }
             let ended = flags.intersects(ENDS);
             events.push(Event {
@@ -121,7 +123,7 @@ impl Poller {
 
     /// The thread is going to wait here and not in its ring (see [`standby`](super::standby)), to which
     /// it submits what there is. False: it cannot.
-    pub fn begin_waits(&mut self) -> bool {
+    pub fn begin_waits(&self) -> bool {
         self.outside.as_ref().is_some_and(|outside| outside.begin(&self.epoll).is_ok())
     }
 
@@ -141,7 +143,7 @@ impl Poller {
     }
 
     /// The thread goes on waiting in its ring.
-    pub fn end_waits(&mut self) {
+    pub fn end_waits(&self) {
         if let Some(outside) = &self.outside {
             outside.end(&self.epoll);
         }

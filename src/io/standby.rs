@@ -24,7 +24,7 @@ const ROUND_SURE: u64 = 2;
 /// When a wait was not ended by what it was for, so many are left to the ring. One at least: only there does
 /// monoio look at its timers. (Tests are for the others.)
 const RELUCTANCE: u32 = if cfg!(test) { 1 } else { 16 };
-/// The longest wait, in milliseconds.
+/// The longest wait, in milliseconds: so late at most is whatever should have ended one and has not.
 const LONGEST_MS: u64 = 1000;
 
 /// What has become of a wish to wait.
@@ -139,7 +139,7 @@ impl Standby {
     }
 }
 
-/// The main future, that answers; a question that comes when it has gone is answered by nobody.
+/// The main future, that answers: a question that is open when it goes is refused, as all later ones are.
 struct Answering<'a>(&'a Standby);
 
 impl Answering<'_> {

@@ -270,7 +270,7 @@ impl Tunnels {
         if self.stirred.lower() {
             return Stood::Called;
         }
-        if !self.engine.borrow_mut().poller.begin_waits() {
+        if !self.engine.borrow().poller.begin_waits() {
             return Stood::Refused;
         }
         let stood = loop {
@@ -287,7 +287,7 @@ impl Tunnels {
                 break stood;
             }
         };
-        self.engine.borrow_mut().poller.end_waits();
+        self.engine.borrow().poller.end_waits();
         stood
     }
 }
