@@ -55,10 +55,11 @@ pub struct Shard {
     pub requests: Requests,
     pub relaying: Relaying,
     generation: RefCell<Rc<Generation>>,
+    /// Those whose sockets are open: one that is to close is here until it has.
     listeners: RefCell<Vec<Rc<Listener>>>,
     pub files: Arc<Files>,
     duty: Cell<Duty>,
-    /// Raised when the last connection of a shard that is to end is gone.
+    /// Raised when a shard that is to end has nothing left.
     empty: Signal,
     date: RefCell<HttpDate>,
     room: Room,
@@ -284,7 +285,8 @@ impl Shard {
     /// ones start, those no longer there go on under the old ones, until they are to be closed.
     fn listen(self: &Rc<Self>, generation: &Rc<Generation>, listening: Vec<channel::Listening>) {
         for entry in listening {
-            let known = self.listeners.borrow().iter().find(|l| l.has(&entry.socket)).cloned();
+            let goes_on = |l: &&Rc<Listener>| !l.is_closing() && l.has(&entry.socket);
+            let known = self.listeners.borrow().iter().find(goes_on).cloned();
             match known {
                 Some(listener) => listener.bind(generation, entry.address),
                 None => match Listener::new(&entry.name, entry.socket, generation, entry.address) {
@@ -308,23 +310,27 @@ impl Shard {
     /// they are closed.
     fn close_leaving(self: &Rc<Self>, then: impl FnOnce() + 'static) {
         let generation = self.generation();
-        let mut closing = Vec::new();
-        self.listeners.borrow_mut().retain(|listener| {
-            let stays = !self.is_quitting() && listener.is_bound_to(&generation);
-            if !stays {
-                listener.close(End::LetGo);
-                closing.push(Rc::clone(listener));
-            }
-            stays
-        });
-        let shard = Rc::clone(self);
+        let leaves = |l: &&Rc<Listener>| {
+            !l.is_closing() && (self.is_quitting() || !l.is_bound_to(&generation))
+        };
+        let closing: Vec<_> = self.listeners.borrow().iter().filter(leaves).cloned().collect();
+        closing.iter().for_each(|listener| listener.close(End::LetGo));
         self.spawn("close", async move {
             for listener in closing {
                 listener.gone().await;
             }
             then();
-            shard.raise_if_empty();
         });
+    }
+
+    fn close_listeners(&self, end: End) {
+        self.listeners.borrow().iter().for_each(|listener| listener.close(end));
+    }
+
+    /// A listener has taken what it had to take, and its socket is closed.
+    pub fn has_closed(&self, listener: &Rc<Listener>) {
+        self.listeners.borrow_mut().retain(|other| !Rc::ptr_eq(other, listener));
+        self.raise_if_empty();
     }
 
     /// Other shards, or another process, take them over.
@@ -346,32 +352,36 @@ impl Shard {
         self.give_tunnels();
         self.lend(Duration::ZERO);
         timer::interrupt(Wait::Idle);
-        self.end_if_empty();
+        self.raise_if_empty();
     }
 
     fn begin_quit(self: &Rc<Self>, end: End) {
         self.duty.set(Duty::Quit);
-        for listener in self.listeners.borrow_mut().drain(..) {
-            listener.close(end);
-        }
+        self.close_listeners(end);
         timer::interrupt(Wait::Idle);
         self.generation().upstreams.close_idle();
         self.tunnels.begin_quit();
-        self.end_if_empty();
+        self.raise_if_empty();
     }
 
-    /// A task's turn comes after the listeners': they take what is in their queues first.
-    fn end_if_empty(self: &Rc<Self>) {
-        let shard = Rc::clone(self);
-        self.spawn("quit", async move { shard.raise_if_empty() });
+    /// Whether the shard is to end and has nothing left: no connection, and no listener that may still
+    /// take one out of its queue.
+    fn is_empty(&self) -> bool {
+        self.is_quitting()
+            && self.counters.connections.get() == 0
+            && self.listeners.borrow().is_empty()
     }
 
     fn raise_if_empty(&self) {
-        if self.is_quitting()
-            && self.counters.connections.get() == 0
-            && self.listeners.try_borrow().is_ok_and(|listeners| listeners.is_empty())
-        {
+        if self.is_empty() {
             self.empty.raise();
+        }
+    }
+
+    /// Waits until [`Shard::is_empty`]: also where tunnels have come since that was said.
+    async fn emptied(&self) {
+        while !self.is_empty() {
+            self.empty.wait().await;
         }
     }
 
@@ -381,13 +391,10 @@ impl Shard {
         /// What has not ended then is dropped.
         const PATIENCE: Duration = Duration::from_secs(1);
         self.duty.set(Duty::Quit);
-        for listener in self.listeners.borrow_mut().drain(..) {
-            listener.close(End::Abandon);
-        }
+        self.close_listeners(End::Abandon);
         timer::interrupt(Wait::Busy);
         self.tunnels.close_all(self);
-        self.end_if_empty();
-        either(self.empty.wait(), runtime::pause(PATIENCE)).await;
+        either(self.emptied(), runtime::pause(PATIENCE)).await;
     }
 }
 
@@ -538,7 +545,7 @@ async fn live(start: Start, kept: &OnceCell<Weak<Shard>>) -> Result<(), String> 
         drop(generation);
         events.send(channel::Event::Ready { life });
         let obeys = either(obey(&shard, &mut inbox, &events, life), fault::in_shard());
-        either(obeys, shard.empty.wait()).await;
+        either(obeys, shard.emptied()).await;
     };
     let served = runtime::contain(shard.tunnels.beside(&shard, serves)).await;
     if served.is_err() {

@@ -96,6 +96,10 @@ impl Listener {
         self.closing.raise();
     }
 
+    pub fn is_closing(&self) -> bool {
+        self.end.get().is_some()
+    }
+
     /// Waits until this shard's copy of the socket is closed, after [`Listener::close`].
     pub async fn gone(&self) {
         self.gone.wait().await;
@@ -160,6 +164,7 @@ impl Listener {
         self.socket.take();
         drop(socket);
         self.gone.raise();
+        shard.has_closed(&self);
     }
 
     /// Takes one connection; false when there is none.
