@@ -493,7 +493,7 @@ impl<'a> Master<'a> {
         let logs = setup::open_logs(&config, &self.common.files)?;
         let shards = *config.process.worker_processes;
         if matches!(self.phase, Phase::Leaving { .. }) && !self.listening.is_shared() {
-            // The shards have ended listening, also for the sockets that are here.
+            // The shards have been told to end listening, also for the sockets that are here.
             self.listening.shut_down();
             self.retired_until = None;
         }

@@ -314,7 +314,9 @@ impl Shard {
             !l.is_closing() && (self.is_quitting() || !l.is_bound_to(&generation))
         };
         let closing: Vec<_> = self.listeners.borrow().iter().filter(leaves).cloned().collect();
-        closing.iter().for_each(|listener| listener.close(End::LetGo));
+        for listener in &closing {
+            listener.close(End::LetGo);
+        }
         self.spawn("close", async move {
             for listener in closing {
                 listener.gone().await;
@@ -324,7 +326,9 @@ impl Shard {
     }
 
     fn close_listeners(&self, end: End) {
-        self.listeners.borrow().iter().for_each(|listener| listener.close(end));
+        for listener in self.listeners.borrow().iter() {
+            listener.close(end);
+        }
     }
 
     /// A listener has taken what it had to take, and its socket is closed.

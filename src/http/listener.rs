@@ -15,7 +15,7 @@ use rustix::net::{Shutdown, SocketFlags};
 use super::connection::{self, ClientAddress, Connection};
 use super::server::AddressId;
 use crate::error_log::{self, Level};
-use crate::io::select::{Either, Signal, either, in_turn};
+use crate::io::select::{Either, Signal, either, in_turn, yield_now};
 use crate::io::{Stream, runtime, timer};
 use crate::shard::{Generation, Shard};
 
@@ -23,6 +23,8 @@ use crate::shard::{Generation, Shard};
 const BATCH: usize = 32;
 /// How long accepting pauses when there are no descriptors left, as `accept_mutex_delay` does.
 const PAUSE: Duration = Duration::from_millis(500);
+/// So many pauses are made for connections in the queue of a socket that is to be closed.
+const LAST_PAUSES: u32 = 10;
 
 pub struct Listener {
     name: Arc<str>,
@@ -142,10 +144,7 @@ impl Listener {
                         {
                             break;
                         }
-                        shard.log_main(
-                            Level::Crit,
-                            format_args!("accept4() failed ({})", error_log::Errno::of(&e)),
-                        );
+                        tell_of(&shard, &e);
                         if !is_shut_down {
                             timer::sleep(PAUSE).await;
                         }
@@ -154,10 +153,7 @@ impl Listener {
                 }
             }
         }
-        if self.end.get() != Some(End::Abandon) {
-            // What is in the queue by now has been accepted by the kernel: it is served.
-            while let Ok(true) = self.accept_one(&socket, &shard) {}
-        }
+        self.take_queued(&socket, &shard).await;
         if self.end.get() == Some(End::ShutDown) {
             let _ = rustix::net::shutdown(socket.fd(), Shutdown::Read);
         }
@@ -165,6 +161,26 @@ impl Listener {
         drop(socket);
         self.gone.raise();
         shard.has_closed(&self);
+    }
+
+    /// Takes what is in the queue of a socket that is to be closed: the kernel has accepted it, so it is
+    /// served. Those that are ending make room for it.
+    async fn take_queued(self: &Rc<Self>, socket: &Stream, shard: &Rc<Shard>) {
+        let mut pauses = 0;
+        yield_now().await;
+        while self.end.get() != Some(End::Abandon) {
+            match self.accept_one(socket, shard) {
+                Ok(true) => {}
+                Ok(false) => return,
+                // Another shard has shut it down.
+                Err(e) if Errno::from_io_error(&e) == Some(Errno::INVAL) => return,
+                Err(_) if pauses < LAST_PAUSES => {
+                    pauses = pauses.saturating_add(1);
+                    timer::sleep(PAUSE).await;
+                }
+                Err(e) => return tell_of(shard, &e),
+            }
+        }
     }
 
     /// Takes one connection; false when there is none.
@@ -200,6 +216,11 @@ impl Listener {
         shard.spawn("connection", connection::serve(connection, guard));
         Ok(true)
     }
+}
+
+fn tell_of(shard: &Shard, error: &io::Error) {
+    let errno = error_log::Errno::of(error);
+    shard.log_main(Level::Crit, format_args!("accept4() failed ({errno})"));
 }
 
 /// Whether an error of accept(2) is that of the one connection which would have been taken: Linux hands
