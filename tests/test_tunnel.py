@@ -588,14 +588,22 @@ def test_who_has_no_tunnel_is_not_kept_waiting(proxy, echo):
         while not finished.is_set():
             crowd.talk()
 
-    begun = time.monotonic()
+    waited = []
+
+    def ask(target: str) -> bytes:
+        begun = time.monotonic()
+        response = started.get(target)
+        waited.append(time.monotonic() - begun)
+        assert response.status == 200
+        return response.body
+
     with Crowd(started, 4, RAW) as crowd:
         talker = threading.Thread(target=talk, args=(crowd,))
         talker.start()
         try:
             for _ in range(50):
-                assert started.get("/request").status == 200
-                assert started.get("/file").body == Path(__file__).read_bytes()
+                ask("/request")
+                assert ask("/file") == Path(__file__).read_bytes()
             with started.connect() as kept:
                 kept.send("GET /request HTTP/1.1\r\nHost: a\r\n\r\n")
                 assert kept.read_response().status == 200
@@ -605,9 +613,9 @@ def test_who_has_no_tunnel_is_not_kept_waiting(proxy, echo):
             talker.join()
         for _ in range(50):
             crowd.talk()
-            assert started.get("/request").status == 200
-    # Each that waits does so for up to a second.
-    assert time.monotonic() - begun < 20
+            ask("/request")
+    # Who is overlooked waits for up to a second; a few may for want of a core.
+    assert sorted(waited)[-5] < 0.5
 
 
 def test_small_messages_behind_a_large_one_do_not_wait(tunnels, ends):
