@@ -32,11 +32,21 @@ pub enum Command {
     FlushLogs,
     /// Stop accepting, finish what is under way, end. Listening sockets that other processes have too
     /// are only let go of.
-    Quit { end: End },
+    Quit { end: End, late: LateTunnels },
     /// End what is still under way (`worker_shutdown_timeout`).
     CloseAll,
     /// End now.
     Exit,
+}
+
+/// What becomes of tunnels that begin when their shard has been told to end: their handshakes were under
+/// way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LateTunnels {
+    /// They are closed in good order, if they are WebSockets.
+    Close,
+    /// They go where the others have gone: to the new binary's process.
+    Give,
 }
 
 /// A listening socket of a shard. There may be several for an address.

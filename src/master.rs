@@ -27,7 +27,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use crate::VERSION;
-use crate::channel::{self, Event, Events, Life};
+use crate::channel::{self, Event, Events, LateTunnels, Life};
 use crate::counters::AllCounters;
 use crate::error_log::{Destination, Errno, Files, Level, LogFile};
 use crate::http::listener::End;
@@ -172,6 +172,8 @@ struct Master<'a> {
     /// When those that finish beside others, which came back (WINCH, HUP), are made to end.
     stragglers_until: Option<Instant>,
     handing_over: Option<HandingOver>,
+    /// Consignments of which it is not known whether they have arrived.
+    on_their_way: usize,
     awaiting: Option<Awaiting>,
     /// A reload was asked for while the shards were still taking over the one before.
     reloads_again: bool,
@@ -300,6 +302,7 @@ impl<'a> Master<'a> {
             phase: Phase::Serving,
             stragglers_until: None,
             handing_over: None,
+            on_their_way: 0,
             awaiting: None,
             reloads_again: false,
             greeting,
@@ -322,7 +325,11 @@ impl<'a> Master<'a> {
                 Some(Event::Tunnels { life, parcels }) => self.route(life, parcels),
                 Some(Event::GaveAll { life }) => self.collect(life),
                 Some(Event::SuccessorReady { tunnels }) => self.meet_successor(tunnels),
-                Some(Event::Delivered { count, failed }) => self.handed_over(count, failed),
+                Some(Event::Delivered { count, failed }) => {
+                    self.on_their_way = self.on_their_way.saturating_sub(1);
+                    self.handed_over(count, failed);
+                    self.go_on_if_all_ended();
+                }
                 Some(Event::Inherited { parcels }) => self.inherit(parcels),
                 None => {}
             }
@@ -361,7 +368,7 @@ impl<'a> Master<'a> {
         }
         if self.stragglers_until.is_some_and(|until| until <= at) {
             self.stragglers_until = None;
-            self.shards.close_leavers();
+            self.shards.close_stragglers();
         }
         if let Some(Awaiting { then, until: Some(until) }) = self.awaiting
             && until <= at
@@ -709,7 +716,11 @@ impl<'a> Master<'a> {
                     // Clients are refused at once, not when the shards are gone.
                     self.listening.close(self.report);
                 }
-                self.shards.tell(|| channel::Command::Quit { end });
+                let late = match self.upgrade.courier() {
+                    Some(_) => LateTunnels::Give,
+                    None => LateTunnels::Close,
+                };
+                self.shards.tell(|| channel::Command::Quit { end, late });
                 let timeout = self.config.process.worker_shutdown_timeout.get();
                 timeout.and_then(|timeout| Instant::now().checked_add(*timeout))
             }
@@ -763,6 +774,7 @@ impl<'a> Master<'a> {
     fn go_on_if_all_ended(&mut self) {
         if let Phase::Leaving { then, .. } = self.phase
             && self.shards.are_ended()
+            && self.on_their_way == 0
         {
             let homeless = self.shards.abandon_homeless();
             if homeless > 0 {

@@ -6,7 +6,7 @@ use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::channel::{self, Life};
+use crate::channel::{self, LateTunnels, Life};
 use crate::clock;
 use crate::counters::{Counter, OwnCounters};
 use crate::error_log::{Errno, Files, Level, Log};
@@ -76,7 +76,7 @@ enum Duty {
     /// connections, but what is on its way to them is served.
     Leave,
     /// The process ends.
-    Quit,
+    Quit(LateTunnels),
 }
 
 /// A configuration in force on this shard, and what the shard keeps for it. A request holds the
@@ -197,7 +197,12 @@ impl Shard {
 
     /// It does so because the process ends.
     pub fn is_ending(&self) -> bool {
-        self.duty.get() == Duty::Quit
+        matches!(self.duty.get(), Duty::Quit(_))
+    }
+
+    /// Whether a tunnel that begins now is another process's.
+    pub fn gives_late_tunnels(&self) -> bool {
+        self.duty.get() == Duty::Quit(LateTunnels::Give)
     }
 
     /// Tells the master.
@@ -338,7 +343,7 @@ impl Shard {
     }
 
     /// Other shards, or another process, take them over.
-    fn give_tunnels(self: &Rc<Self>) {
+    pub fn give_tunnels(self: &Rc<Self>) {
         self.spawn("hand-over", rebalance::give_all(Rc::clone(self)));
     }
 
@@ -359,8 +364,8 @@ impl Shard {
         self.raise_if_empty();
     }
 
-    fn begin_quit(self: &Rc<Self>, end: End) {
-        self.duty.set(Duty::Quit);
+    fn begin_quit(self: &Rc<Self>, end: End, late: LateTunnels) {
+        self.duty.set(Duty::Quit(late));
         self.close_listeners(end);
         timer::interrupt(Wait::Idle);
         self.generation().upstreams.close_idle();
@@ -394,7 +399,7 @@ impl Shard {
     async fn fail(self: &Rc<Self>) {
         /// What has not ended then is dropped.
         const PATIENCE: Duration = Duration::from_secs(1);
-        self.duty.set(Duty::Quit);
+        self.duty.set(Duty::Quit(LateTunnels::Close));
         self.close_listeners(End::Abandon);
         timer::interrupt(Wait::Busy);
         self.tunnels.close_all(self);
@@ -600,7 +605,7 @@ async fn obey(
             channel::Command::TakeTunnels(parcels) => shard.tunnels.take(shard, parcels),
             channel::Command::GiveTunnels => shard.give_tunnels(),
             channel::Command::FlushLogs => shard.access_logs.flush_all(),
-            channel::Command::Quit { end } => shard.begin_quit(end),
+            channel::Command::Quit { end, late } => shard.begin_quit(end, late),
             channel::Command::CloseAll => {
                 timer::interrupt(Wait::Busy);
                 shard.tunnels.close_all(shard);
@@ -622,11 +627,7 @@ async fn keep_memory(shard: Rc<Shard>) {
             io::release_kept();
             os::release_memory();
         }
-        timer::sleep(PERIOD).await;
-        // One that ends may not sleep any more.
-        if shard.is_ending() {
-            return;
-        }
+        timer::sleep_through(PERIOD).await;
     }
 }
 

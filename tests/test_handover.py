@@ -176,6 +176,38 @@ def test_ten_upgrades_keep_every_tunnel(daemon, echo):
     assert not clients.failed
 
 
+@pytest.mark.parametrize("protocol", [RAW, WEBSOCKET])
+def test_a_handshake_under_way_goes_to_the_new_process(daemon, upstream, protocol):
+    """Its tunnel begins when all the others have gone."""
+    asks, agrees, finished = threading.Event(), threading.Event(), threading.Event()
+
+    def hold(wire: Wire) -> None:
+        asked = wire.read_head().get("Upgrade")
+        asks.set()
+        agrees.wait(60)
+        wire.send(switch(asked))
+        finished.wait(60)
+
+    server = upstream(hold)
+    started = daemon(server.address)
+    client = started.connect()
+    client.send(handshake(protocol))
+    assert asks.wait(10)
+    old, new = started.begin()
+    started.signal(signal.SIGQUIT, old)
+    started.logged("gracefully shutting down")
+    agrees.set()
+    assert client.read_head().start.startswith("HTTP/1.1 101 ")
+    started.wait_for(old)
+    assert f" 1 tunnels handed over to new binary process {new}" in started.error_log()
+    eventually(lambda: tunnels(started)["open"] == 1, "the new process has it")
+    for near, far in [(client, server.connection(1)), (server.connection(1), client)]:
+        near.send(b"\x81\x00")
+        assert far.read_exactly(2) == b"\x81\x00"
+    finished.set()
+    client.expect_end()
+
+
 # It does not arrive.
 
 

@@ -1,10 +1,12 @@
 """What becomes a tunnel and what does not: WebSocket handshakes, other protocols, and what is sent behind a refusal."""
 
+import threading
+
 import pytest
 
 from harness.packet import read_packet
 from harness.proxy import Proxy
-from harness.upstream import answering, head, response, script, send, to_end
+from harness.upstream import answering, head, response, script, send, to_end, until
 from harness.wire import Wire
 
 differs = pytest.mark.differs_in_nginx
@@ -456,3 +458,32 @@ def test_a_switch_that_the_client_has_not_asked_for_is_a_502(location):
     own = 'proxy_set_header Upgrade foo/1; proxy_set_header Connection "upgrade";'
     proxy, _ = location(own, head, send(switch("Upgrade: foo/1", "Connection: upgrade")), to_end)
     assert proxy.get("/").status == 502
+
+
+@pytest.mark.parametrize("asked", ["h2c", "foo/1"])
+def test_another_wish_is_none_for_the_websocket_of_the_configuration(location, asked):
+    own = 'proxy_set_header Upgrade websocket; proxy_set_header Connection "upgrade";'
+    proxy, _ = location(own, head, send(response(b"plain")))
+    assert proxy.ask(asking(f"Upgrade: {asked}", "Connection: Upgrade")).body == b"plain"
+
+
+@differs(LAX)
+def test_another_wish_is_not_answered_with_a_websocket(location):
+    own = 'proxy_set_header Upgrade websocket; proxy_set_header Connection "upgrade";'
+    proxy, _ = location(own, head, send(SWITCH), to_end)
+    assert proxy.ask(asking("Upgrade: foo/1", "Connection: Upgrade")).status == 502
+    proxy.logged("upstream switched protocols without being asked")
+
+
+@differs(LAX)
+@pytest.mark.parametrize("buffering", ["on", "off"])
+def test_a_switch_in_the_middle_of_the_body(location, buffering):
+    """The server would take what comes next for the rest of it."""
+    answered = threading.Event()
+    lines = f"{TUTORIAL} client_max_body_size 0; proxy_request_buffering {buffering};"
+    proxy, _ = location(lines, head, send(switch("Upgrade: foo/1", "Connection: upgrade")), until(answered), to_end)
+    length = 12 << 20
+    upload = asking("Upgrade: foo/1", f"Content-Length: {length}", start="POST /chat HTTP/1.1")
+    assert proxy.ask(upload + bytes(length)).status == 502
+    answered.set()
+    proxy.logged("upstream switched protocols before it had the request body")

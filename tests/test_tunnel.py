@@ -5,10 +5,12 @@ RINGX_TEST_SEED sets one.
 """
 
 import asyncio
+import contextlib
 import json
 import os
 import random
 import resource
+import select
 import selectors
 import signal
 import socket
@@ -1034,6 +1036,83 @@ def test_a_peer_that_does_not_answer_the_close_is_not_waited_for_without_end(tun
     assert 1.3 < time.monotonic() - begun < 4
 
 
+@ringx_only("websocket_idle_timeout")
+def test_a_protocol_of_ones_own_has_no_idle_timeout(tunnels, ends):
+    upstreams = ends()
+    client, server = upstreams.open(tunnels(upstreams.address, "websocket_idle_timeout 200ms;"), RAW)
+    client.expect_silence(0.6)
+    server.send(b"here")
+    assert client.read_exactly(4) == b"here"
+
+
+# How they end: slow receivers.
+
+
+def fill(sock: socket.socket) -> int:
+    """Sends until nothing is taken any more. How much that was."""
+    sock.setblocking(False)
+    sent = 0
+    while select.select([], [sock], [], 0.3)[1]:
+        with contextlib.suppress(BlockingIOError):
+            sent += sock.send(bytes(1 << 16))
+    return sent
+
+
+def test_a_server_that_waits_for_a_slow_client_is_not_silent(tunnels, ends):
+    upstreams = ends()
+    proxy = tunnels(upstreams.address, "proxy_read_timeout 500ms;")
+    client, server = upstreams.open(proxy, RAW)
+    sent = fill(server.sock)
+    time.sleep(1)
+    assert not client.read_exactly(sent).strip(b"\0")
+    silent = time.monotonic()
+    client.expect_end()
+    assert time.monotonic() - silent < 3
+    proxy.logged("upstream timed out (110: Connection timed out) while proxying upgraded connection")
+
+
+@ringx_only("websocket_idle_timeout")
+@pytest.mark.parametrize("counts", ["data", "any"])
+def test_a_tunnel_with_bytes_that_wait_is_not_idle(tunnels, ends, counts):
+    upstreams = ends()
+    proxy = tunnels(upstreams.address, f"websocket_idle_timeout 500ms {counts}; lingering_timeout 300ms;")
+    client, server = upstreams.open(proxy)
+    payload = bytes(64 * MIB)
+    sender = threading.Thread(target=server.send, args=(frame(BINARY, payload),))
+    sender.start()
+    time.sleep(1.5)
+    assert read_frame(client).payload == payload
+    sender.join()
+    silent = time.monotonic()
+    assert read_frame(client).code == NORMAL
+    assert time.monotonic() - silent < 3
+
+
+@pytest.mark.parametrize("directive", ["send_timeout", "proxy_send_timeout"])
+def test_a_receiver_that_speaks_is_given_time(tunnels, ends, directive):
+    upstreams = ends()
+    client, server = upstreams.open(tunnels(upstreams.address, f"{directive} 1s;"), RAW)
+    sender, receiver = (server, client) if directive == "send_timeout" else (client, server)
+    sent = fill(sender.sock)
+    for _ in range(6):
+        receiver.send(b"x")
+        time.sleep(0.3)
+    assert not receiver.read_exactly(sent).strip(b"\0")
+    assert sender.read_exactly(6) == b"xxxxxx"
+
+
+@pytest.mark.parametrize("directive, completion", [("send_timeout", ""), ("proxy_send_timeout", "OK")])
+def test_a_receiver_that_takes_nothing(tunnels, ends, directive, completion):
+    upstreams = ends()
+    http = "log_format told '$status [$request_completion]'; access_log logs/access.log told;"
+    proxy = tunnels(upstreams.address, f"{directive} 1s;", http=http)
+    client, server = upstreams.open(proxy, RAW)
+    fill((server if directive == "send_timeout" else client).sock)
+    assert proxy.accessed(1) == [f"101 [{completion}]"]
+    who = "client" if directive == "send_timeout" else "upstream"
+    proxy.logged(f"{who} timed out (110: Connection timed out) while proxying upgraded connection")
+
+
 # What is told of them.
 
 KINDS = ["frames", "messages", "text", "binary", "continuations", "pings", "pongs", "closes", "close_code"]
@@ -1063,6 +1142,18 @@ def test_the_log_tells_the_conversation(tunnels, ws_server, metrics):
     assert seen_in == {name: str(count) for name, count in (counts | dict(frames=10, continuations=3)).items()}
     assert seen_out == {name: str(count) for name, count in (counts | dict(frames=7, continuations=0)).items()}
     assert 0 < float(rtt) + 0.001 < 5
+
+
+@ringx_only("websocket_metrics")
+def test_a_close_of_the_proxys_own_is_no_peers(tunnels, ends):
+    http = "log_format told '$websocket_frames_in $websocket_close_code_in $websocket_frames_out $websocket_close_code_out';"
+    idle = "websocket_idle_timeout 200ms; lingering_timeout 200ms; websocket_metrics on;"
+    upstreams = ends()
+    proxy = tunnels(upstreams.address, idle, http=f"{http} access_log logs/access.log told;")
+    client, server = upstreams.open(proxy)
+    assert read_frame(client).code == read_frame(server).code == NORMAL
+    client.send(frame(CLOSE, struct.pack(">H", 4001), masked=True))
+    assert proxy.accessed(1) == ["1 4001 0 -"]
 
 
 @ringx_only("ringx_status")

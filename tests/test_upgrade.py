@@ -340,6 +340,47 @@ def test_who_still_finishes_has_no_more_time_when_others_come_back(daemon, upstr
     assert started.get("/").body == b"x"
 
 
+@ringx_only("its workers are processes, each with its own time")
+def test_a_shard_that_leaves_has_its_own_time(daemon, upstream):
+    """Others are made to end meanwhile, and the next reload is carried out."""
+    go = threading.Event()
+    stuck = upstream(script(request, to_end))
+    slow = upstream(script(request, until(go), send(response(b"slow")), to_end))
+    places = "location /stuck { proxy_pass http://@stuck@; } location /slow { proxy_pass http://@slow@; }"
+
+    def text(shards: int, answer: str) -> str:
+        main = f"worker_shutdown_timeout 2s; worker_processes {shards};"
+        return conf(f"location / {{ return 200 {answer}; }} {places}", main=main)
+
+    def asks(target: str):
+        wire = started.connect()
+        wire.send(f"GET /{target} HTTP/1.1\r\nHost: a\r\n\r\n")
+        return wire
+
+    started = daemon(text(2, "first"), stuck=stuck.address, slow=slow.address)
+    straggler = asks("stuck")
+    stuck.request()
+    started.signal(signal.SIGWINCH)
+    started.logged("gracefully shutting down")
+    started.write(text(2, "second"))
+    started.signal(signal.SIGHUP)
+    eventually(lambda: started.get("/").body == b"second", "others serve")
+    wires = [asks("slow") for _ in range(16)]
+    for number in range(16):
+        slow.request(number + 1)
+    started.write(text(1, "third"))
+    started.signal(signal.SIGHUP)
+    eventually(lambda: {started.get("/").body for _ in range(8)} == {b"third"}, "one of them leaves")
+    straggler.expect_end()
+    go.set()
+    for wire in wires:
+        assert wire.read_response().body == b"slow"
+    started.logged("shard 1 exited")
+    started.write(text(1, "fourth"))
+    started.signal(signal.SIGHUP)
+    eventually(lambda: started.get("/").body == b"fourth", "it is obeyed")
+
+
 # What does not work.
 
 

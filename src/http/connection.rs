@@ -309,7 +309,7 @@ async fn answer_requests(
             }
         }
         let is_body_valid = body::discard_received(c, r).is_ok();
-        if !r.keepalive || !is_body_valid {
+        if !r.keepalive || !is_body_valid || is_last(c, r) {
             return Close::Orderly;
         }
         if !r.body.is_done() {
@@ -327,6 +327,13 @@ async fn answer_requests(
         c.exchange.set(None);
         guard.enter(Stage::Waiting);
     }
+}
+
+/// Whether the shard is to end by now, so that no further request would be waited for.
+fn is_last(c: &Connection, r: &Request) -> bool {
+    c.shard.is_quitting()
+        && r.buffer.len() <= r.head_len
+        && Keepalive::after(c, r).min_timeout.is_zero()
 }
 
 /// Waits for the first bytes of a request, with no more than a buffer for them: one operation of the
@@ -514,7 +521,9 @@ fn log_failure(c: &Connection, r: &Request, error: &std::io::Error) {
             let text = format_args!("client {} closed keepalive connection", c.client.address);
             return c.log_errno(r, Level::Info, text, error);
         }
-        Action::SendingResponse | Action::SendingToClient => "writev() failed",
+        Action::SendingResponse | Action::SendingToClient | Action::ProxyingUpgraded => {
+            "writev() failed"
+        }
         // Whatever else was going on: nothing that receives fails so.
         _ if error.kind() == std::io::ErrorKind::BrokenPipe => "writev() failed",
         _ => "recv() failed",
@@ -536,6 +545,8 @@ fn should_linger(c: &Connection, r: &Request, close: &Close) -> bool {
                 || r.buffer.len() > r.head_len
                 || r.body.is_abandoned
                 || (body::is_announced(r) && !r.body.is_done())
+                // The close would be a reset, which overtakes what of the answer is still on its way.
+                || c.stream.has_unread_bytes().is_ok_and(|has| has)
         }
     }
 }
@@ -555,7 +566,7 @@ async fn linger(c: &Connection, r: &mut Request) {
             return;
         }
         buffer.clear();
-        let (received, returned) = c.stream.recv(buffer, left.min(each), Wait::Idle).await;
+        let (received, returned) = c.stream.recv(buffer, left.min(each), Wait::Due).await;
         buffer = returned;
         if !matches!(received, Ok(n) if n > 0) {
             return;

@@ -90,6 +90,7 @@ pub async fn open(
         upstream.set_nodelay();
     }
 
+    c.action.set(Action::ProxyingUpgraded);
     // Head and whatever the upstream sent right behind it go out together.
     let mut behind_head = Buffer::empty();
     // Its head could not be made, and has become an error's.
@@ -111,7 +112,6 @@ pub async fn open(
         return Close::Orderly;
     }
 
-    c.action.set(Action::ProxyingUpgraded);
     let mut first = Buffer::empty();
     first.extend(r.behind_head());
     r.buffer.truncate(r.head_len);
@@ -129,7 +129,7 @@ pub async fn open(
                 location.settings.core.send_timeout.as_millis() as u64,
                 settings.send_timeout.as_millis() as u64,
             ],
-            idle: *websocket.idle_timeout,
+            idle: websocket.idle_timeout.filter(|_| is_websocket),
             answer_ms: location.settings.core.lingering_timeout.as_millis() as u64,
             close_spread_ms: websocket
                 .close_spread
@@ -170,10 +170,12 @@ impl Ending {
                 from_upstream: to_client,
                 to_upstream: tunnel.bytes_from(Side::Client),
                 complete: match end {
-                    End::Finished | End::Silent | End::Closed => true,
+                    End::Finished | End::Silent | End::NotTaken(Side::Upstream) | End::Closed => {
+                        true
+                    }
                     // A reset is an end like another, for who has said what it had to say.
                     End::Failed { call, .. } => *call == carry::RECEIVING,
-                    End::NotTaken(_) | End::Interrupted | End::Panicked(_) => false,
+                    End::NotTaken(Side::Client) | End::Interrupted | End::Panicked(_) => false,
                 },
                 client,
                 websocket: tunnel.metrics(),

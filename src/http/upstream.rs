@@ -169,11 +169,7 @@ impl Upstreams {
             }
             Upstreams::look_up_due(&shard, &generation);
             drop(generation);
-            timer::sleep(PERIOD).await;
-            // A shard that has left may have tunnels for long; one that ends may not sleep any more.
-            if shard.is_ending() {
-                return;
-            }
+            timer::sleep_through(PERIOD).await;
         }
     }
 }

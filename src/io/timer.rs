@@ -28,7 +28,8 @@ pub enum Expired {
 pub enum Wait {
     /// Nothing is under way: an idle keepalive connection. A graceful quit ends it.
     Idle,
-    /// Nothing has come yet, or too little time has passed for a graceful quit to end it.
+    /// Nothing has come yet, too little time has passed for a graceful quit to end it, or the client is
+    /// given time to take an answer.
     Due,
     /// A request is under way. Only a forced end interrupts it.
     Busy,

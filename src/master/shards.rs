@@ -67,6 +67,8 @@ struct Handle {
     serves: Option<Instant>,
     /// Reloads it has not answered yet.
     reloads: usize,
+    /// It was told to end, and others have come beside it.
+    is_straggler: bool,
     heartbeat: Option<Heartbeat>,
     /// Tunnels that it is to have had, by the time that it has taken all that it was given.
     due: Cell<u64>,
@@ -238,6 +240,7 @@ impl Shards {
                     counters,
                     serves,
                     reloads,
+                    is_straggler: false,
                     heartbeat,
                     due,
                 })
@@ -342,10 +345,10 @@ impl Shards {
                 Some(Member { state, deaths }) => (Some(state), deaths),
                 None => (None, Deaths::default()),
             };
-            self.leaving.extend(state.and_then(State::living));
+            self.leaving.extend(state.and_then(State::straggling));
             self.members.push(Member { state: State::Lives(handle), deaths });
         }
-        self.leaving.extend(before.filter_map(|member| member.state.living()));
+        self.leaving.extend(before.filter_map(|member| member.state.straggling()));
         Ok(())
     }
 
@@ -366,10 +369,10 @@ impl Shards {
         self.leaving.push(handle);
     }
 
-    /// Closes what is under way in those that the configuration does not have, or that others have
-    /// come beside.
-    pub fn close_leavers(&self) {
-        self.leaving.iter().for_each(|handle| handle.outbox.send(Command::CloseAll));
+    /// Closes what is under way in those that others have come beside.
+    pub fn close_stragglers(&self) {
+        let stragglers = self.leaving.iter().filter(|handle| handle.is_straggler);
+        stragglers.for_each(|handle| handle.outbox.send(Command::CloseAll));
     }
 
     /// When the next shard is to be started again.
@@ -532,9 +535,10 @@ impl Shards {
 }
 
 impl State {
-    fn living(self) -> Option<Handle> {
+    /// The shard, if there is one, that is told to end and has others beside it.
+    fn straggling(self) -> Option<Handle> {
         match self {
-            State::Lives(handle) => Some(handle),
+            State::Lives(handle) => Some(Handle { is_straggler: true, ..handle }),
             State::Down { .. } | State::Ended => None,
         }
     }

@@ -102,11 +102,27 @@ impl Master<'_> {
 
     /// A shard gives tunnels away: to the new process, or to another shard.
     pub(super) fn route(&mut self, life: Life, parcels: Vec<Parcel>) {
+        let is_leaving = matches!(self.phase, Phase::Leaving { .. });
         match &mut self.handing_over {
             Some(handing_over) if handing_over.giving.contains(&life) => {
                 handing_over.collected.push((life, parcels));
             }
+            _ if is_leaving && self.upgrade.courier().is_some() => {
+                // Its handshake was under way when all the others went.
+                self.dispatch(vec![(life, parcels)]);
+            }
             _ => self.shards.place(Some(life), parcels),
+        }
+    }
+
+    /// Has them taken to the new binary's process, if it still takes them.
+    fn dispatch(&mut self, consignment: Consignment) {
+        match self.upgrade.courier() {
+            Some((courier, _)) => {
+                courier.send(consignment);
+                self.on_their_way = self.on_their_way.saturating_add(1);
+            }
+            None => self.handed_over(0, Some(("it is gone".to_owned(), consignment))),
         }
     }
 
@@ -120,9 +136,8 @@ impl Master<'_> {
         }
         let collected = std::mem::take(&mut handing_over.collected);
         match self.upgrade.courier() {
-            None => self.handed_over(0, Some(("it is gone".to_owned(), collected))),
             Some(_) if collected.is_empty() => self.handed_over(0, None),
-            Some((courier, _)) => courier.send(collected),
+            _ => self.dispatch(collected),
         }
     }
 

@@ -53,7 +53,8 @@ pub struct Means<'a> {
 pub struct Limits {
     /// `*_read_timeout`: silence both ways.
     pub silence_ms: u64,
-    /// `send_timeout`, `*_send_timeout`: until a receiver takes something, by [`Side`] of the receiver.
+    /// `send_timeout`, `*_send_timeout`: while a receiver does not take what there is for it, by [`Side`] of
+    /// the receiver.
     pub untaken_ms: [u64; 2],
     /// `websocket_idle_timeout`
     pub idle: Option<IdleTimeout>,
@@ -162,8 +163,6 @@ struct Way {
     counted: u32,
     follower: Option<Follower>,
     bytes: u64,
-    /// Since when the receiver has taken nothing of what is pending.
-    untaken_since_ms: u64,
 }
 
 /// Close frames are being sent and answers awaited.
@@ -179,7 +178,7 @@ pub struct Tunnel {
     /// By [`Side`] of the source.
     ways: [Way; 2],
     pub limits: Limits,
-    /// When bytes moved last, and when bytes of a data frame did.
+    /// When bytes came or moved last, and when bytes of a data frame did.
     active_ms: u64,
     data_ms: u64,
     closing: Option<Closing>,
@@ -212,7 +211,6 @@ impl Way {
             counted: 0,
             follower,
             bytes: 0,
-            untaken_since_ms: 0,
         }
     }
 
@@ -254,9 +252,8 @@ impl Way {
         self.backlog.len() + self.pipe.as_ref().map_or(0, Pipe::held)
     }
 
-    fn keep(&mut self, bytes: &[u8], now_ms: u64) {
+    fn keep(&mut self, bytes: &[u8]) {
         self.backlog.extend(bytes);
-        self.untaken_since_ms = now_ms;
     }
 }
 
@@ -312,7 +309,7 @@ impl Tunnel {
     /// Bytes that `from` sent before the tunnel was there. They wait for the first run.
     pub fn begin_with(&mut self, from: Side, bytes: &[u8], m: &mut Means<'_>) {
         self.follow(from, bytes, m.counters, m.now_ms);
-        self.way(from).keep(bytes, m.now_ms);
+        self.way(from).keep(bytes);
     }
 
     /// Bytes that `from` sent and that have been passed on, and counted, already.
@@ -322,6 +319,7 @@ impl Tunnel {
 
     /// `side` can be read, or has ended.
     pub fn on_input(&mut self, side: Side, ends: bool, m: &mut Means<'_>) -> Result<Ran, End> {
+        self.active_ms = m.now_ms;
         let way = self.way(side);
         way.readable = true;
         way.ending |= ends;
@@ -481,7 +479,7 @@ impl Tunnel {
         self.active_ms = m.now_ms;
         if !self.post(from, bytes, &mut m.post) {
             let sent = self.send(from, bytes)?;
-            self.has_sent(from, bytes, sent, m.counters, m.now_ms);
+            self.has_sent(from, bytes, sent, m.counters);
         }
         let way = self.way(from);
         if way.pace.copied(received, way.frames_are_large || way.followed().is_none()) {
@@ -544,7 +542,6 @@ impl Tunnel {
         };
         way.gathers = pipe.held() < GATHERED;
         let payload = moved.saturating_sub(way.pass_header(moved));
-        way.untaken_since_ms = m.now_ms;
         if let Some(follower) = way.follower.as_mut().filter(|follower| !follower.is_lost()) {
             follower.skip(payload as u64);
         }
@@ -628,8 +625,9 @@ impl Tunnel {
                     Err(errno) => return Err(self.failed(to, SENDING, errno)),
                 },
             }
-            self.way(from).untaken_since_ms = m.now_ms;
             self.active_ms = m.now_ms;
+            // What had to wait may be of data frames.
+            self.data_ms = m.now_ms;
         }
     }
 

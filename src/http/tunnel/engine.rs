@@ -125,13 +125,16 @@ impl Tunnels {
     /// Takes over two sockets. What they carry from now on is no task's.
     pub fn open(
         &self,
-        shard: &Shard,
+        shard: &Rc<Shard>,
         client: OwnedFd,
         connection: ConnectionGuard,
         opening: Opening,
     ) {
         let engine = &mut *self.engine.borrow_mut();
         engine.open(shard, client, connection, opening);
+        if shard.gives_late_tunnels() {
+            shard.give_tunnels();
+        }
         if self.closed.get() {
             engine.close_all(shard);
         }
@@ -163,7 +166,10 @@ impl Tunnels {
         let engine = &mut *self.engine.borrow_mut();
         for parcel in parcels {
             match parcel::unpack(parcel, &generation.upstreams, &mut logs) {
-                Ok((tunnel, ending)) => {
+                Ok((mut tunnel, ending)) => {
+                    if shard.is_ending() {
+                        tunnel.close_late(timer::now_ms());
+                    }
                     shard.counters.tunnels.taken_over.add(1);
                     engine.begin(shard, tunnel, ending, shard.guest());
                 }
@@ -187,7 +193,7 @@ impl Tunnels {
                 let spread_ms = spread_ms.saturating_mul(rank as u64);
                 let after_ms = spread_ms.checked_div(count).unwrap_or_default();
                 slot.tunnel.close_at(now_ms.saturating_add(after_ms));
-                engine.wheel.set(key, slot.tunnel.deadline_ms());
+                engine.wheel.set(key, slot.tunnel.deadline_ms(now_ms));
             }
         }
         self.stirred.raise();
@@ -338,6 +344,9 @@ impl Engine {
             post: None,
             now_ms,
         };
+        if shard.is_ending() && !shard.gives_late_tunnels() {
+            tunnel.close_late(now_ms);
+        }
         tunnel.has_passed(Side::Upstream, behind_head.as_slice(), &mut means);
         tunnel.begin_with(Side::Client, first.as_slice(), &mut means);
         shard.counters.tunnels.opened.add(1);
@@ -347,15 +356,12 @@ impl Engine {
     fn begin(
         &mut self,
         shard: &Shard,
-        mut tunnel: Tunnel,
+        tunnel: Tunnel,
         ending: Ending,
         connection: ConnectionGuard,
     ) {
-        if shard.is_ending() && tunnel.limits.close_spread_ms.is_some() {
-            tunnel.close_at(timer::now_ms());
-        }
         self.sequence = self.sequence.wrapping_add(1) & SEQUENCE_MAX;
-        let deadline_ms = tunnel.deadline_ms();
+        let deadline_ms = tunnel.deadline_ms(timer::now_ms());
         let key = self.slots.insert(Slot {
             sequence: self.sequence,
             tunnel,
@@ -479,7 +485,7 @@ impl Engine {
             let Some(slot) = self.slots.get_mut(key) else { continue };
             match slot.tunnel.on_time(now_ms) {
                 Ok(runs) => {
-                    self.wheel.set(key, slot.tunnel.deadline_ms());
+                    self.wheel.set(key, slot.tunnel.deadline_ms(now_ms));
                     if runs {
                         // The second finds no tunnel where the first has ended it.
                         for side in Side::BOTH {
@@ -541,7 +547,7 @@ impl Engine {
         let mut is_kept = false;
         let live = self.slots.get_mut(key).into_iter();
         if let Some(slot) = live.chain(ended).find(|slot| slot.sequence == sequence) {
-            is_kept = slot.tunnel.has_sent(from, bytes, sent, counters, timer::now_ms());
+            is_kept = slot.tunnel.has_sent(from, bytes, sent, counters);
         }
         if is_kept && self.find(source).is_some() {
             self.step(shard, key, |tunnel, means| tunnel.run(from, means));
@@ -562,12 +568,13 @@ impl Engine {
         let Some(slot) = self.slots.get_mut(key) else { return false };
         let tokens = Side::BOTH.map(|side| token(key, slot.sequence, side));
         let sources = &mut self.sources;
+        let now_ms = timer::now_ms();
         let mut means = Means {
             scratch: &mut self.scratch,
             pipes: &mut self.pipes,
             counters: &shard.counters.tunnels,
             post: self.sends.as_mut().map(|sends| Post { sends, sources, tokens }),
-            now_ms: timer::now_ms(),
+            now_ms,
         };
         // A panic ends this tunnel; what it shares with others is counters and pools that are
         // consistent between any two of its steps.
@@ -578,7 +585,7 @@ impl Engine {
                 let to = from.other();
                 let watched =
                     self.poller.watch_output(slot.tunnel.socket(to), token(key, sequence, to));
-                self.wheel.set(key, slot.tunnel.deadline_ms());
+                self.wheel.set(key, slot.tunnel.deadline_ms(now_ms));
                 if let Err(error) = watched {
                     self.end(key, End::Failed { side: to, call: "poll()", error });
                     return false;

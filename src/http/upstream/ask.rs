@@ -7,7 +7,7 @@ use rustix::io::Errno;
 use smallvec::SmallVec;
 
 use super::exchange::{Exchange, Family};
-use super::pool::UpstreamConnection;
+use super::pool::{RequestSent, UpstreamConnection};
 use super::protocol::BodyForm;
 use super::watch::{receive_watching_client, watching_client};
 use super::{head, local};
@@ -89,7 +89,7 @@ impl Exchange<'_> {
             (UpstreamConnection::new(stream), ahead)
         };
         connection.requests = connection.requests.saturating_add(1);
-        connection.request_is_sent = false;
+        connection.request = RequestSent::Partly;
         if let Some(attempt) = r.attempts.last_mut() {
             attempt.connect = Some(if connection.reused {
                 Duration::ZERO
@@ -103,7 +103,11 @@ impl Exchange<'_> {
         r.upstream_bytes = Buffer::with_capacity(*self.settings.buffer_size);
         let send_error = match self.send(r, &connection.stream, ahead, &mut answer).await? {
             SendEnd::Open => {
-                connection.request_is_sent = self.sends_what_it_announces(r);
+                connection.request = if self.sends_what_it_announces(r) {
+                    RequestSent::AsAnnounced
+                } else {
+                    RequestSent::Wholly
+                };
                 None
             }
             SendEnd::Failed(Failure::Io(e)) => Some(e),

@@ -9,7 +9,7 @@ use super::ask::{Failed, NoAnswer};
 use super::balance::Picker;
 use super::dynamic::{self, LookupError, Target};
 use super::peer::{Active, Member, PeerSet};
-use super::pool::UpstreamConnection;
+use super::pool::{RequestSent, UpstreamConnection};
 use super::protocol::{self, BodyForm, Destination, SetOutFor};
 use super::turn::{NoServer, Turn};
 use super::{Attempt, Group, head, relay};
@@ -304,18 +304,28 @@ impl Exchange<'_> {
 
     /// Whether a WebSocket was asked for, by the rules.
     fn is_strict(&self, r: &Request) -> bool {
-        client_asks(r)
-            && r.message.asked() == Asked::WebSocket
-            && *self.location.settings.websocket.strict
+        client_asks(r) == Asked::WebSocket && self.asks_for_strict(r)
+    }
+
+    /// Whether the server was asked for a WebSocket, by the rules: the configuration may do so on its own.
+    fn asks_for_strict(&self, r: &Request) -> bool {
+        r.message.asked() == Asked::WebSocket && *self.location.settings.websocket.strict
     }
 
     /// Whether a 101 makes a tunnel.
-    fn check_switch(&self, r: &Request) -> Result<(), BadSwitch> {
-        if r.message.upgrade().is_empty() || !client_asks(r) {
+    fn check_switch(&self, r: &Request, sent: RequestSent) -> Result<(), BadSwitch> {
+        let is_asked = match client_asks(r) {
+            Asked::Nothing => false,
+            Asked::WebSocket => true,
+            Asked::Other | Asked::Refused => !self.asks_for_strict(r),
+        };
+        if r.message.upgrade().is_empty() || !is_asked {
             return Err(BadSwitch::Unasked);
         }
-        if r.body.is_abandoned || (body::is_announced(r) && !r.body.is_done()) {
-            // The client's next bytes are its request's body: nothing to build a tunnel on.
+        let is_unread = r.body.is_abandoned || (body::is_announced(r) && !r.body.is_done());
+        if is_unread || sent == RequestSent::Partly {
+            // The client's next bytes, or the server's, are the request's body: nothing to build a tunnel
+            // on.
             return Err(BadSwitch::BeforeBody);
         }
         let (headers, bytes) = (&r.upstream_head.headers, r.upstream_bytes.as_slice());
@@ -581,7 +591,7 @@ impl Exchange<'_> {
         let code = r.upstream_head.code;
         self.learn(r, member, false);
         if code == 101 {
-            if let Err(bad) = self.check_switch(r) {
+            if let Err(bad) = self.check_switch(r, connection.request) {
                 self.c.log(r, Level::Error, format_args!("{bad}"));
                 set_response_time(r, started);
                 return Ok(Outcome::Status(502));
@@ -646,9 +656,10 @@ fn is_without_body(r: &Request) -> bool {
     )
 }
 
-/// Whether the client has asked for an upgrade at all: a configuration may send one on its own.
-fn client_asks(r: &Request) -> bool {
-    r.head.headers.contains(Known::Upgrade)
+/// What the client itself has asked to be upgraded to: a configuration may send something on its own.
+fn client_asks(r: &Request) -> Asked {
+    let fields = r.head.headers.find_all(Known::Upgrade);
+    fields.map(|field| handshake::asked(r.text(field.value), &[])).max().unwrap_or_default()
 }
 
 fn set_response_time(r: &mut Request, started: Duration) {

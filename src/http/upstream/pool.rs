@@ -24,9 +24,18 @@ pub struct UpstreamConnection {
     pub opened_ms: u64,
     /// It has carried a request before: then a failure may be the server's idle close.
     pub reused: bool,
-    /// All of the request under way has been sent. An early answer to half of a request leaves a
-    /// connection on which the next one would be read as the other half.
-    pub request_is_sent: bool,
+    pub request: RequestSent,
+}
+
+/// How much of the request under way an upstream connection has carried.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RequestSent {
+    /// An early answer to half of a request leaves a connection on which whatever comes next would be
+    /// read as the other half.
+    Partly,
+    /// All there is, but a head that announces another body than it has.
+    Wholly,
+    AsAnnounced,
 }
 
 impl UpstreamConnection {
@@ -36,7 +45,7 @@ impl UpstreamConnection {
             requests: 0,
             opened_ms: timer::now_ms(),
             reused: false,
-            request_is_sent: false,
+            request: RequestSent::Partly,
         }
     }
 }

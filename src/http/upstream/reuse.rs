@@ -3,7 +3,7 @@
 use std::rc::Rc;
 
 use super::exchange::{Exchange, Family};
-use super::pool::{Taken, UpstreamConnection, Use};
+use super::pool::{RequestSent, Taken, UpstreamConnection, Use};
 use super::protocol::BodyForm;
 use super::trial::Reuse;
 use crate::error_log::Level;
@@ -86,7 +86,7 @@ impl Exchange<'_> {
 
     /// Whether nothing else speaks against it. A pool of an earlier configuration is swept by nobody.
     fn is_kept(&self, r: &Request, connection: &UpstreamConnection) -> bool {
-        connection.request_is_sent
+        connection.request == RequestSent::AsAnnounced
             && Rc::ptr_eq(&r.generation, &self.c.shard.generation())
             && !self.c.shard.is_quitting()
     }
@@ -96,7 +96,7 @@ impl Exchange<'_> {
     /// leaves no port waiting (`TIME_WAIT`) on either side. A body may still be on its way.
     fn is_over(&self, peer: &Peer, connection: &UpstreamConnection) -> bool {
         self.family == Family::Uwsgi
-            && connection.request_is_sent
+            && connection.request == RequestSent::AsAnnounced
             && self.body == BodyForm::None
             && matches!(peer.address, PeerAddress::Inet(_))
     }

@@ -1,9 +1,9 @@
 //! The end that ringx brings about: when it is due, and the Close frames that tell of it.
 
-use super::{Closing, End, Means, Stage, Tunnel, note};
+use super::{Closing, End, Means, Stage, Tunnel};
 use crate::http::count;
 use crate::http::modules::websocket::{IdleCounts, IdleTimeout};
-use crate::http::tunnel::frame::{self, Event, Opcode};
+use crate::http::tunnel::frame;
 use crate::http::tunnel::metrics::Side;
 
 impl Tunnel {
@@ -41,15 +41,10 @@ impl Tunnel {
         let sent = self.send(from, &frame)?;
         m.counters.closes_sent.add(1);
         count::add(&mut self.way(from).bytes, sent as u64);
-        if let Some(metrics) = &mut self.metrics {
-            let header = Event::Frame { opcode: Opcode::Close, fin: true, payload: 2 };
-            note(metrics, from, header, m.counters);
-            note(metrics, from, Event::Closed(Some(code)), m.counters);
-        }
         if sent < frame.len() {
             #[expect(clippy::indexing_slicing, reason = "less was sent than there is")]
             let left = &frame[sent..];
-            self.way(from).keep(left, m.now_ms);
+            self.way(from).keep(left);
         }
         Ok(())
     }
@@ -68,12 +63,18 @@ impl Tunnel {
         self.close_at_ms = at_ms;
     }
 
-    /// When something is due at the latest.
-    pub fn deadline_ms(&self) -> u64 {
-        let limits = &self.limits;
-        let mut deadline = self.active_ms.saturating_add(limits.silence_ms).min(self.close_at_ms);
-        if let Some(idle) = &limits.idle {
-            deadline = deadline.min(self.idle_deadline_ms(idle));
+    /// It begins in a shard that is to end.
+    pub fn close_late(&mut self, now_ms: u64) {
+        if self.limits.close_spread_ms.is_some() {
+            self.close_at(now_ms);
+        }
+    }
+
+    /// Before which nothing is due, whatever happens until then.
+    pub fn deadline_ms(&self, now_ms: u64) -> u64 {
+        let mut deadline = self.silence_deadline_ms(now_ms).min(self.close_at_ms);
+        if let Some(idle) = &self.limits.idle {
+            deadline = deadline.min(self.idle_deadline_ms(idle, now_ms));
         }
         if let Some(closing) = &self.closing {
             deadline = deadline.min(self.answer_deadline_ms(closing));
@@ -94,7 +95,7 @@ impl Tunnel {
                 return Err(End::NotTaken(from.other()));
             }
         }
-        if self.active_ms.saturating_add(self.limits.silence_ms) <= now_ms {
+        if self.silence_deadline_ms(now_ms) <= now_ms {
             return Err(End::Silent);
         }
         let mut code = None;
@@ -102,7 +103,7 @@ impl Tunnel {
             self.close_at_ms = u64::MAX;
             code = Some(frame::GOING_AWAY);
         } else if let Some(idle) = self.limits.idle
-            && self.idle_deadline_ms(&idle) <= now_ms
+            && self.idle_deadline_ms(&idle, now_ms) <= now_ms
         {
             self.limits.idle = None;
             code = Some(frame::NORMAL);
@@ -123,20 +124,29 @@ impl Tunnel {
         closing.until_ms.max(since_ms.saturating_add(self.limits.answer_ms))
     }
 
-    fn idle_deadline_ms(&self, idle: &IdleTimeout) -> u64 {
+    /// A server whose bytes wait for a slow client is not silent.
+    fn silence_deadline_ms(&self, now_ms: u64) -> u64 {
+        let is_waited_for = Side::Upstream.of(&self.ways).awaits_output;
+        let since_ms = if is_waited_for { now_ms } else { self.active_ms };
+        since_ms.saturating_add(self.limits.silence_ms)
+    }
+
+    /// A tunnel in which bytes wait is not idle.
+    fn idle_deadline_ms(&self, idle: &IdleTimeout, now_ms: u64) -> u64 {
         let since_ms = match idle.counts {
+            _ if self.ways.iter().any(|way| way.awaits_output) => now_ms,
             IdleCounts::Data => self.data_ms,
             IdleCounts::Any => self.active_ms,
         };
         since_ms.saturating_add(idle.time.as_millis() as u64)
     }
 
+    /// As in nginx whatever moves, either way, puts it off.
     fn untaken_deadline_ms(&self, from: Side) -> u64 {
-        let way = from.of(&self.ways);
-        if !way.awaits_output {
+        if !from.of(&self.ways).awaits_output {
             return u64::MAX;
         }
-        way.untaken_since_ms.saturating_add(*from.other().of(&self.limits.untaken_ms))
+        self.active_ms.saturating_add(*from.other().of(&self.limits.untaken_ms))
     }
 }
 

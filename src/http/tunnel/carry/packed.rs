@@ -34,7 +34,6 @@ struct PackedWay {
     header_left: u8,
     follower: Option<Follower>,
     bytes: u64,
-    untaken_since_ms: u64,
 }
 
 impl Tunnel {
@@ -90,7 +89,6 @@ impl Way {
             header_left: self.header_left,
             follower: self.follower.take(),
             bytes: self.bytes,
-            untaken_since_ms: self.untaken_since_ms,
         })
     }
 
@@ -105,7 +103,6 @@ impl Way {
             close_is_due: packed.close_is_due,
             header_left: packed.header_left,
             bytes: packed.bytes,
-            untaken_since_ms: packed.untaken_since_ms,
             ..Way::new(packed.follower)
         }
     }

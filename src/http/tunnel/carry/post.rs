@@ -51,7 +51,6 @@ impl Tunnel {
         bytes: &[u8],
         sent: usize,
         counters: &TunnelCounters,
-        now_ms: u64,
     ) -> bool {
         self.is_in_post = false;
         let way = self.way(from);
@@ -59,7 +58,7 @@ impl Tunnel {
         count::add(&mut way.bytes, sent as u64);
         let left = bytes.get(sent..).unwrap_or_default();
         if !left.is_empty() {
-            way.keep(left, now_ms);
+            way.keep(left);
         }
         !left.is_empty()
     }

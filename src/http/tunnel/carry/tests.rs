@@ -233,7 +233,7 @@ fn a_quit_closes_between_two_frames() {
     table.server.write_all(&frame[..3]).unwrap();
     table.turn().unwrap();
     table.tunnel.close_at(100);
-    assert_eq!(table.tunnel.deadline_ms(), 100);
+    assert_eq!(table.tunnel.deadline_ms(table.now_ms), 100);
     table.time(100).unwrap();
     // The server's side of the frame is complete: it gets its Close, masked, at once.
     let close = read(&mut table.server);
@@ -319,7 +319,7 @@ fn a_large_frame_puts_the_end_off() {
     table.now_ms = 4000;
     table.server.write_all(&frame[30_000..50_000]).unwrap();
     table.turn().unwrap();
-    assert_eq!(table.tunnel.deadline_ms(), 9000);
+    assert_eq!(table.tunnel.deadline_ms(table.now_ms), 9000);
     table.time(5000).unwrap();
     table.server.write_all(&frame[50_000..]).unwrap();
     table.turn().unwrap();
@@ -332,7 +332,7 @@ fn a_close_that_nobody_answers_ends_in_time() {
     table.tunnel.close_at(0);
     table.time(0).unwrap();
     table.time(4999).unwrap();
-    assert_eq!(table.tunnel.deadline_ms(), 5000);
+    assert_eq!(table.tunnel.deadline_ms(table.now_ms), 5000);
     assert!(matches!(table.time(5000), Err(End::Closed)));
 }
 
@@ -345,7 +345,7 @@ fn bytes_that_are_no_frames_are_left_alone_by_a_quit() {
     table.time(0).unwrap();
     assert_eq!(read(&mut table.server), b"not a frame");
     assert_eq!(read(&mut table.client), b"");
-    assert_eq!(table.tunnel.deadline_ms(), 60_000);
+    assert_eq!(table.tunnel.deadline_ms(table.now_ms), 60_000);
 }
 
 #[test]
@@ -358,7 +358,7 @@ fn pings_are_silence_or_not() {
         table.client.write_all(&ping).unwrap();
         table.turn().unwrap();
         assert_eq!(read(&mut table.server), ping);
-        assert_eq!(table.tunnel.deadline_ms(), ends_at);
+        assert_eq!(table.tunnel.deadline_ms(table.now_ms), ends_at);
         table.time(ends_at - 1).unwrap();
         assert_eq!(read(&mut table.client), b"");
         table.time(ends_at).unwrap();
@@ -375,9 +375,56 @@ fn silence_and_a_reader_that_takes_nothing() {
         table.client.write_all(&[0; 1000]).unwrap();
         table.turn().unwrap();
     }
-    assert_eq!(table.tunnel.deadline_ms(), 300);
+    assert_eq!(table.tunnel.deadline_ms(table.now_ms), 300);
     assert!(table.time(299).is_ok());
     assert!(matches!(table.time(300), Err(End::NotTaken(Side::Upstream))));
+}
+
+/// The server has sent more than the client takes, at this moment.
+fn blocked(follows: bool, limits: Limits, at_ms: u64) -> Table {
+    let mut table = Table::new(follows, limits);
+    table.now_ms = at_ms;
+    while table.blocked.is_empty() {
+        table.server.write_all(&text(&[0; 1000], false)).unwrap();
+        table.turn().unwrap();
+    }
+    table
+}
+
+#[test]
+fn silence_is_not_counted_while_a_slow_reader_is_waited_for() {
+    let idle = IdleTimeout { time: Duration::from_millis(200), counts: IdleCounts::Data };
+    let limits = Limits { silence_ms: 100, idle: Some(idle), ..LIMITS };
+    let mut table = blocked(true, limits.clone(), 10);
+    // It is looked again: the reader may have taken all of it by then.
+    assert_eq!(table.tunnel.deadline_ms(10), 110);
+    for at_ms in [110, 210, 1000] {
+        table.time(at_ms).unwrap();
+        assert_eq!(table.tunnel.deadline_ms(at_ms), at_ms + 100);
+    }
+    read(&mut table.client);
+    table.turn().unwrap();
+    assert_eq!(table.tunnel.deadline_ms(1000), 1100);
+    assert!(matches!(table.time(1100), Err(End::Silent)));
+    // What it took was data.
+    let mut table = blocked(true, Limits { silence_ms: 60_000, ..limits }, 10);
+    table.time(1000).unwrap();
+    read(&mut table.client);
+    table.turn().unwrap();
+    assert_eq!(table.tunnel.deadline_ms(1000), 1200);
+    table.time(1200).unwrap();
+    assert!(read(&mut table.client).ends_with(&[0x88, 2, 0x03, 0xe8]), "1000");
+}
+
+#[test]
+fn whoever_speaks_puts_off_that_it_takes_nothing() {
+    let mut table = blocked(false, Limits { untaken_ms: [500, 300], ..LIMITS }, 10);
+    assert_eq!(table.tunnel.deadline_ms(10), 510);
+    table.now_ms = 400;
+    table.client.write_all(b"I am here").unwrap();
+    table.turn().unwrap();
+    assert!(table.time(899).is_ok());
+    assert!(matches!(table.time(900), Err(End::NotTaken(Side::Client))));
 }
 
 #[test]
@@ -396,8 +443,8 @@ fn the_last_moment() {
 #[test]
 fn what_was_posted_and_not_taken_goes_on() {
     let mut table = Table::new(false, LIMITS);
-    assert!(!table.tunnel.has_sent(Side::Client, b"taken", 5, &table.counters, 0));
-    assert!(table.tunnel.has_sent(Side::Client, b"hello", 2, &table.counters, 0));
+    assert!(!table.tunnel.has_sent(Side::Client, b"taken", 5, &table.counters));
+    assert!(table.tunnel.has_sent(Side::Client, b"hello", 2, &table.counters));
     table.step(|tunnel, means| tunnel.run(Side::Client, means)).unwrap();
     assert_eq!(read(&mut table.server), b"llo");
     assert_eq!(table.tunnel.bytes_from(Side::Client), 10);
