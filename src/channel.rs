@@ -39,11 +39,20 @@ pub enum Command {
     Exit,
 }
 
+/// Tunnels on their way to the new binary's process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Delivery {
+    /// All that the shards had when they were asked.
+    Round,
+    /// Those that have begun since the shards were told to end.
+    Late,
+}
+
 /// What becomes of tunnels that begin when their shard has been told to end: their handshakes were under
 /// way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LateTunnels {
-    /// They are closed in good order, if they are WebSockets.
+    /// They are closed in good order where frames are followed.
     Close,
     /// They go where the others have gone: to the new binary's process.
     Give,
@@ -98,6 +107,7 @@ pub enum Event {
     },
     /// So many tunnels are the new process's; or why they are not, and who had them.
     Delivered {
+        delivery: Delivery,
         count: usize,
         failed: Option<(String, Consignment)>,
     },

@@ -27,7 +27,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use crate::VERSION;
-use crate::channel::{self, Event, Events, LateTunnels, Life};
+use crate::channel::{self, Delivery, Event, Events, LateTunnels, Life};
 use crate::counters::AllCounters;
 use crate::error_log::{Destination, Errno, Files, Level, LogFile};
 use crate::http::listener::End;
@@ -172,8 +172,8 @@ struct Master<'a> {
     /// When those that finish beside others, which came back (WINCH, HUP), are made to end.
     stragglers_until: Option<Instant>,
     handing_over: Option<HandingOver>,
-    /// Consignments of which it is not known whether they have arrived.
-    on_their_way: usize,
+    /// Deliveries of [`Delivery::Late`] that have not been answered.
+    late_deliveries: usize,
     awaiting: Option<Awaiting>,
     /// A reload was asked for while the shards were still taking over the one before.
     reloads_again: bool,
@@ -302,7 +302,7 @@ impl<'a> Master<'a> {
             phase: Phase::Serving,
             stragglers_until: None,
             handing_over: None,
-            on_their_way: 0,
+            late_deliveries: 0,
             awaiting: None,
             reloads_again: false,
             greeting,
@@ -325,10 +325,11 @@ impl<'a> Master<'a> {
                 Some(Event::Tunnels { life, parcels }) => self.route(life, parcels),
                 Some(Event::GaveAll { life }) => self.collect(life),
                 Some(Event::SuccessorReady { tunnels }) => self.meet_successor(tunnels),
-                Some(Event::Delivered { count, failed }) => {
-                    self.on_their_way = self.on_their_way.saturating_sub(1);
+                Some(Event::Delivered { delivery: Delivery::Round, count, failed }) => {
                     self.handed_over(count, failed);
-                    self.go_on_if_all_ended();
+                }
+                Some(Event::Delivered { delivery: Delivery::Late, count, failed }) => {
+                    self.handed_over_late(count, failed);
                 }
                 Some(Event::Inherited { parcels }) => self.inherit(parcels),
                 None => {}
@@ -774,7 +775,7 @@ impl<'a> Master<'a> {
     fn go_on_if_all_ended(&mut self) {
         if let Phase::Leaving { then, .. } = self.phase
             && self.shards.are_ended()
-            && self.on_their_way == 0
+            && self.late_deliveries == 0
         {
             let homeless = self.shards.abandon_homeless();
             if homeless > 0 {

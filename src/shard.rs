@@ -369,7 +369,10 @@ impl Shard {
         self.close_listeners(end);
         timer::interrupt(Wait::Idle);
         self.generation().upstreams.close_idle();
-        self.tunnels.begin_quit();
+        match late {
+            LateTunnels::Close => self.tunnels.begin_quit(),
+            LateTunnels::Give => self.give_tunnels(),
+        }
         self.raise_if_empty();
     }
 

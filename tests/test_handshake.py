@@ -487,3 +487,12 @@ def test_a_switch_in_the_middle_of_the_body(location, buffering):
     assert proxy.ask(upload + bytes(length)).status == 502
     answered.set()
     proxy.logged("upstream switched protocols before it had the request body")
+
+
+@ringx_only("proxy_upgrade_allow")
+def test_a_websocket_among_other_wishes_is_checked(location):
+    """Also beside one that is allowed, and would be refused elsewhere."""
+    proxy, _ = location(f"{TUTORIAL} proxy_upgrade_allow h2c;", head, send(SWITCH), echoes)
+    wishes = ["Upgrade: websocket, h2c", "Connection: Upgrade", VERSION]
+    assert proxy.ask(asking(*wishes)).status == 400
+    open_tunnel(proxy, asking(*wishes, KEY))

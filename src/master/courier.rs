@@ -10,7 +10,7 @@ use std::thread;
 use std::time::Duration;
 
 use super::handover::{Handover, Message, TUNNELS_MAX, unwrap_tunnels};
-use crate::channel::{Event, Events, Life};
+use crate::channel::{Delivery, Event, Events, Life};
 use crate::http::tunnel::parcel::Parcel;
 use crate::os;
 
@@ -22,7 +22,7 @@ pub type Consignment = Vec<(Life, Vec<Parcel>)>;
 
 /// The old process's side. Its threads end when the value is dropped and the new process is gone.
 #[derive(Debug)]
-pub struct Courier(Sender<Consignment>);
+pub struct Courier(Sender<(Delivery, Consignment)>);
 
 /// Why tunnels have not arrived.
 #[derive(Debug, thiserror::Error)]
@@ -50,9 +50,9 @@ impl Courier {
     }
 
     /// [`Event::Delivered`] tells what has become of it.
-    pub fn send(&self, consignment: Consignment) {
+    pub fn send(&self, delivery: Delivery, consignment: Consignment) {
         // The thread is there as long as this is.
-        let _ = self.0.send(consignment);
+        let _ = self.0.send((delivery, consignment));
     }
 }
 
@@ -77,12 +77,12 @@ fn listen(line: &Handover, answers: &Sender<Message>, events: &Events) {
 
 fn carry(
     line: &Handover,
-    orders: &Receiver<Consignment>,
+    orders: &Receiver<(Delivery, Consignment)>,
     answers: &Receiver<Message>,
     events: &Events,
 ) {
     let mut is_closed = false;
-    while let Ok(consignment) = orders.recv() {
+    while let Ok((delivery, consignment)) = orders.recv() {
         let failure = if is_closed {
             Some(Failure::Gone)
         } else {
@@ -95,6 +95,7 @@ fn carry(
         };
         let count = consignment.iter().map(|(_, parcels)| parcels.len()).sum();
         events.send(Event::Delivered {
+            delivery,
             count,
             // What has arrived is the new process's alone.
             failed: failure.map(|failure| (failure.to_string(), consignment)),

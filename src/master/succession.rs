@@ -5,7 +5,7 @@ use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
 use super::{Consignment, Master, Phase, Pressure, Then};
-use crate::channel::{self, Life};
+use crate::channel::{self, Delivery, Life};
 use crate::error_log::Level;
 use crate::http::tunnel::parcel::{self, Parcel};
 
@@ -103,26 +103,16 @@ impl Master<'_> {
     /// A shard gives tunnels away: to the new process, or to another shard.
     pub(super) fn route(&mut self, life: Life, parcels: Vec<Parcel>) {
         let is_leaving = matches!(self.phase, Phase::Leaving { .. });
-        match &mut self.handing_over {
-            Some(handing_over) if handing_over.giving.contains(&life) => {
+        match (&mut self.handing_over, self.upgrade.courier()) {
+            (Some(handing_over), _) if handing_over.giving.contains(&life) => {
                 handing_over.collected.push((life, parcels));
             }
-            _ if is_leaving && self.upgrade.courier().is_some() => {
-                // Its handshake was under way when all the others went.
-                self.dispatch(vec![(life, parcels)]);
+            // Their handshakes were under way when all the others went.
+            (_, Some((courier, _))) if is_leaving => {
+                courier.send(Delivery::Late, vec![(life, parcels)]);
+                self.late_deliveries = self.late_deliveries.saturating_add(1);
             }
             _ => self.shards.place(Some(life), parcels),
-        }
-    }
-
-    /// Has them taken to the new binary's process, if it still takes them.
-    fn dispatch(&mut self, consignment: Consignment) {
-        match self.upgrade.courier() {
-            Some((courier, _)) => {
-                courier.send(consignment);
-                self.on_their_way = self.on_their_way.saturating_add(1);
-            }
-            None => self.handed_over(0, Some(("it is gone".to_owned(), consignment))),
         }
     }
 
@@ -136,8 +126,9 @@ impl Master<'_> {
         }
         let collected = std::mem::take(&mut handing_over.collected);
         match self.upgrade.courier() {
+            None => self.handed_over(0, Some(("it is gone".to_owned(), collected))),
             Some(_) if collected.is_empty() => self.handed_over(0, None),
-            _ => self.dispatch(collected),
+            Some((courier, _)) => courier.send(Delivery::Round, collected),
         }
     }
 
@@ -170,6 +161,30 @@ impl Master<'_> {
         } else {
             self.leave(then, Pressure::Finish);
         }
+    }
+
+    /// Tunnels that began in shards which were to end; those that have not arrived are theirs again, or of
+    /// shards that serve by now.
+    pub(super) fn handed_over_late(&mut self, count: usize, failed: Option<(String, Consignment)>) {
+        self.late_deliveries = self.late_deliveries.saturating_sub(1);
+        let process = self.upgrade.courier().map_or(0, |(_, process)| process);
+        if let Some((why, consignment)) = failed {
+            let text =
+                format_args!("handing tunnels over to new binary process {process} failed: {why}");
+            self.report.say(Level::Alert, text);
+            self.upgrade.keep_tunnels();
+            for (life, parcels) in consignment {
+                match self.phase {
+                    Phase::Serving => self.shards.place(Some(life), parcels),
+                    _ => self.shards.give_back(life, parcels),
+                }
+            }
+        } else {
+            self.report.notice(format_args!(
+                "{count} tunnels handed over to new binary process {process}"
+            ));
+        }
+        self.go_on_if_all_ended();
     }
 
     /// Tunnels of the old binary's process.

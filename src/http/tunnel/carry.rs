@@ -181,6 +181,8 @@ pub struct Tunnel {
     /// When bytes came or moved last, and when bytes of a data frame did.
     active_ms: u64,
     data_ms: u64,
+    /// When bytes moved last on a way that is still open.
+    carried_ms: u64,
     closing: Option<Closing>,
     /// When a graceful quit closes it.
     close_at_ms: u64,
@@ -275,6 +277,7 @@ impl Tunnel {
             limits,
             active_ms: now_ms,
             data_ms: now_ms,
+            carried_ms: now_ms,
             closing: None,
             close_at_ms: u64::MAX,
             is_in_post: false,
@@ -477,6 +480,9 @@ impl Tunnel {
         #[expect(clippy::indexing_slicing, reason = "no more is passed than is followed")]
         let bytes = &bytes[..passed];
         self.active_ms = m.now_ms;
+        if self.way(from).stage == Stage::Open {
+            self.carried_ms = m.now_ms;
+        }
         if !self.post(from, bytes, &mut m.post) {
             let sent = self.send(from, bytes)?;
             self.has_sent(from, bytes, sent, m.counters);
@@ -546,6 +552,7 @@ impl Tunnel {
             follower.skip(payload as u64);
         }
         self.active_ms = m.now_ms;
+        self.carried_ms = m.now_ms;
         self.data_ms = m.now_ms;
         Ok(moved)
     }
@@ -626,6 +633,7 @@ impl Tunnel {
                 },
             }
             self.active_ms = m.now_ms;
+            self.carried_ms = m.now_ms;
             // What had to wait may be of data frames.
             self.data_ms = m.now_ms;
         }

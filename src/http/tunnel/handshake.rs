@@ -26,6 +26,11 @@ pub fn asked(value: &[u8], allowed: &[Box<str>]) -> Asked {
     names(value).map(|name| asked_by(name, allowed)).max().unwrap_or_default()
 }
 
+/// Whether a WebSocket is among what the value of an Upgrade header asks for.
+pub fn names_websocket(value: &[u8]) -> bool {
+    names(value).any(is_websocket)
+}
+
 /// The names in an Upgrade header (RFC 9110 section 7.8), versions among them. Every run of token
 /// characters is taken for one: a server may read a malformed list in ways of its own.
 fn names(value: &[u8]) -> impl Iterator<Item = &[u8]> {
@@ -34,13 +39,17 @@ fn names(value: &[u8]) -> impl Iterator<Item = &[u8]> {
 
 fn asked_by(name: &[u8], allowed: &[Box<str>]) -> Asked {
     let is_allowed = || allowed.iter().any(|known| known.as_bytes().eq_ignore_ascii_case(name));
-    if name.eq_ignore_ascii_case(b"websocket") {
+    if is_websocket(name) {
         Asked::WebSocket
     } else if is_refused(name) && !is_allowed() {
         Asked::Refused
     } else {
         Asked::Other
     }
+}
+
+fn is_websocket(name: &[u8]) -> bool {
+    name.eq_ignore_ascii_case(b"websocket")
 }
 
 /// HTTP/2 with its drafts (`h2c-14`), and TLS (RFC 2817).
@@ -191,6 +200,7 @@ pub fn fuzz_handshake(data: &[u8]) {
     for name in names(data) {
         assert!(asked(name, &[]) <= all);
     }
+    assert!(all != Asked::WebSocket || names_websocket(data));
     let allowed = ["h2c", "h2", "tls"].map(Box::from);
     assert!(asked(data, &allowed) <= all);
 

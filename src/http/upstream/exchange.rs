@@ -304,7 +304,7 @@ impl Exchange<'_> {
 
     /// Whether a WebSocket was asked for, by the rules.
     fn is_strict(&self, r: &Request) -> bool {
-        client_asks(r) == Asked::WebSocket && self.asks_for_strict(r)
+        client_asks_for_websocket(r) && self.asks_for_strict(r)
     }
 
     /// Whether the server was asked for a WebSocket, by the rules: the configuration may do so on its own.
@@ -314,11 +314,7 @@ impl Exchange<'_> {
 
     /// Whether a 101 makes a tunnel.
     fn check_switch(&self, r: &Request, sent: RequestSent) -> Result<(), BadSwitch> {
-        let is_asked = match client_asks(r) {
-            Asked::Nothing => false,
-            Asked::WebSocket => true,
-            Asked::Other | Asked::Refused => !self.asks_for_strict(r),
-        };
+        let is_asked = client_asks(r) && (client_asks_for_websocket(r) || !self.asks_for_strict(r));
         if r.message.upgrade().is_empty() || !is_asked {
             return Err(BadSwitch::Unasked);
         }
@@ -656,10 +652,14 @@ fn is_without_body(r: &Request) -> bool {
     )
 }
 
-/// What the client itself has asked to be upgraded to: a configuration may send something on its own.
-fn client_asks(r: &Request) -> Asked {
-    let fields = r.head.headers.find_all(Known::Upgrade);
-    fields.map(|field| handshake::asked(r.text(field.value), &[])).max().unwrap_or_default()
+/// Whether the client has asked for an upgrade at all: a configuration may send one on its own.
+fn client_asks(r: &Request) -> bool {
+    r.head.headers.contains(Known::Upgrade)
+}
+
+fn client_asks_for_websocket(r: &Request) -> bool {
+    let mut fields = r.head.headers.find_all(Known::Upgrade);
+    fields.any(|field| handshake::names_websocket(r.text(field.value)))
 }
 
 fn set_response_time(r: &mut Request, started: Duration) {

@@ -120,7 +120,7 @@ impl Tunnel {
     /// deadline off.
     fn answer_deadline_ms(&self, closing: &Closing) -> u64 {
         let is_open = self.ways.iter().any(|way| way.stage == Stage::Open);
-        let since_ms = if is_open { self.active_ms } else { 0 };
+        let since_ms = if is_open { self.carried_ms } else { 0 };
         closing.until_ms.max(since_ms.saturating_add(self.limits.answer_ms))
     }
 
@@ -141,12 +141,17 @@ impl Tunnel {
         since_ms.saturating_add(idle.time.as_millis() as u64)
     }
 
-    /// As in nginx whatever moves, either way, puts it off.
+    /// As in nginx whatever comes or moves, either way, puts it off. Not when the tunnel is being closed:
+    /// who has stopped to read would keep it by speaking.
     fn untaken_deadline_ms(&self, from: Side) -> u64 {
         if !from.of(&self.ways).awaits_output {
             return u64::MAX;
         }
-        self.active_ms.saturating_add(*from.other().of(&self.limits.untaken_ms))
+        let limit_ms = *from.other().of(&self.limits.untaken_ms);
+        match self.closing {
+            None => self.active_ms.saturating_add(limit_ms),
+            Some(closing) => closing.until_ms.max(self.carried_ms.saturating_add(limit_ms)),
+        }
     }
 }
 

@@ -57,6 +57,7 @@ impl Tunnel {
             limits,
             active_ms,
             data_ms,
+            carried_ms: active_ms,
             closing,
             close_at_ms: u64::MAX,
             is_in_post: false,

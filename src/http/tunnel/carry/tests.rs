@@ -428,6 +428,18 @@ fn whoever_speaks_puts_off_that_it_takes_nothing() {
 }
 
 #[test]
+fn who_speaks_and_does_not_read_is_not_waited_for_at_the_end() {
+    let mut table = blocked(true, LIMITS, 10);
+    table.tunnel.close_at(100);
+    for at_ms in (100..5_100).step_by(1000) {
+        table.time(at_ms).unwrap();
+        table.client.write_all(&text(b"I am here", true)).unwrap();
+        table.turn().unwrap();
+    }
+    assert!(matches!(table.time(5_100), Err(End::Closed)));
+}
+
+#[test]
 fn the_last_moment() {
     let mut table = Table::new(true, LIMITS);
     table
