@@ -133,8 +133,8 @@ enum Ahead {
 struct Way {
     stage: Stage,
     pace: Pace,
-    /// Received bytes that the receiver has not taken. Behind those in the pipe, if there are any.
-    backlog: Buffer,
+    /// Received bytes that the receiver has not taken, if there are any. Behind those in the pipe.
+    backlog: Option<Box<Buffer>>,
     /// Borrowed while the direction is run, and as long as there are bytes in it.
     pipe: Option<Pipe>,
     /// The source has been reported readable and not yet been read empty.
@@ -197,7 +197,7 @@ impl Way {
         Way {
             stage: Stage::Open,
             pace: Pace::default(),
-            backlog: Buffer::empty(),
+            backlog: None,
             pipe: None,
             readable: false,
             ending: false,
@@ -251,11 +251,14 @@ impl Way {
     /// Bytes that the receiver has not taken yet.
     #[expect(clippy::arithmetic_side_effects, reason = "all of it is in memory")]
     fn pending(&self) -> usize {
-        self.backlog.len() + self.pipe.as_ref().map_or(0, Pipe::held)
+        self.backlog.as_ref().map_or(0, |backlog| backlog.len())
+            + self.pipe.as_ref().map_or(0, Pipe::held)
     }
 
     fn keep(&mut self, bytes: &[u8]) {
-        self.backlog.extend(bytes);
+        if !bytes.is_empty() {
+            self.backlog.get_or_insert_with(|| Box::new(Buffer::empty())).extend(bytes);
+        }
     }
 }
 
@@ -618,19 +621,21 @@ impl Tunnel {
                     Err(e) if e.kind() == io::ErrorKind::InvalidInput => self.unpipe(from, m)?,
                     Err(e) => return Err(self.failed(to, SENDING, errno_of(&e))),
                 },
-                _ if way.backlog.is_empty() => return Ok(true),
-                _ => match send(socket, way.backlog.as_slice()) {
-                    Ok(sent) => {
-                        way.backlog.consume(sent);
-                        if way.backlog.is_empty() {
-                            way.backlog = Buffer::empty();
+                _ => {
+                    let Some(backlog) = &mut way.backlog else { return Ok(true) };
+                    match send(socket, backlog.as_slice()) {
+                        Ok(sent) => {
+                            backlog.consume(sent);
+                            if backlog.is_empty() {
+                                way.backlog = None;
+                            }
+                            m.counters.bytes_copied.add(sent as u64);
+                            count::add(&mut way.bytes, sent as u64);
                         }
-                        m.counters.bytes_copied.add(sent as u64);
-                        count::add(&mut way.bytes, sent as u64);
+                        Err(Errno::AGAIN) => return Ok(false),
+                        Err(errno) => return Err(self.failed(to, SENDING, errno)),
                     }
-                    Err(Errno::AGAIN) => return Ok(false),
-                    Err(errno) => return Err(self.failed(to, SENDING, errno)),
-                },
+                }
             }
             self.active_ms = m.now_ms;
             self.carried_ms = m.now_ms;
@@ -653,7 +658,7 @@ impl Tunnel {
                     clippy::indexing_slicing,
                     reason = "read() tells at most the length it was given"
                 )]
-                Ok(taken) => way.backlog.extend(&m.scratch[..taken]),
+                Ok(taken) => way.keep(&m.scratch[..taken]),
                 Err(e) => failure = Some(errno_of(&e)),
             }
         }

@@ -9,7 +9,6 @@ use serde::{Deserialize, Serialize};
 use super::{Closing, Limits, Means, Stage, Tunnel, Way};
 use crate::http::tunnel::frame::Follower;
 use crate::http::tunnel::metrics::{Metrics, Side};
-use crate::io::Buffer;
 
 /// What a [`Tunnel`] is, but for its sockets and for what a look at them tells again.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -80,7 +79,7 @@ impl Way {
                 pending.extend_from_slice(m.scratch.get(..taken).unwrap_or_default());
             }
         }
-        pending.extend_from_slice(self.backlog.as_slice());
+        pending.extend_from_slice(self.backlog.as_ref().map_or(&[], |backlog| backlog.as_slice()));
         Ok(PackedWay {
             stage: self.stage,
             pending,
@@ -94,17 +93,16 @@ impl Way {
     }
 
     fn unpack(packed: PackedWay) -> Self {
-        let mut backlog = Buffer::empty();
-        backlog.extend(&packed.pending);
-        Way {
+        let mut way = Way {
             stage: packed.stage,
-            backlog,
             source_closed: packed.source_closed,
             close_passed: packed.close_passed,
             close_is_due: packed.close_is_due,
             header_left: packed.header_left,
             bytes: packed.bytes,
             ..Way::new(packed.follower)
-        }
+        };
+        way.keep(&packed.pending);
+        way
     }
 }
