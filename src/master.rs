@@ -327,6 +327,7 @@ impl<'a> Master<'a> {
                 Some(Event::SuccessorReady { tunnels }) => self.meet_successor(tunnels),
                 Some(Event::Delivered { delivery: Delivery::Round, count, failed }) => {
                     self.handed_over(count, failed);
+                    self.go_on_if_all_ended();
                 }
                 Some(Event::Delivered { delivery: Delivery::Late, count, failed }) => {
                     self.handed_over_late(count, failed);
@@ -775,6 +776,7 @@ impl<'a> Master<'a> {
     fn go_on_if_all_ended(&mut self) {
         if let Phase::Leaving { then, .. } = self.phase
             && self.shards.are_ended()
+            && self.handing_over.is_none()
             && self.late_deliveries == 0
         {
             let homeless = self.shards.abandon_homeless();

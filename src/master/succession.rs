@@ -73,8 +73,12 @@ impl Master<'_> {
         }
         let is_to_await = self.phase == Phase::Serving && self.upgrade.is_successor_starting();
         match &mut self.handing_over {
-            Some(HandingOver { then: decided, .. }) if then == Then::End => *decided = then,
-            Some(_) => {}
+            Some(handing_over) => {
+                if then == Then::End || !handing_over.is_wanted {
+                    handing_over.then = then;
+                }
+                handing_over.is_wanted = true;
+            }
             None if is_to_await => {
                 let process = self.upgrade.successor().unwrap_or_default();
                 let text = format_args!("waiting for new binary process {process} to serve");
@@ -133,7 +137,7 @@ impl Master<'_> {
     }
 
     pub(super) fn handed_over(&mut self, count: usize, failed: Option<(String, Consignment)>) {
-        let process = self.upgrade.courier().map_or(0, |(_, process)| process);
+        let process = self.upgrade.successor().unwrap_or_default();
         let handing_over = self.handing_over.take();
         if let Some((why, consignment)) = failed {
             // As if nobody had told it to quit: nobody else has what it holds.
@@ -167,7 +171,7 @@ impl Master<'_> {
     /// shards that serve by now.
     pub(super) fn handed_over_late(&mut self, count: usize, failed: Option<(String, Consignment)>) {
         self.late_deliveries = self.late_deliveries.saturating_sub(1);
-        let process = self.upgrade.courier().map_or(0, |(_, process)| process);
+        let process = self.upgrade.successor().unwrap_or_default();
         if let Some((why, consignment)) = failed {
             let text =
                 format_args!("handing tunnels over to new binary process {process} failed: {why}");

@@ -181,7 +181,7 @@ pub struct Tunnel {
     /// When bytes came or moved last, and when bytes of a data frame did.
     active_ms: u64,
     data_ms: u64,
-    /// When bytes moved last on a way that is still open.
+    /// When bytes were passed on last, or came to be.
     carried_ms: u64,
     closing: Option<Closing>,
     /// When a graceful quit closes it.

@@ -654,7 +654,8 @@ fn is_without_body(r: &Request) -> bool {
 
 /// Whether the client has asked for an upgrade at all: a configuration may send one on its own.
 fn client_asks(r: &Request) -> bool {
-    r.head.headers.contains(Known::Upgrade)
+    let mut fields = r.head.headers.find_all(Known::Upgrade);
+    fields.any(|field| handshake::asked(r.text(field.value), &[]) != Asked::Nothing)
 }
 
 fn client_asks_for_websocket(r: &Request) -> bool {

@@ -77,7 +77,7 @@ impl Tunnel {
             deadline = deadline.min(self.idle_deadline_ms(idle, now_ms));
         }
         if let Some(closing) = &self.closing {
-            deadline = deadline.min(self.answer_deadline_ms(closing));
+            deadline = deadline.min(self.answer_deadline_ms(closing, now_ms));
         }
         for from in Side::BOTH {
             deadline = deadline.min(self.untaken_deadline_ms(from));
@@ -87,7 +87,7 @@ impl Tunnel {
 
     /// What is due now: an end, or the beginning of one. True: both directions are to be run.
     pub fn on_time(&mut self, now_ms: u64) -> Result<bool, End> {
-        if self.closing.is_some_and(|closing| self.answer_deadline_ms(&closing) <= now_ms) {
+        if self.closing.is_some_and(|closing| self.answer_deadline_ms(&closing, now_ms) <= now_ms) {
             return Err(End::Closed);
         }
         for from in Side::BOTH {
@@ -117,10 +117,10 @@ impl Tunnel {
     }
 
     /// While a frame is under way that has to end before a Close frame can go out, its bytes put the
-    /// deadline off.
-    fn answer_deadline_ms(&self, closing: &Closing) -> u64 {
-        let is_open = self.ways.iter().any(|way| way.stage == Stage::Open);
-        let since_ms = if is_open { self.carried_ms } else { 0 };
+    /// deadline off. A slow reader of them has its own.
+    fn answer_deadline_ms(&self, closing: &Closing, now_ms: u64) -> u64 {
+        let is_waited_for = self.ways.iter().any(|way| way.awaits_output);
+        let since_ms = if is_waited_for { now_ms } else { self.carried_ms };
         closing.until_ms.max(since_ms.saturating_add(self.limits.answer_ms))
     }
 
