@@ -3,11 +3,13 @@ unread bytes would be a reset, and that overtakes what is still on its way."""
 
 import signal
 import socket
+import threading
 import time
 
 import pytest
 
 from harness.proxy import Proxy, eventually
+from harness.upstream import request, script, send, until
 from harness.wire import Wire
 
 SIZE = 16 << 20
@@ -118,3 +120,28 @@ def test_a_quit_ends_no_lingering(serving):
         wire.expect_end()
         assert not wire.was_reset
     assert proxy.wait() == 0
+
+
+def test_an_answer_that_its_server_breaks_off(proxy, upstream):
+    """What there is of it arrives, and the client can see that there is more."""
+    part, sent = bytes(600_000), threading.Event()
+    answer = send(b"HTTP/1.1 200 OK\r\nContent-Length: 9000000\r\n\r\n" + part)
+    server = upstream(script(request, answer, until(sent)))
+    proxy = proxy(
+        """
+        events { }
+        http {
+            access_log logs/access.log;
+            server { listen 127.0.0.1:@port@; location / { proxy_pass http://@up@; } }
+        }
+        """,
+        up=server.address,
+    )
+    wire = proxy.connect(receive_buffer=1 << 14)
+    wire.send(BIG)
+    assert wire.read_head().get("Content-Length") == "9000000"
+    wire.send(SMALL)
+    sent.set()
+    proxy.logged("upstream prematurely closed connection")
+    assert len(wire.read_to_end()) == len(part)
+    assert not wire.was_reset

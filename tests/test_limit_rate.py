@@ -290,3 +290,15 @@ def test_the_limit_of_a_response_that_another_takes_the_place_of(limited, status
     proxy = limited(f"location / {{ {location} {ignores} }} location = /f {{ root html; }}", answering(response(b"", *fields, status=status)))
     assert proxy.get("/").body == b"x" * 40 * K
     assert proxy.accessed() == [f"/f {0 if ignored else 1000000} {status[:3]} {40 * K}".replace(" 403 ", " 200 ")]
+
+
+@pytest.mark.parametrize("pace", ["limit_rate 400k;", "limit_rate 8m;", "limit_rate_after 1m; limit_rate 8m;"])
+@pytest.mark.parametrize("buffers", ["proxy_buffers 8 4k;", "proxy_buffers 3 4k; proxy_busy_buffers_size 8k;"])
+def test_full_buffers_that_go_out_at_once(limited, pace, buffers):
+    """Nothing is left to wait for but the server."""
+    body = b"x" * 100 * K
+    proxy = limited(
+        f"location / {{ {pace} {buffers} proxy_max_temp_file_size 0; proxy_pass http://@upstream@; }}",
+        answering(response(body)),
+    )
+    assert proxy.get("/").body == body

@@ -683,6 +683,15 @@ def test_the_type_of_a_page_behind_an_accel_redirect(through):
     assert (answer.status, answer.get("Content-Type"), answer.all("Set-Cookie")) == (404, "text/html", ["c=1"])
 
 
+@pytest.mark.parametrize("page", ["location = /own { alias html/own.html; }", "location = /own { return 200 own; }"])
+def test_the_type_of_a_page_of_ones_own_behind_an_accel_redirect(through, page):
+    upstream = response(b"", "X-Accel-Redirect: /none", "Content-Type: application/pdf")
+    proxy = through(upstream, server="error_page 404 /own; types { text/html html; } default_type text/html;", more=page)
+    (proxy.prefix / "html/own.html").write_text("own")
+    answer = proxy.get("/app/")
+    assert (answer.status, answer.get("Content-Type"), answer.body) == (404, "text/html", b"own")
+
+
 @pytest.mark.parametrize(
     "header, ignored, hidden",
     [("X-Accel-Redirect: /page", "X-Accel-Redirect", True), ("X-Accel-Buffering: no", "X-Accel-Buffering", True)],

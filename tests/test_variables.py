@@ -668,6 +668,24 @@ def test_exchanges_after_a_redirect_are_groups(values, binary, upstream):
     expect(values.logged(), table, binary)
 
 
+def test_what_an_error_page_is_told_of_the_exchange_before(values, upstream):
+    dead = free_port()
+    told = upstream(answering(response(b"sorry")))
+    text = f"""
+        error_page 502 /sorry;
+        location / {{ proxy_pass http://127.0.0.1:{dead}; }}
+        location /sorry {{
+            proxy_set_header X-Status $upstream_status;
+            proxy_set_header X-Addr $upstream_addr;
+            proxy_pass http://{told.address};
+        }}
+    """
+    values(UPSTREAM, text).get("/")
+    asked = told.request()
+    assert (asked.get("X-Status"), asked.get("X-Addr")) == ("502", f"127.0.0.1:{dead}")
+    assert values.logged()["upstream_status"] == "502 : 200"
+
+
 BODIES = {
     "none": (b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", "-", "-"),
     "length": (b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc", "3", "-"),

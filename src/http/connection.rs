@@ -532,7 +532,7 @@ fn log_failure(c: &Connection, r: &Request, error: &std::io::Error) {
 }
 
 fn should_linger(c: &Connection, r: &Request, close: &Close) -> bool {
-    if !matches!(close, Close::Orderly) {
+    if !matches!(close, Close::Orderly | Close::Truncated) {
         return false;
     }
     match *c.settings(r).core.lingering_close {

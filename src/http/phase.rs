@@ -545,6 +545,8 @@ async fn special(c: &Connection, r: &mut Request, code: u16) -> Result<Outcome, 
         400 | 413 | 414 | 495..=497 | 500 | 501 => r.keepalive = false,
         _ => {}
     }
+    // What `X-Accel-Redirect` came with is of no error's page.
+    r.response.kept.content_type = None;
     let generation = Rc::clone(&r.generation);
     let core = &generation.http().location(r.location).settings.core;
     let Some(page) = error_page(r, core, code) else {

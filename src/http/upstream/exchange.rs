@@ -197,7 +197,11 @@ async fn run(c: &Connection, r: &mut Request, family: Family) -> Result<Outcome,
         body: BodyForm::None,
         streams,
     };
-    match exchange.build_message(r) {
+    // As in nginx the request is made before the exchange begins: `$upstream_*` tell of those before it.
+    let boundary = r.attempts.pop_if(|last| last.address.is_none());
+    let form = exchange.build_message(r);
+    r.attempts.extend(boundary);
+    match form {
         // What is to be sent, or where, cannot be told.
         Ok(_) if r.has_given_up() => return Ok(Outcome::Status(500)),
         Ok(form) => exchange.body = form,

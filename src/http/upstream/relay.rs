@@ -722,7 +722,6 @@ impl<'a> Relay<'a, '_> {
             {
                 return Ok(Ok((most, None)));
             }
-            let has_room = self.rest.has_room();
             if r.response.pace.is_some() {
                 if let Ok(most) = allowed
                     && self.rest.room() > 0
@@ -732,6 +731,7 @@ impl<'a> Relay<'a, '_> {
                 }
                 self.rest.pump(r).await?;
             }
+            let has_room = self.rest.has_room();
             if allowed.is_err() || !has_room {
                 until_ms = None;
             }
