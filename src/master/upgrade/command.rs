@@ -75,14 +75,17 @@ pub fn upgrade(path: &Path) -> Result<Replaced, UpgradeError> {
 /// Waits for a file that names another process. A ringx writes it when all its shards serve.
 fn wait_for(old: Pid, path: &Path, before: Option<Change>) -> Result<Pid, UpgradeError> {
     let begun_at = Instant::now();
-    let mut has_begun = false;
+    let (mut has_begun, mut is_back) = (false, false);
     loop {
         // Looked at before it is read: between the two it may make way for the new one, or be that.
         let now = changed(path);
         match pid_file::read(path) {
             Ok(pid) if pid == old => {
-                // Renamed and renamed back: the file is the same one, but not unchanged.
-                if has_begun || now.is_some() && now != before {
+                // Renamed and renamed back: the file is the same one, but not unchanged. For a moment it
+                // is that also while it is being renamed.
+                let was_back = is_back;
+                is_back = has_begun || now.is_some() && now != before;
+                if is_back && was_back {
                     return Err(UpgradeError::Failed { old });
                 }
             }
