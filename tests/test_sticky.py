@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from harness.group import grouped, letter
-from harness.proxy import Binary, Proxy
+from harness.proxy import Binary, Proxy, eventually
 from harness.upstream import answering, request, response, script, send, to_end
 
 pytestmark = pytest.mark.ringx_only("sticky is younger")
@@ -242,6 +242,8 @@ def test_sessions_survive_a_reload_and_are_known_to_all_shards(proxy, upstream):
     started = proxy(text(""))
     while started.get("/").body != b"B":
         pass
+    # It is learned at the end of the answer, which the client has by then.
+    eventually(lambda: started.get("/", "Cookie: session=of-B").body == b"B", "the session is known")
     assert [started.get("/", "Cookie: session=of-B").body for _ in range(8)] == [b"B"] * 8
     started.reload(text("server_tokens off;"))
     assert [started.get("/", "Cookie: session=of-B").body for _ in range(8)] == [b"B"] * 8
