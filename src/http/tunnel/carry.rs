@@ -181,7 +181,8 @@ pub struct Tunnel {
     /// When bytes came or moved last, and when bytes of a data frame did.
     active_ms: u64,
     data_ms: u64,
-    /// When bytes were passed on last, or came to be.
+    /// When bytes last came that are passed on, or were taken by who had let them wait: what comes behind a
+    /// Close frame of ours, and is read over, is not counted.
     carried_ms: u64,
     closing: Option<Closing>,
     /// When a graceful quit closes it.
